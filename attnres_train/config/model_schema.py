@@ -1,0 +1,116 @@
+"""The model section of a run's configuration (SPEC: Kimi Linear with Attention Residuals)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A closed section: unknown keys are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, use_attribute_docstrings=True
+    )
+
+
+class ResidualConfig(Section):
+    kind: Literal["standard", "full", "block"] = "block"
+    """Residual stream: `standard` PreNorm sum, `full` attention over every sublayer output,
+    `block` attention over sums of `block_size` sublayers."""
+    block_size: int = Field(6, ge=1)
+    """Sublayers per block (attention and MLP count one each); read for `kind: block` only."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of the RMSNorm on the keys of depth attention."""
+    two_phase: bool = True
+    """Read completed blocks once per block (paper, Alg. 1) instead of once per sublayer."""
+
+
+class KDAConfig(Section):
+    num_heads: int = Field(32, ge=1)
+    """Heads of Kimi Delta Attention."""
+    head_dim: int = Field(128, ge=1)
+    """Key and value size per head."""
+    short_conv_kernel_size: int = Field(4, ge=1)
+    """Taps of the causal depthwise convolutions on q, k and v."""
+    chunk_size: int = Field(64, ge=1)
+    """Tokens per chunk of the chunked form."""
+
+
+class MLAConfig(Section):
+    num_heads: int = Field(32, ge=1)
+    """Heads of multi-head latent attention (no rotary embedding)."""
+    kv_lora_rank: int = Field(512, ge=1)
+    """Size of the normalised key/value latent."""
+    qk_nope_head_dim: int = Field(128, ge=1)
+    """Query/key size per head that is expanded from the latent."""
+    qk_rope_head_dim: int = Field(64, ge=0)
+    """Key size shared by all heads; kept in the score, never rotated."""
+    v_head_dim: int = Field(128, ge=1)
+    """Value size per head."""
+    kv_norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of the latent's RMSNorm (1e-6 reproduces the released remote code)."""
+
+
+class MoEConfig(Section):
+    num_experts: int = Field(256, ge=1)
+    """Routed experts per MoE layer."""
+    num_experts_per_token: int = Field(8, ge=1)
+    """Routed experts that each token uses (top-k)."""
+    num_shared_experts: int = Field(1, ge=0)
+    """Shared experts; their widths add up in one SwiGLU."""
+    intermediate_size: int = Field(1024, ge=1)
+    """Hidden width of every expert."""
+    routed_scaling_factor: float = Field(2.446, gt=0)
+    """Factor on the renormalised routing weights."""
+    first_dense_layers: int = Field(1, ge=0)
+    """Leading decoder layers with a dense MLP instead of experts."""
+    bias_update_rate: float = Field(1e-3, ge=0)
+    """Step of the auxiliary-loss-free bias update of the router; 0 turns it off."""
+
+
+class ModelConfig(Section):
+    hidden_size: int = Field(ge=1)
+    """Width d of the residual stream."""
+    num_layers: int = Field(ge=1)
+    """Decoder layers; each is two sublayers (attention, MLP)."""
+    vocab_size: int = Field(ge=2)
+    """Rows of embedding and output head; at least the tokenizer's size."""
+    intermediate_size: int = Field(9216, ge=1)
+    """Hidden width of the dense MLPs."""
+    full_attention_interval: int = Field(4, ge=1)
+    """Every n-th layer and the last one are MLA, the others KDA."""
+    full_attention_layers: list[int] | None = None
+    """MLA layers, counted from 1 as in the released config; replaces `full_attention_interval`."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of every RMSNorm without its own."""
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of linear and embedding weights at initialisation."""
+    residual: ResidualConfig = Field(default_factory=ResidualConfig)
+    """The residual stream."""
+    kda: KDAConfig = Field(default_factory=KDAConfig)
+    """Kimi Delta Attention."""
+    mla: MLAConfig = Field(default_factory=MLAConfig)
+    """Multi-head latent attention."""
+    moe: MoEConfig = Field(default_factory=MoEConfig)
+    """Mixture of experts."""
+
+    def is_full_attention(self, layer: int) -> bool:
+        """Whether decoder layer ``layer`` (0-based) is MLA rather than KDA."""
+        if self.full_attention_layers is not None:
+            return layer + 1 in self.full_attention_layers
+        return (layer + 1) % self.full_attention_interval == 0 or layer == self.num_layers - 1
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether decoder layer ``layer`` (0-based) has a dense MLP rather than experts."""
+        return layer < self.moe.first_dense_layers
+
+    @property
+    def num_sublayers(self) -> int:
+        return 2 * self.num_layers
+
+    @property
+    def block_size(self) -> int | None:
+        """Sublayers per block; None for the standard residual (see `model.blocks.Blocks`)."""
+        return {"standard": None, "full": 1, "block": self.residual.block_size}[self.residual.kind]

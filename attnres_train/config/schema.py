@@ -1,0 +1,198 @@
+"""The typed, closed schema of a run. Every field's docstring is its documentation and goes into the
+JSON schema; relations between fields are checked in `config.checks`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from attnres_train.config.model_schema import ModelConfig, Section
+
+
+class RunSection(Section):
+    name: str = "run"
+    """Name of the run; its folder is `<dir>/<name>`."""
+    dir: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = Field(1234, ge=0)
+    """Seed of initial weights and data order."""
+
+
+class ParallelConfig(Section):
+    pipeline_model_parallel_size: int = Field(1, ge=1)
+    """Pipeline stages (ranks) P."""
+    virtual_pipeline_model_parallel_size: int = Field(1, ge=1)
+    """Virtual stages V: model chunks on each pipeline rank."""
+    tensor_model_parallel_size: int = Field(1, ge=1)
+    """Tensor-parallel size."""
+    expert_model_parallel_size: int = Field(1, ge=1)
+    """Expert-parallel size."""
+    context_parallel_size: int = Field(1, ge=1)
+    """Context-parallel size."""
+    layout: Literal["even"] | list[int] = "even"
+    """Decoder layers per chunk: `even`, or one count per chunk in model order (P*V of them)."""
+
+    @property
+    def num_chunks(self) -> int:
+        return self.pipeline_model_parallel_size * self.virtual_pipeline_model_parallel_size
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that one replica of the model takes."""
+        return (
+            self.pipeline_model_parallel_size
+            * self.tensor_model_parallel_size
+            * self.context_parallel_size
+        )
+
+
+class PipelineConfig(Section):
+    schedule: Literal["1f1b"] = "1f1b"
+    """Order of forward and backward passes; interleaved where V > 1."""
+    debug: bool = False
+    """Send the identity of every block beside it and check it on arrival."""
+    timeout_seconds: float = Field(600, gt=0)
+    """Time after which a wait for a peer ends the run."""
+
+
+class TrainSection(Section):
+    train_iters: int = Field(ge=1)
+    """Optimizer steps of the whole run."""
+    seq_length: int = Field(ge=1)
+    """Tokens per sample."""
+    micro_batch_size: int = Field(1, ge=1)
+    """Samples per micro-batch and data-parallel rank."""
+    global_batch_size: int = Field(ge=1)
+    """Samples per optimizer step, over all data-parallel ranks."""
+    stop_after: int | None = Field(None, ge=1)
+    """Stop (saved, resumable) behind this step although `train_iters` is larger."""
+    precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
+    """`bf16`: autocast over fp32 parameters; `bf16_params`: bf16 parameters, fp32 masters."""
+    recompute: Literal["none", "full"] = "none"
+    """Activation recomputation: `full` reruns each decoder layer in its backward."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
+    eval_interval: int = Field(0, ge=0)
+    """Steps between validations; 0: none."""
+    eval_iters: int = Field(10, ge=1)
+    """Global batches per validation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes CUDA when it is there."""
+
+
+class OptimizerConfig(Section):
+    kind: Literal["muon", "adamw"] = "muon"
+    """`muon`: Muon for matrices and AdamW for the rest; `adamw`: AdamW for everything."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate, shared by Muon and AdamW."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's momentum (Nesterov)."""
+    ns_steps: int = Field(5, ge=1)
+    """Newton-Schulz steps."""
+    ns_dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """Dtype of Newton-Schulz; `auto`: bf16 on CUDA, fp32 on CPU."""
+
+
+class LRScheduleConfig(Section):
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Shape behind the warm-up: cosine to `min_lr_ratio`, warm-up-stable-decay, or constant."""
+    warmup_iters: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    decay_iters: int | None = Field(None, ge=1)
+    """`cosine`: step at which the minimum is reached (default: `train.train_iters`). `wsd`: length
+    of the linear decay at the end of the run (default: a fifth of it)."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Final learning rate over the peak."""
+
+
+class CorpusConfig(Section):
+    kind: Literal["python-stdlib", "text", "jsonl", "parquet", "indexed"]
+    """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
+    path: str | list[str] | None = None
+    """File, folder, glob or list of them; the prefix (no suffix) for `indexed`."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the blend, relative to the other corpora."""
+    text_field: str = "text"
+    """Field with the document in JSONL and Parquet files."""
+
+
+class TokenizerConfig(Section):
+    kind: Literal["bpe", "file", "tiktoken"] = "bpe"
+    """`bpe`: byte-level BPE trained on the corpora; `file`: a Hugging Face `tokenizer.json`;
+    `tiktoken`: a tiktoken rank file."""
+    path: str | None = None
+    """The file, for `file` and `tiktoken`."""
+    vocab_size: int = Field(4096, ge=257)
+    """Vocabulary to train, for `bpe`."""
+
+
+class DataConfig(Section):
+    corpus: list[CorpusConfig] = Field(default_factory=lambda: [CorpusConfig(kind="python-stdlib")])
+    """Corpora that are blended by weight."""
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    """The tokenizer."""
+    split: tuple[float, float] = (0.98, 0.02)
+    """Shares of the documents for training and validation."""
+    cache_dir: str = "data_cache"
+    """Folder for tokenizers, token shards and sample indices; shared between runs."""
+
+
+class CheckpointConfig(Section):
+    save_interval: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: only at the end of the run."""
+    keep_last: int = Field(2, ge=1)
+    """Newest checkpoints to keep."""
+    resume: str = "auto"
+    """`auto`: the run folder's newest checkpoint if there is one; `never`; or a path."""
+
+
+class WandbConfig(Section):
+    enabled: bool = False
+    """Log to Weights & Biases."""
+    project: str = "attnres-train"
+    """Project to log to."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes to the run folder for a later `wandb sync`."""
+
+
+class LogConfig(Section):
+    interval: int = Field(10, ge=1)
+    """Steps between log lines."""
+    progress: Literal["auto", "on", "off"] = "auto"
+    """Progress bar; `auto`: on a terminal."""
+    tensorboard: bool = False
+    """Write TensorBoard event files to the run folder."""
+    wandb: WandbConfig = Field(default_factory=WandbConfig)
+    """Weights & Biases."""
+    plot: bool = True
+    """Draw the loss curve (PNG) into the run folder at the end, where matplotlib is installed."""
+
+
+class RunConfig(Section):
+    run: RunSection = Field(default_factory=RunSection)
+    """Name, place and seed."""
+    model: ModelConfig
+    """The model."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How the model is spread over ranks."""
+    pipeline: PipelineConfig = Field(default_factory=PipelineConfig)
+    """Schedule and transport of the pipeline."""
+    train: TrainSection
+    """Batch, length and precision of training."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    lr_schedule: LRScheduleConfig = Field(default_factory=LRScheduleConfig)
+    """The learning-rate schedule."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """Corpora and tokenizer."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    log: LogConfig = Field(default_factory=LogConfig)
+    """What is logged where."""
