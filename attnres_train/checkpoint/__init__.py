@@ -1,0 +1,1 @@
+"""Layout-free checkpoints."""

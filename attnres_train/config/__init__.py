@@ -1,0 +1,1 @@
+"""Configuration: typed schema, YAML loader, checks."""

@@ -1,0 +1,1 @@
+"""Muon and AdamW, parameter groups, learning-rate schedules."""

@@ -1,0 +1,1 @@
+"""Layout, transport plan, schedule and engine of the pipeline."""

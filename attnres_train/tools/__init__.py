@@ -1,0 +1,1 @@
+"""Tools above the trainer."""
