@@ -1,0 +1,79 @@
+"""The run as a person reads it: one line per interval, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.observe.sinks import Record
+
+
+class Console:
+    """Prints a line every ``log.interval`` steps; rates are averages over the interval."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config.log
+        self.total = config.train.train_iters
+        self.end = min(self.total, config.train.stop_after or self.total)
+
+    def on_start(self, step: int) -> None:
+        wanted = {"on": True, "off": False, "auto": sys.stderr.isatty()}[self.config.progress]
+        self.bar = tqdm(
+            total=self.end, initial=step, unit="step", disable=not wanted, dynamic_ncols=True
+        )
+        self._restart_interval(step, tokens=None)
+
+    def on_step(self, record: Record) -> None:
+        self.bar.update(1)
+        if self.since_tokens is None:
+            # The first step pays for warm-up: rates count from behind it.
+            self._restart_interval(record["step"], record["tokens"])
+            self.write(self.line(record, record["tokens_per_second"], record["step_seconds"]))
+        elif record["step"] % self.config.interval == 0 or record["step"] == self.end:
+            elapsed = time.perf_counter() - self.since
+            rate = (record["tokens"] - self.since_tokens) / elapsed
+            self.write(self.line(record, rate, elapsed / (record["step"] - self.since_step)))
+            self._restart_interval(record["step"], record["tokens"])
+        elif "validation_loss" in record:
+            self.write(self.line(record, record["tokens_per_second"], record["step_seconds"]))
+
+    def _restart_interval(self, step: int, tokens: int | None) -> None:
+        self.since, self.since_step, self.since_tokens = time.perf_counter(), step, tokens
+
+    def line(self, record: Record, rate: float, step_seconds: float) -> str:
+        """The log line of one record."""
+        step = record["step"]
+        parts = [
+            f"step {step:>{len(str(self.total))}}/{self.total} ({100 * step / self.total:.0f}%)",
+            f"loss {record['loss']:.4f}",
+            f"grad norm {record['grad_norm']:.3f}",
+            f"lr {record['lr']:.2e}",
+            f"{rate:,.0f} tokens/s",
+        ]
+        if "mfu" in record:
+            parts.append(f"MFU {100 * record['mfu']:.1f}%")
+        parts.append(f"memory {record['memory_bytes'] / 2**30:.2f} GiB")
+        if "validation_loss" in record:
+            parts.append(f"validation loss {record['validation_loss']:.4f}")
+        parts.append(f"ETA {clock((self.end - step) * step_seconds)}")
+        return " | ".join(parts)
+
+    def write(self, line: str) -> None:
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def on_end(self) -> None:
+        self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1h02m`, `3m20s` or `12s`."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    if seconds >= 60:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds}s"

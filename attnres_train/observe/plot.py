@@ -1,0 +1,48 @@
+"""The loss curve of a run as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attnres_train.observe.sinks import read_records
+
+
+class LossPlot:
+    """Draws ``loss.png`` from ``metrics.jsonl`` when the run ends; silent without matplotlib."""
+
+    def __init__(self, folder: Path, unigram_entropy: float | None = None) -> None:
+        self.folder, self.unigram_entropy = folder, unigram_entropy
+
+    def on_start(self, step: int) -> None:
+        pass
+
+    def on_step(self, record: dict) -> None:
+        pass
+
+    def on_end(self) -> None:
+        draw_loss(self.folder / "metrics.jsonl", self.folder / "loss.png", self.unigram_entropy)
+
+
+def draw_loss(metrics: Path, picture: Path, unigram_entropy: float | None = None) -> bool:
+    """Draw training and validation loss (nats per token) over steps. Returns whether it could."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    records = read_records(metrics)
+    if not records:
+        return False
+    validated = [r for r in records if "validation_loss" in r]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([r["step"] for r in records], [r["loss"] for r in records], label="training")
+    if validated:
+        steps, losses = zip(*[(r["step"], r["validation_loss"]) for r in validated], strict=True)
+        axes.plot(steps, losses, "o-", label="validation")
+    if unigram_entropy is not None:
+        axes.axhline(unigram_entropy, color="gray", linestyle="--", label="unigram entropy")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=metrics.parent.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    return True

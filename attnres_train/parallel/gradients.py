@@ -1,0 +1,53 @@
+"""Gradients across ranks: averaged over replicas, measured over the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+BUCKET_ELEMENTS = 16 * 2**20
+
+
+def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None:
+    """Average every ``.grad`` over the data-parallel ``group``, in place, in flat buckets.
+
+    A missing gradient becomes zero first (the first sublayer's pseudo-query never gets one), so that
+    all replicas reduce the same tensors.
+    """
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if group.size() == 1:
+        return
+    for bucket in _buckets([p.grad for p in parameters]):
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        dist.all_reduce(flat, group=group)
+        flat /= group.size()
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        full = size + gradient.numel() > BUCKET_ELEMENTS
+        if bucket and (full or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.numel()
+    if bucket:
+        yield bucket
+
+
+def sum_over(value: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum ``value`` over ``group``, in place; returns it."""
+    if group.size() > 1:
+        dist.all_reduce(value, group=group)
+    return value

@@ -1,0 +1,37 @@
+"""The process grid, laid out by megatron-core (data-parallel ranks adjacent, pipeline outermost).
+
+Importing megatron.core takes seconds and warns about optional packages, so it happens here, late.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from torch.distributed import ProcessGroup
+
+from attnres_train.config.schema import ParallelConfig
+
+
+def build_grid(parallel: ParallelConfig) -> tuple[ProcessGroup, ProcessGroup]:
+    """Return this rank's (pipeline, data-parallel) groups of the default process group's grid."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex)")
+        from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    data = parallel_state.get_data_parallel_group()
+    return pipeline, data
+
+
+def destroy_grid() -> None:
+    """Forget the groups, so that another grid can be built in this process."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()

@@ -1,0 +1,92 @@
+"""Where a process stands in the run: its device, its pipeline and its data-parallel replica."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.parallel.megatron import build_grid, destroy_grid
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place. ``pipeline_ranks[s]`` is the global rank of stage ``s`` of its pipeline,
+    ``pipelines`` lists the ranks of every pipeline of the run (the same on every process)."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    pipeline: ProcessGroup
+    data: ProcessGroup
+    pipeline_ranks: tuple[int, ...]
+    pipelines: tuple[tuple[int, ...], ...]
+
+    @property
+    def pp_rank(self) -> int:
+        return self.pipeline.rank()
+
+    @property
+    def dp_rank(self) -> int:
+        return self.data.rank()
+
+    @property
+    def dp_size(self) -> int:
+        return self.data.size()
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that writes files and prints."""
+        return self.rank == 0
+
+
+def choose_device(device: str) -> torch.device:
+    """`train.device` resolved; on CUDA the local rank's card."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+@contextmanager
+def join_run(config: RunConfig):
+    """Join the run's processes (torchrun's environment; alone without it) and yield `Ranks`.
+
+    Every group has ``pipeline.timeout_seconds`` as its timeout.
+    """
+    device = choose_device(config.train.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=config.pipeline.timeout_seconds)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield _place(config, device)
+        dist.barrier()
+    finally:
+        destroy_grid()
+        dist.destroy_process_group()
+
+
+def _place(config: RunConfig, device: torch.device) -> Ranks:
+    pipeline, data = build_grid(config.parallel)
+    mine = tuple(dist.get_process_group_ranks(pipeline))
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=device,
+        pipeline=pipeline,
+        data=data,
+        pipeline_ranks=mine,
+        pipelines=tuple(sorted(set(everyone))),
+    )
