@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix: the command line prints them without a traceback, exit code 2."""
+"""Errors that are the user's to fix: the command line prints their text alone, exit code 2."""
 
 from __future__ import annotations
 

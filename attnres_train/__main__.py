@@ -1,0 +1,131 @@
+"""Command line: `attnres-train COMMAND`, the same as `python -m attnres_train COMMAND`.
+
+Commands import what they need when they run, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from attnres_train import __version__
+from attnres_train.errors import UserError
+
+
+def train(args: argparse.Namespace) -> int:
+    from attnres_train.config import check_config, load_config
+
+    config = load_config(args.config, args.overrides)
+    if "WORLD_SIZE" in os.environ:
+        from attnres_train.launcher import run_worker
+
+        check_config(config, int(os.environ["WORLD_SIZE"]))
+        return run_worker(lambda: _work(config))
+    check_config(config, args.nproc)
+    from attnres_train.launcher import default_world_size, launch, prepare_local
+
+    world_size = args.nproc or default_world_size(config)
+    check_config(config, world_size)
+    prepare_local(config)
+    return launch(["train", args.config, *args.overrides], world_size)
+
+
+def _work(config) -> int:
+    from attnres_train.train import train as train_worker
+
+    return train_worker(config)
+
+
+def data(args: argparse.Namespace) -> int:
+    from attnres_train.config import check_config, load_config
+    from attnres_train.data.prepare import prepare
+
+    config = load_config(args.config, args.overrides)
+    check_config(config, None)
+    prepare(config)
+    return 0
+
+
+def config(args: argparse.Namespace) -> int:
+    from attnres_train.config import check_config, describe, load_config
+
+    run_config = load_config(args.config, args.overrides)
+    check_config(run_config, None)
+    print(describe(run_config))
+    return 0
+
+
+def schema(args: argparse.Namespace) -> int:
+    import json
+
+    from attnres_train.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from attnres_train.tools.report import report as print_report
+
+    return print_report(args.run)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from attnres_train.tools.doctor import doctor as print_doctor
+
+    return print_doctor()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attnres-train",
+        description="Pretrain language models with Attention Residuals.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    def add_configured(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = add(name, run, text)
+        command.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+        command.add_argument(
+            "overrides", metavar="KEY=VALUE", nargs="*", help="e.g. train.train_iters=20"
+        )
+        return command
+
+    command = add_configured("train", train, "Train, or resume, the run of a config.")
+    command.add_argument(
+        "--nproc", type=int, metavar="N", help="local processes (default: what the config needs)"
+    )
+    add_configured("data", data, "Build tokenizer and token shards of a config, once.")
+    add_configured("config", config, "Check a config and print it with its derived values.")
+    add("schema", schema, "Print the JSON schema of the config, for editors.")
+    command = add("report", report, "Summarise a run folder.")
+    command.add_argument("run", metavar="RUN", help="run folder, e.g. runs/quickstart")
+    add("doctor", doctor, "Show what is installed, what is used, and what a lack costs.")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = build_parser()
+    args, rest = parser.parse_known_args(arguments)
+    # argparse takes no KEY=VALUE behind an option; they belong to the overrides all the same.
+    if not hasattr(args, "overrides") or any("=" not in r or r.startswith("-") for r in rest):
+        rest and parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        args.overrides += rest
+    try:
+        return args.run(args)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

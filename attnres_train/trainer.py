@@ -1,0 +1,202 @@
+"""The training loop. It owns the order of things (resume, step, validate, save, observe) and no
+mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `train.build`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.model.batch import MicroBatch
+from attnres_train.model.moe import router_loads, update_router_biases
+from attnres_train.observe.hardware import peak_memory_bytes
+from attnres_train.observe.sinks import Observer, Record
+from attnres_train.optim.clipping import grad_square_sum, scale_grads
+from attnres_train.optim.schedule import learning_rate
+from attnres_train.parallel.gradients import average_gradients, sum_over
+from attnres_train.parallel.ranks import Ranks
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a checkpoint holds beside tensors."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class Parts:
+    """What the loop drives, already built for this rank."""
+
+    chunks: list[torch.nn.Module]
+    engine: Any
+    optimizer: Any
+    data: Any
+    checkpoints: Any
+    observers: list[Observer]
+    flops_per_token: float
+    peak_flops: float | None
+
+
+class Trainer:
+    """Trains up to ``train.train_iters`` (or ``train.stop_after``), from wherever the run stands."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        parts: Parts,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.ranks, self.parts = config, ranks, parts
+        self.stop_requested = stop_requested
+        self.progress = Progress()
+        self.parameters = [p for chunk in parts.chunks for p in chunk.parameters()]
+
+    def fit(self) -> Progress:
+        """Run the loop. Returns the progress reached, which is also what was saved last."""
+        train = self.config.train
+        end = min(train.train_iters, train.stop_after or train.train_iters)
+        self.progress = Progress(**self.parts.checkpoints.resume(asdict(self.progress)))
+        saved = self.progress.step
+        for observer in self.parts.observers:
+            observer.on_start(self.progress.step)
+        try:
+            stopping = False
+            while self.progress.step < end and not stopping:
+                record, stopping = self.train_step()
+                step = self.progress.step
+                if train.eval_interval and (step % train.eval_interval == 0 or step == end):
+                    record["validation_loss"] = self.validate()
+                for observer in self.parts.observers:
+                    observer.on_step(record)
+                interval = self.config.checkpoint.save_interval
+                if step == end or stopping or (interval and step % interval == 0):
+                    self.parts.checkpoints.save(step, asdict(self.progress))
+                    saved = step
+        finally:
+            for observer in self.parts.observers:
+                observer.on_end()
+        assert saved == self.progress.step
+        return self.progress
+
+    def train_step(self) -> tuple[Record, bool]:
+        """One optimizer step: forward and backward of every micro-batch, reduction, update.
+
+        Returns the step's record, and whether any rank was asked to stop.
+        Raises FloatingPointError when the loss or the gradient norm is not finite; the parameters
+        are those of the step before.
+        """
+        started = time.perf_counter()
+        parts, progress = self.parts, self.progress
+        result = parts.engine.train_step(self._micro_batches(progress.samples))
+        average_gradients(self.parameters, self.ranks.data)
+        grad_norm = self._clip()
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"the gradient norm of step {progress.step + 1} is {grad_norm}: parameters are "
+                "unchanged since the last step; resume from the last checkpoint with a lower "
+                "optimizer.lr, a longer lr_schedule.warmup_iters or train.precision=fp32"
+            )
+        lr = learning_rate(
+            progress.step + 1,
+            self.config.lr_schedule,
+            self.config.optimizer.lr,
+            self.config.train.train_iters,
+        )
+        parts.optimizer.step(lr)
+        parts.optimizer.zero_grad()
+        self._update_router_biases()
+
+        samples = self.config.train.global_batch_size
+        tokens = samples * self.config.train.seq_length
+        progress.step += 1
+        progress.samples += samples
+        progress.tokens += tokens
+        loss, p2p_bytes, memory, stopping = self._over_ranks(result)
+        seconds = time.perf_counter() - started
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "tokens_per_second": tokens / seconds,
+            "step_seconds": seconds,
+            "p2p_bytes": p2p_bytes,
+            "memory_bytes": memory,
+        }
+        if parts.peak_flops:
+            reached = record["tokens_per_second"] * parts.flops_per_token
+            record["mfu"] = reached / (parts.peak_flops * self.ranks.world_size)
+        return record, stopping
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss over the fixed validation batches, nats per token."""
+        for chunk in self.parts.chunks:
+            chunk.eval()
+        losses = []
+        for index in range(self.config.train.eval_iters):
+            batches = self.parts.data.validation_batches(
+                index, self.ranks.dp_rank, self.ranks.dp_size
+            )
+            result = self.parts.engine.evaluate(self._to_device(batches))
+            losses.append(self._over_ranks(result)[0])
+        for chunk in self.parts.chunks:
+            chunk.train()
+        return sum(losses) / len(losses)
+
+    def _micro_batches(self, consumed: int) -> list[MicroBatch]:
+        return self._to_device(
+            self.parts.data.micro_batches(consumed, self.ranks.dp_rank, self.ranks.dp_size)
+        )
+
+    def _to_device(self, batches: Iterable[dict]) -> list[MicroBatch]:
+        return [MicroBatch(**batch).to(self.ranks.device) for batch in batches]
+
+    def _clip(self) -> float:
+        """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
+        total = sum_over(grad_square_sum(self.parameters), self.ranks.pipeline)
+        norm = total.sqrt().item()
+        limit = self.config.train.clip_grad
+        if limit and norm > limit:
+            scale_grads(self.parameters, limit / norm)
+        return norm
+
+    def _update_router_biases(self) -> None:
+        for load in (load for chunk in self.parts.chunks for load in router_loads(chunk)):
+            sum_over(load, self.ranks.data)
+        update_router_biases(self.parts.chunks, self.config.model.moe.bias_update_rate)
+
+    def _over_ranks(self, result: Any) -> tuple[float, int, int, bool]:
+        """(mean loss, bytes sent, memory in bytes, stop asked for) over all ranks, by one gather.
+
+        Memory is the sum of the processes' on CPU and the largest device's on CUDA.
+        """
+        device = self.ranks.device
+        has_loss = result.loss is not None
+        mine = torch.tensor(
+            [
+                float(result.loss) if has_loss else 0.0,
+                float(has_loss),
+                result.p2p_bytes,
+                peak_memory_bytes(device),
+                self.stop_requested(),
+            ],
+            dtype=torch.float64,
+            device=device,
+        )
+        rows = mine.new_empty(self.ranks.world_size, len(mine))
+        dist.all_gather_into_tensor(rows, mine)
+        loss, with_loss, p2p_bytes, memory, stop = rows.T.tolist()
+        peak = max(memory) if device.type == "cuda" else sum(memory)
+        return sum(loss) / sum(with_loss), int(sum(p2p_bytes)), int(peak), any(stop)
