@@ -47,7 +47,7 @@ class Parts:
 
 
 class Trainer:
-    """Trains up to ``train.train_iters`` (or ``train.stop_after``), from wherever the run stands."""
+    """Trains up to ``train.train_iters`` (or ``train.stop_after``), from where the run stands."""
 
     def __init__(
         self,

@@ -20,8 +20,16 @@ PEAK_BF16_FLOPS = {
     "L40S": 362e12,
 }
 RECORDED_PACKAGES = (
-    "attnres-train torch numpy megatron-core transformer-engine fla-core apex triton wandb"
-).split()
+    "attnres-train",
+    "torch",
+    "numpy",
+    "megatron-core",
+    "transformer-engine",
+    "fla-core",
+    "apex",
+    "triton",
+    "wandb",
+)
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -33,7 +41,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory use so far: the device allocator's on CUDA, else the process's resident set."""
+    """Largest memory use so far: of the allocator on CUDA, else the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux counts in KiB, macOS in bytes.

@@ -15,8 +15,8 @@ BUCKET_ELEMENTS = 16 * 2**20
 def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None:
     """Average every ``.grad`` over the data-parallel ``group``, in place, in flat buckets.
 
-    A missing gradient becomes zero first (the first sublayer's pseudo-query never gets one), so that
-    all replicas reduce the same tensors.
+    A missing gradient becomes zero first (the first sublayer's pseudo-query never gets one), so
+    that all replicas reduce the same tensors.
     """
     parameters = list(parameters)
     for parameter in parameters:

@@ -17,8 +17,8 @@ from attnres_train.parallel.megatron import build_grid, destroy_grid
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. ``pipeline_ranks[s]`` is the global rank of stage ``s`` of its pipeline,
-    ``pipelines`` lists the ranks of every pipeline of the run (the same on every process)."""
+    """This process's place. ``pipeline_ranks[s]`` is the global rank of stage ``s`` of its
+    pipeline, ``pipelines`` lists the ranks of every pipeline (the same on every process)."""
 
     rank: int
     world_size: int
