@@ -1,0 +1,87 @@
+"""`attnres-train report RUN`: what a run did, from the files in its folder."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from attnres_train.config import load_config
+from attnres_train.config.schema import RunConfig
+from attnres_train.errors import UserError
+from attnres_train.observe.sinks import Record, read_records
+from attnres_train.pipeline.layout import make_layout
+from attnres_train.pipeline.plan import TransportPlan, Units
+
+
+def report(folder: str) -> int:
+    """Print the summary of the run in ``folder``. Raises UserError where there is no run."""
+    run = Path(folder)
+    records = read_records(run / "metrics.jsonl")
+    if not (run / "config.yaml").is_file() or not records:
+        raise UserError(f"{folder} holds no run: config.yaml and metrics.jsonl are needed")
+    config = load_config(run / "config.yaml")
+    info = json.loads((run / "info.json").read_text(encoding="utf-8"))
+    for label, text in summary(config, records, info, run):
+        print(f"{label:>12}  {text}")
+    return 0
+
+
+def summary(
+    config: RunConfig, records: list[Record], info: dict, run: Path
+) -> list[tuple[str, str]]:
+    """(label, text) rows of the summary; losses in nats per token."""
+    first, last = records[0], records[-1]
+    validations = [r["validation_loss"] for r in records if "validation_loss" in r]
+    rows = [
+        ("run", f"{run}: step {last['step']} of {config.train.train_iters}"),
+        ("model", f"{info['num_parameters']:,} parameters, residual {config.model.residual.kind}"),
+        ("tokens", f"{last['tokens']:,} of a corpus of {info['num_tokens']:,}"),
+        ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} now"),
+        ("unigram", f"{info['unigram_entropy']:.4f} is the entropy of single corpus tokens"),
+    ]
+    if validations:
+        rows.append(("validation", f"{validations[-1]:.4f}"))
+    speed = statistics.median(r["tokens_per_second"] for r in records)
+    seconds = sum(r["step_seconds"] for r in records)
+    rows.append(("speed", f"{speed:,.0f} tokens/s (median), {seconds:.0f} s in steps"))
+    rows.append(("memory", f"{last['memory_bytes'] / 2**30:.2f} GiB at its peak"))
+    rows.append(("sent", _traffic(config, sum(r["p2p_bytes"] for r in records))))
+    checkpoints = sorted((run / "checkpoints").glob("step_*"))
+    if checkpoints:
+        rows.append(("checkpoint", str(checkpoints[-1])))
+    if (run / "loss.png").is_file():
+        rows.append(("loss plot", str(run / "loss.png")))
+    return rows
+
+
+def _traffic(config: RunConfig, sent: float) -> str:
+    units = transport_units(config)
+    if not units.exact:
+        return "nothing between stages: one stage"
+    naive = sent * units.naive / units.exact
+    return (
+        f"{_size(sent)} between stages; the full history on every hop would have been "
+        f"{_size(naive)} ({naive / sent:.2f}x)"
+    )
+
+
+def transport_units(config: RunConfig) -> Units:
+    """Tensors per micro-batch and direction that the config's layout sends."""
+    parallel = config.parallel
+    layout = make_layout(
+        config.model.num_layers,
+        config.model.block_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+        parallel.layout,
+    )
+    return TransportPlan(layout).units()
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
