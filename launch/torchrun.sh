@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Train under torchrun, on one or several machines. Start it on every machine:
+#
+#   launch/torchrun.sh --nnodes 2 --node-rank 0 --master-addr HOST --nproc-per-node 8 \
+#       -- configs/kimi_linear_48b_attnres.yaml run.name=first
+#
+# Everything before -- goes to torchrun, everything behind it to `attnres-train train`.
+# --dry-run as the first argument prints the command instead.
+set -euo pipefail
+
+dry_run=
+if [ "${1:-}" = --dry-run ]; then
+    dry_run=1
+    shift
+fi
+torchrun_options=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    torchrun_options+=("$1")
+    shift
+done
+if [ $# -lt 2 ]; then
+    echo "usage: $0 [--dry-run] [TORCHRUN OPTIONS] -- CONFIG [KEY=VALUE ...]" >&2
+    exit 2
+fi
+shift
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=python
+[ -x "$repository/.venv/bin/python" ] && python=$repository/.venv/bin/python
+command=("$python" -m torch.distributed.run "${torchrun_options[@]}" -m attnres_train train "$@")
+if [ -n "$dry_run" ]; then
+    printf '%q ' "${command[@]}"
+    echo
+    exit
+fi
+exec "${command[@]}"
