@@ -11,9 +11,9 @@ from attnres_train.config.model_schema import ModelConfig, Section
 
 
 class RunSection(Section):
-    name: str = "run"
+    name: str = Field("run", min_length=1)
     """Name of the run; its folder is `<dir>/<name>`."""
-    dir: str = "runs"
+    dir: str = Field("runs", min_length=1)
     """Folder that holds the runs."""
     seed: int = Field(1234, ge=0)
     """Seed of initial weights and data order."""
@@ -116,7 +116,8 @@ class CorpusConfig(Section):
     kind: Literal["python-stdlib", "text", "jsonl", "parquet", "indexed"]
     """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
     path: str | list[str] | None = None
-    """File, folder, glob or list of them; the prefix (no suffix) for `indexed`."""
+    """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl or *.parquet
+    files); the prefix or list of prefixes (no suffix) for `indexed`."""
     weight: float = Field(1.0, gt=0)
     """Share of the blend, relative to the other corpora."""
     text_field: str = "text"
@@ -124,17 +125,22 @@ class CorpusConfig(Section):
 
 
 class TokenizerConfig(Section):
-    kind: Literal["bpe", "file", "tiktoken"] = "bpe"
+    kind: Literal["bpe", "file", "tiktoken", "none"] = "bpe"
     """`bpe`: byte-level BPE trained on the corpora; `file`: a Hugging Face `tokenizer.json`;
-    `tiktoken`: a tiktoken rank file."""
+    `tiktoken`: a tiktoken rank file; `none`: token ids only, where every corpus is `indexed`."""
     path: str | None = None
     """The file, for `file` and `tiktoken`."""
     vocab_size: int = Field(4096, ge=257)
     """Vocabulary to train, for `bpe`."""
+    eod: str | int | None = None
+    """Token that ends a document, by name or id. Default: `<|endoftext|>` or another usual name in a
+    `tokenizer.json`; the first id behind the ranks for `tiktoken`."""
+    pattern: str | None = None
+    """Regular expression that splits text before merging, for `tiktoken` (default: GPT-2's)."""
 
 
 class DataConfig(Section):
-    corpus: list[CorpusConfig] = Field(default_factory=lambda: [CorpusConfig(kind="python-stdlib")])
+    corpus: list[CorpusConfig] = Field([CorpusConfig(kind="python-stdlib")], min_length=1)
     """Corpora that are blended by weight."""
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     """The tokenizer."""
