@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,7 +107,7 @@ class Wandb:
         # The run's id is kept in its folder, so that a resumed run goes on in the same curve.
         id_file = self.folder / "wandb_id"
         if not (step and id_file.is_file()):
-            id_file.write_text(self.wandb.util.generate_id(), encoding="utf-8")
+            id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         self.run = self.wandb.init(
             project=self.config.log.wandb.project,
             name=self.config.run.name,

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.errors import UserError
+from attnres_train.observe.plot import draw_loss
+from attnres_train.observe.sinks import JsonLines, TensorBoard, Wandb, read_records
+
+
+def record(step: int, **more) -> dict:
+    values = {"tokens": 64 * step, "loss": 8.0 / step, "grad_norm": 1.0, "lr": 1e-3}
+    values |= {"tokens_per_second": 640.0, "step_seconds": 0.1, "p2p_bytes": 7, "memory_bytes": 9}
+    return {"step": step, **values, **more}
+
+
+def write(sink, steps, start: int) -> None:
+    sink.on_start(start)
+    for step in steps:
+        sink.on_step(record(step))
+    sink.on_end()
+
+
+def test_every_step_stands_once_after_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(JsonLines(path), range(1, 8), start=0)
+    write(JsonLines(path), range(5, 11), start=4)
+    assert [r["step"] for r in read_records(path)] == list(range(1, 11))
+
+
+def test_a_fresh_start_begins_a_fresh_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(JsonLines(path), range(1, 4), start=0)
+    write(JsonLines(path), range(1, 3), start=0)
+    assert [r["step"] for r in read_records(path)] == [1, 2]
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(record(1)) + "\n" + json.dumps(record(2))[:20])
+    assert [r["step"] for r in read_records(path)] == [1]
+
+
+def test_tensorboard_gets_every_scalar(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(TensorBoard(tmp_path), range(1, 4), start=0)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (step, pytest.approx(8.0 / step)) for step in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("package", "build", "key"),
+    [
+        ("torch.utils.tensorboard", lambda config, path: TensorBoard(path), "log.tensorboard"),
+        ("wandb", Wandb, "log.wandb.enabled"),
+    ],
+)
+def test_a_wanted_sink_without_its_package_is_the_users_to_fix(
+    tmp_path, monkeypatch, package, build, key
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=key):
+        build(None, tmp_path)
+
+
+def test_wandb_offline_writes_into_the_run_folder_and_resumes_its_id(tmp_path):
+    config = RunConfig.model_validate(
+        {
+            "model": {"hidden_size": 8, "num_layers": 1, "vocab_size": 8},
+            "train": {"train_iters": 4, "seq_length": 8, "global_batch_size": 1},
+            "log": {"wandb": {"enabled": True, "mode": "offline"}},
+        }
+    )
+    write(Wandb(config, tmp_path), range(1, 3), start=0)
+    first = (tmp_path / "wandb_id").read_text()
+    write(Wandb(config, tmp_path), range(3, 5), start=2)
+    assert (tmp_path / "wandb_id").read_text() == first
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}"))) >= 1
+
+
+def test_loss_plot_is_a_picture(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [record(s, **({"validation_loss": 5.0} if s == 2 else {})) for s in (1, 2, 3)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert draw_loss(path, tmp_path / "loss.png", unigram_entropy=6.0)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_plot_without_records(tmp_path):
+    assert not draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")

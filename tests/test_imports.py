@@ -1,0 +1,105 @@
+"""Who may import whom, read from the source, and how much a bare import loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnres_train
+
+PACKAGE = Path(attnres_train.__file__).parent
+PLANNING = ("pipeline.layout", "pipeline.plan", "pipeline.schedule", "pipeline.validate")
+# Room -> what it may import of ours, besides itself and `errors`. Rooms not named are on top.
+ALLOWED = {
+    "errors": (),
+    "config": (),
+    "model": ("config",),
+    "pipeline": ("model.blocks",),
+    "parallel": ("config",),
+    "optim": ("config", "model.naming"),
+    "data": ("config",),
+    "checkpoint": ("config", "model.naming"),
+    "observe": ("config", "model.naming"),
+}
+TOP = ("tools", "train", "__main__")
+OPTIONAL = {"transformer_engine", "apex", "fla", "wandb"}
+
+
+def modules() -> dict[str, Path]:
+    """Module name below the package -> its file."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(p for p in parts if p != "__init__") or "__init__"] = path
+    return names
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Every module that ``path`` imports, absolute."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    prefix = "attnres_train."
+    return {name.removeprefix(prefix) for name in imports_of(path) if name.startswith(prefix)}
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_import_direction(module: str) -> None:
+    room = module.split(".")[0]
+    imported = ours(modules()[module])
+    if room in ALLOWED:
+        allowed = (*ALLOWED[room], room, "errors")
+        wrong = {name for name in imported if not any(within(name, a) for a in allowed)}
+        assert not wrong, f"{module} may not import {sorted(wrong)}"
+    if room not in TOP:
+        wrong = {name for name in imported if any(within(name, top) for top in TOP)}
+        # The command line and the launcher start what lies above them by name, lazily.
+        assert not wrong, f"{module} may not import {sorted(wrong)}: nobody imports {TOP}"
+
+
+@pytest.mark.parametrize("module", PLANNING)
+def test_planning_is_pure_python(module: str) -> None:
+    imported = imports_of(modules()[module])
+    assert not {name for name in imported if within(name, "torch")}
+    wrong = {n for n in ours(modules()[module]) if within(n, "model")} - {"model.blocks.Blocks"}
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_heavy_and_optional_packages_are_lazy(module: str) -> None:
+    top = imports_of(modules()[module], top_level_only=True)
+    heavy = {name for name in top if within(name, "megatron") or name.split(".")[0] in OPTIONAL}
+    assert not heavy, f"{module} imports {sorted(heavy)} at import time"
+
+
+def test_bare_imports_load_no_torch() -> None:
+    names = ["", ".config", ".model.blocks", *(f".{name}" for name in PLANNING)]
+    code = "".join(f"import attnres_train{name}\n" for name in names)
+    code += "import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from attnres_train.__main__ import build_parser; build_parser().format_help();"
+        "sys.exit(bool({'torch', 'yaml', 'pydantic', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
