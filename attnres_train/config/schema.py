@@ -116,8 +116,8 @@ class CorpusConfig(Section):
     kind: Literal["python-stdlib", "text", "jsonl", "parquet", "indexed"]
     """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
     path: str | list[str] | None = None
-    """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl or *.parquet
-    files); the prefix or list of prefixes (no suffix) for `indexed`."""
+    """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl or
+    *.parquet files); the prefix or list of prefixes (no suffix) for `indexed`."""
     weight: float = Field(1.0, gt=0)
     """Share of the blend, relative to the other corpora."""
     text_field: str = "text"
@@ -133,8 +133,8 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(4096, ge=257)
     """Vocabulary to train, for `bpe`."""
     eod: str | int | None = None
-    """Token that ends a document, by name or id. Default: `<|endoftext|>` or another usual name in a
-    `tokenizer.json`; the first id behind the ranks for `tiktoken`."""
+    """Token that ends a document, by name or id. Default: `<|endoftext|>` or another usual name in
+    a `tokenizer.json`; the first id behind the ranks for `tiktoken`."""
     pattern: str | None = None
     """Regular expression that splits text before merging, for `tiktoken` (default: GPT-2's)."""
 

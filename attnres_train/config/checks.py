@@ -1,0 +1,177 @@
+"""Relations between the values of a configuration, and between it and the machine: what the types
+in `config.schema` cannot say. Cheap (no torch), so that it runs before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnres_train.config.errors import ConfigError
+from attnres_train.config.files import file_problems
+from attnres_train.config.schema import RunConfig
+
+Problems = Iterator[str]
+
+
+def check_config(config: RunConfig, world_size: int | None = None) -> None:
+    """Raise ConfigError with every relation that does not hold.
+
+    ``world_size`` is the number of processes the run has; None takes as many as one replica of the
+    model needs.
+    """
+    problems = [
+        *_not_there_yet(config),
+        *_model(config),
+        *_layout(config),
+        *_processes(config, world_size),
+        *_batch(config, world_size),
+        *_optimisation(config),
+        *_data(config),
+        *file_problems(config),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:
+    """Replicas of the model among ``world_size`` processes, at least 1."""
+    needed = config.parallel.model_parallel_size
+    return max(1, (world_size or needed) // needed)
+
+
+def _not_there_yet(config: RunConfig) -> Problems:
+    sizes = ("tensor_model_parallel_size", "expert_model_parallel_size", "context_parallel_size")
+    for key in sizes:
+        size, name = getattr(config.parallel, key), key.partition("_")[0]
+        if size > 1:
+            yield f"parallel.{key} is {size}, but {name} parallelism is not there yet: set it to 1"
+
+
+def _model(config: RunConfig) -> Problems:
+    model, moe = config.model, config.model.moe
+    if moe.num_experts < moe.num_experts_per_token:
+        yield (
+            f"model.moe.num_experts_per_token is {moe.num_experts_per_token}, but "
+            f"model.moe.num_experts is {moe.num_experts}: a token cannot use more experts than "
+            "there are"
+        )
+    if moe.first_dense_layers > model.num_layers:
+        yield (
+            f"model.moe.first_dense_layers is {moe.first_dense_layers}, but model.num_layers is "
+            f"{model.num_layers}"
+        )
+    layers = model.full_attention_layers or []
+    outside = [layer for layer in layers if not 1 <= layer <= model.num_layers]
+    if outside:
+        yield (
+            f"model.full_attention_layers names {outside}, but layers are counted from 1 to "
+            f"model.num_layers = {model.num_layers}"
+        )
+    twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if twice:
+        yield f"model.full_attention_layers names {twice} more than once"
+    tokenizer = config.data.tokenizer
+    if tokenizer.kind == "bpe" and tokenizer.vocab_size > model.vocab_size:
+        yield (
+            f"data.tokenizer.vocab_size is {tokenizer.vocab_size}, but model.vocab_size is "
+            f"{model.vocab_size}: raise model.vocab_size to at least {tokenizer.vocab_size}"
+        )
+
+
+def _split(config: RunConfig) -> str:
+    parallel = config.parallel
+    return (
+        f"parallel.pipeline_model_parallel_size {parallel.pipeline_model_parallel_size} x "
+        f"parallel.virtual_pipeline_model_parallel_size "
+        f"{parallel.virtual_pipeline_model_parallel_size} = {parallel.num_chunks} chunks"
+    )
+
+
+def _layout(config: RunConfig) -> Problems:
+    layout, layers = config.parallel.layout, config.model.num_layers
+    if config.parallel.num_chunks > layers:
+        yield (
+            f"{_split(config)}, but model.num_layers is {layers}: every chunk needs at least one "
+            "layer, so lower one of the two sizes"
+        )
+    elif layout != "even" and len(layout) != config.parallel.num_chunks:
+        yield f"parallel.layout has {len(layout)} entries, but {_split(config)}: one entry for each"
+    elif layout != "even" and min(layout) < 1:
+        yield f"parallel.layout is {layout}: every chunk needs at least one layer"
+    elif layout != "even" and sum(layout) != layers:
+        yield (f"parallel.layout adds up to {sum(layout)} layers, but model.num_layers is {layers}")
+
+
+def _processes(config: RunConfig, world_size: int | None) -> Problems:
+    needed = config.parallel.model_parallel_size
+    if world_size is None or world_size % needed == 0:
+        return
+    stages = f"one replica of the model takes {needed} (parallel.pipeline_model_parallel_size)"
+    if world_size < needed:
+        yield (
+            f"{world_size} processes are too few, {stages}: start at least {needed}, or lower "
+            f"parallel.pipeline_model_parallel_size to {world_size}"
+        )
+    else:
+        fewer = world_size - world_size % needed
+        yield (
+            f"{world_size} processes are no whole number of replicas, {stages}: start {fewer} or "
+            f"{fewer + needed}"
+        )
+
+
+def _batch(config: RunConfig, world_size: int | None) -> Problems:
+    train, replicas = config.train, data_parallel_size(config, world_size)
+    at_once = train.micro_batch_size * replicas
+    rest = train.global_batch_size % at_once
+    if rest:
+        below, above = train.global_batch_size - rest, train.global_batch_size + at_once - rest
+        yield (
+            f"train.global_batch_size {train.global_batch_size} is not divisible by {at_once} "
+            f"(train.micro_batch_size {train.micro_batch_size} x {replicas} data-parallel "
+            f"replicas): take {f'{below} or ' if below else ''}{above}"
+        )
+
+
+def _optimisation(config: RunConfig) -> Problems:
+    betas, schedule = config.optimizer.betas, config.lr_schedule
+    if not all(0 <= beta < 1 for beta in betas):
+        yield f"optimizer.betas is {list(betas)}: both must be at least 0 and below 1"
+    ends = schedule.decay_iters
+    if schedule.kind == "cosine" and ends is not None and ends <= schedule.warmup_iters:
+        yield (
+            f"lr_schedule.decay_iters is {ends}, but the warm-up lasts until "
+            f"lr_schedule.warmup_iters {schedule.warmup_iters}: the cosine ends at decay_iters, "
+            "counted from the start of the run"
+        )
+
+
+def _data(config: RunConfig) -> Problems:
+    split, train = config.data.split, config.train
+    if min(split) < 0 or split[0] == 0:
+        yield (
+            f"data.split is {list(split)}: the training share must be above 0, and the validation "
+            "share at least 0"
+        )
+    elif train.eval_interval and split[1] == 0:
+        yield (
+            f"train.eval_interval is {train.eval_interval}, but data.split {list(split)} leaves "
+            "nothing for validation: set it to 0, or give validation a share"
+        )
+    kinds = [corpus.kind for corpus in config.data.corpus]
+    for i, corpus in enumerate(config.data.corpus):
+        if corpus.kind == "python-stdlib" and corpus.path is not None:
+            yield _unread(f"data.corpus.{i}.path", corpus.kind)
+    tokenizer = config.data.tokenizer
+    if tokenizer.kind in ("bpe", "none") and tokenizer.path is not None:
+        yield _unread("data.tokenizer.path", tokenizer.kind)
+    if tokenizer.kind == "none" and set(kinds) != {"indexed"}:
+        yield (
+            f"data.tokenizer.kind is none, but data.corpus has the kinds {', '.join(kinds)}: only "
+            "an indexed corpus needs no tokenizer"
+        )
+
+
+def _unread(key: str, kind: str) -> str:
+    return (
+        f"{key} is not read with kind {kind}: remove it (or set it to null), or choose another kind"
+    )

@@ -1,0 +1,100 @@
+"""The schema seen from the user's side: which keys there are, which is meant, what each expects."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+from attnres_train.config.model_schema import Section
+from attnres_train.config.schema import RunConfig
+from attnres_train.config.yaml_text import KeyPath, dotted
+
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+_PLURALS = {int: "integers", float: "numbers", str: "texts"}
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+@cache
+def all_keys() -> tuple[str, ...]:
+    """Every key path of the schema, sections too, list elements without their index."""
+    return tuple(dotted(path) for path in _walk(RunConfig, ()))
+
+
+def _walk(section: type[Section], path: KeyPath) -> Iterator[KeyPath]:
+    for name, field in section.model_fields.items():
+        yield (*path, name)
+        inner = [field.annotation, *get_args(field.annotation)]
+        for annotation in filter(is_section, inner):
+            yield from _walk(annotation, (*path, name))
+
+
+def nearest(key: str) -> list[str]:
+    """Up to three keys that ``key`` may have meant, in its own section or any other; best first."""
+    parent, _, name = key.rpartition(".")
+
+    def likeness(candidate: str) -> float:
+        other_parent, _, other = candidate.rpartition(".")
+        names = difflib.SequenceMatcher(None, name, other).ratio()
+        if names < 0.6:
+            return 0
+        return names + 0.2 * difflib.SequenceMatcher(None, parent, other_parent).ratio()
+
+    ranked = sorted(((likeness(k), k) for k in all_keys()), reverse=True)
+    best = ranked[0][0]
+    return [k for score, k in ranked[:3] if score > 0 and score >= best - 0.1]
+
+
+def locate(location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
+    """The key path behind a pydantic error location (without the branches of unions that pydantic
+    appends), and what is expected there. An unknown key expects nothing ("")."""
+    annotation: Any = RunConfig
+    bounds: list[Any] = []
+    path: KeyPath = ()
+    for step in location:
+        if is_section(annotation):
+            field = annotation.model_fields.get(step)
+            if field is None:
+                return (*path, step), ""
+            annotation, bounds = field.annotation, field.metadata
+        elif isinstance(step, int) and get_origin(annotation) is list:
+            annotation, bounds = get_args(annotation)[0], []
+        else:
+            break
+        path = (*path, step)
+    return path, expected(annotation, bounds)
+
+
+def expected(annotation: Any, bounds: list[Any] = ()) -> str:
+    """What a value must be, in words: ``an integer of at least 1, or null``."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(expected(arg, bounds) for arg in args)
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin in (list, tuple):
+        some = f"{len(args)} " if origin is tuple else ""
+        filled = "non-empty " if bounds else ""
+        return f"a {filled}list of {some}{_PLURALS.get(args[0], 'sections')}"
+    if is_section(annotation):
+        return "a section with the keys " + ", ".join(annotation.model_fields)
+    if annotation is type(None):
+        return "null"
+    if annotation is str:
+        return "non-empty text" if bounds else "text"
+    if annotation is bool:
+        return "true or false"
+    limits = [
+        f"{words} {getattr(bound, name):g}"
+        for bound in bounds
+        for name, words in _BOUNDS.items()
+        if hasattr(bound, name)
+    ]
+    return " ".join(
+        ["an integer" if annotation is int else "a number", " and ".join(limits)]
+    ).strip()

@@ -1,0 +1,82 @@
+"""From YAML files and command-line overrides to a typed `RunConfig`, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from attnres_train.config.errors import ConfigError
+from attnres_train.config.fields import locate, nearest
+from attnres_train.config.schema import RunConfig
+from attnres_train.config.tree import Tree, parse_override, read_tree
+from attnres_train.config.yaml_text import Dumper, KeyPath, dotted
+
+# Values that are planned for a key but that no part of the program understands so far.
+_NOT_THERE_YET = {
+    "model.residual.kind": {"sliding_window", "dense_former", "mhc_lite"},
+    "parallel.layout": {"auto"},
+    "train.recompute": {"selective"},
+}
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read ``path`` and what it extends, then apply ``overrides`` (``key.path=value``) in order.
+
+    Raises ConfigError, which tells of every problem at once: the key, the file and line (or the
+    command line) where it stands, and what is expected there.
+    """
+    tree = read_tree(Path(path))
+    for text in overrides:
+        tree.merge(parse_override(text))
+    try:
+        return RunConfig.model_validate(tree.values)
+    except ValidationError as error:
+        # A union reports each of its branches: keep one problem per key.
+        problems = dict(_problem(tree, e["type"], e["loc"]) for e in error.errors())
+        raise ConfigError(list(problems.values())) from None
+
+
+def _problem(tree: Tree, kind: str, location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
+    path, wanted = locate(location)
+    key = dotted(path)
+    if kind == "missing":
+        return path, f"{key}: missing from {tree.place(path[:-1])}; expected {wanted}"
+    here = f"{key} ({tree.place(path)})"
+    if not wanted:
+        guesses = nearest(key)
+        hint = f"; did you mean {' or '.join(guesses)}?" if guesses else ""
+        return path, f"{here}: unknown key{hint}"
+    value = tree.at(path)
+    problem = f"{here}: expected {wanted}, not {_shown(value)}"
+    if isinstance(value, str) and value in _NOT_THERE_YET.get(key, ()):
+        problem += ", which is not there yet"
+    return path, problem
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write every key with the value in effect; `load_config` of the file gives an equal config."""
+    text = yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a configuration file, for editors that check and complete YAML."""
+    schema = RunConfig.model_json_schema()
+    schema["properties"]["extends"] = {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "File or files, relative to this one, whose values this one changes.",
+    }
+    # What a file leaves out may stand in the one it extends.
+    for section in [schema, *schema["$defs"].values()]:
+        section.pop("required", None)
+    return schema

@@ -1,0 +1,93 @@
+"""What follows from a configuration, each figure with the arithmetic that leads to it."""
+
+from __future__ import annotations
+
+from attnres_train.config.checks import data_parallel_size
+from attnres_train.config.schema import RunConfig
+
+
+def describe(config: RunConfig, world_size: int | None = None) -> str:
+    """The derived values of a checked configuration, one ``name  value`` line each.
+
+    ``world_size`` as in `check_config`: None takes the processes of one replica.
+    """
+    parallel = config.parallel
+    replicas = data_parallel_size(config, world_size)
+    processes = replicas * parallel.model_parallel_size
+    lines = {
+        "model": _model(config),
+        "residual": _residual(config),
+        "pipeline": f"{parallel.pipeline_model_parallel_size} ranks x "
+        f"{parallel.virtual_pipeline_model_parallel_size} virtual stages = {_chunks(config)}",
+        "processes": f"{processes} / {parallel.model_parallel_size} per replica = {replicas} "
+        f"data-parallel replica{'s' if replicas > 1 else ''}",
+        "micro-batches": _micro_batches(config, replicas),
+        "tokens": _tokens(config),
+        "learning rate": _learning_rate(config),
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _model(config: RunConfig) -> str:
+    model = config.model
+    full = sum(map(model.is_full_attention, range(model.num_layers)))
+    dense = sum(map(model.is_dense, range(model.num_layers)))
+    return (
+        f"{model.num_layers} layers x 2 = {model.num_sublayers} sublayers: attention "
+        f"{model.num_layers - full} KDA + {full} MLA, MLP {dense} dense + "
+        f"{model.num_layers - dense} MoE"
+    )
+
+
+def _residual(config: RunConfig) -> str:
+    sublayers, size = config.model.num_sublayers, config.model.block_size
+    if size is None:
+        return "standard: one running sum"
+    blocks = -(-sublayers // size)
+    return (
+        f"{config.model.residual.kind}: {sublayers} sublayers / {size} per block = {blocks} "
+        f"blocks, + embedding = {blocks + 1} sources"
+    )
+
+
+def _chunks(config: RunConfig) -> str:
+    layout, chunks = config.parallel.layout, config.parallel.num_chunks
+    if layout != "even":
+        return f"{chunks} chunks of {', '.join(map(str, layout))} layers"
+    size, larger = divmod(config.model.num_layers, chunks)
+    sizes = f"{size}" if not larger else f"{size + 1} ({larger} of them) or {size}"
+    return f"{chunks} chunks of {config.model.num_layers} / {chunks} = {sizes} layers"
+
+
+def _micro_batches(config: RunConfig, replicas: int) -> str:
+    train = config.train
+    count = train.global_batch_size // (train.micro_batch_size * replicas)
+    return (
+        f"{train.global_batch_size} samples / ({train.micro_batch_size} per micro-batch x "
+        f"{replicas} replicas) = {count} per step (gradient accumulation)"
+    )
+
+
+def _tokens(config: RunConfig) -> str:
+    train = config.train
+    per_step = train.global_batch_size * train.seq_length
+    return (
+        f"{train.global_batch_size} samples x {train.seq_length} = {per_step:,} per step, x "
+        f"{train.train_iters:,} steps = {per_step * train.train_iters:,}"
+    )
+
+
+def _learning_rate(config: RunConfig) -> str:
+    schedule, steps, peak = config.lr_schedule, config.train.train_iters, config.optimizer.lr
+    if schedule.warmup_iters >= steps:
+        reached = peak * steps / schedule.warmup_iters
+        return f"{reached:g} at the last step, still warming up to {peak:g}"
+    warmup = f"{peak:g} from step {max(1, schedule.warmup_iters)}"
+    low = peak * schedule.min_lr_ratio
+    if schedule.kind == "constant":
+        return warmup
+    if schedule.kind == "cosine":
+        return f"{warmup}, cosine to {low:g} at step {schedule.decay_iters or steps:,}"
+    start = max(schedule.warmup_iters, steps - (schedule.decay_iters or max(1, steps // 5)))
+    return f"{warmup}, linear from step {start:,} to {low:g} at step {steps:,}"

@@ -1,0 +1,112 @@
+"""Configuration files as trees of plain values that remember where each value was written.
+
+`read_tree` follows ``extends``, `parse_override` reads ``key.path=value``, `Tree.merge` puts one
+over the other. What the keys mean is the business of `config.loader`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnres_train.config.errors import ConfigError
+from attnres_train.config.yaml_text import KeyPath, parse
+
+
+@dataclass
+class Tree:
+    """Nested mappings, lists and scalars, and the place each key path was last written at."""
+
+    values: dict[str, Any]
+    places: dict[KeyPath, str]
+
+    def place(self, path: KeyPath) -> str:
+        """Where ``path`` stands; else something inside it, else what is around it."""
+        if path in self.places:
+            return self.places[path]
+        inside = [where for key, where in self.places.items() if key[: len(path)] == path]
+        return inside[0] if inside else self.place(path[:-1])
+
+    def at(self, path: KeyPath) -> Any:
+        """The value at ``path``, which must exist."""
+        value: Any = self.values
+        for key in path:
+            value = value[key]
+        return value
+
+    def merge(self, over: Tree) -> None:
+        """Put ``over`` on top: mappings are merged key by key, everything else is replaced."""
+        self.values = _merged(self.values, over.values)
+        self.places |= over.places
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+    # An override may name one element of a list: `data.corpus.0.weight=2`.
+    if isinstance(base, list) and isinstance(over, dict) and set(over) & set(range(len(base))):
+        return [_merged(item, over.get(i, item)) for i, item in enumerate(base)]
+    return over
+
+
+def parse_override(text: str) -> Tree:
+    """A tree of the one value in ``key.path=value``; the value is YAML, an empty one null."""
+    key, equals, value_text = text.partition("=")
+    path: KeyPath = tuple(int(k) if k.isdigit() else k for k in key.strip().split("."))
+    if not equals or "" in path:
+        raise ConfigError(
+            f"override {text!r}: write it as key.path=value, for example train.train_iters=20"
+        )
+    value, inner = parse(value_text, lambda _: f"command line, {text!r}")
+    places = {(*path, *rest): "command line" for rest in [(), *inner]}
+    for name in reversed(path):
+        value = {name: value}
+    return Tree(value, places)
+
+
+def read_tree(path: Path, wanted_by: str = "", chain: tuple[Path, ...] = ()) -> Tree:
+    """The file at ``path`` over the files that it ``extends`` (later ones over earlier ones).
+
+    ``wanted_by`` names the place of the ``extends`` that led here, ``chain`` the files behind it.
+    """
+    chain = (*chain, path)
+    if path.resolve() in [file.resolve() for file in chain[:-1]]:
+        circle = " -> ".join(map(str, chain))
+        raise ConfigError(f"{wanted_by}extends goes round in a circle: {circle}")
+    values, places = parse(_read(path, wanted_by), lambda line: f"{path}:{line}")
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}: expected a mapping of sections, not {values!r}")
+    own = Tree(values or {}, {**places, (): str(path)})
+    bases = own.values.pop("extends", [])
+    where = own.place(("extends",))
+    bases = [bases] if isinstance(bases, str) else bases
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise ConfigError(f"extends ({where}): expected a file or a list of files, not {bases!r}")
+    tree = Tree({}, {})
+    for base in bases:
+        file = Path(os.path.normpath(path.parent / base))
+        tree.merge(read_tree(file, f"extends ({where}): ", chain))
+    tree.merge(own)
+    return tree
+
+
+def _read(path: Path, wanted_by: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{wanted_by}{path} is not a text file (UTF-8)") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{wanted_by}there is no file {path}{_near_by(path)}") from None
+    except OSError as error:
+        raise ConfigError(f"{wanted_by}cannot read {path}: {error.strerror}") from None
+
+
+def _near_by(path: Path) -> str:
+    """The configurations beside a missing one and in ``configs/``, the most similar first."""
+    folders = dict.fromkeys([path.parent, Path("configs")])
+    found = [file for folder in folders for file in sorted(folder.glob("*.y*ml"))]
+    found.sort(key=lambda file: -difflib.SequenceMatcher(None, file.stem, path.stem).ratio())
+    return "; near by: " + ", ".join(map(str, found[:6])) if found else ""

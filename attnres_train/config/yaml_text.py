@@ -1,0 +1,96 @@
+"""Reading and writing YAML text: plain scalars by YAML 1.2's rules, the line of every value, no
+repeated keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import yaml
+
+from attnres_train.config.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+
+
+def dotted(path: KeyPath) -> str:
+    """The path as it is written on the command line: ``data.corpus.0.path``."""
+    return ".".join(map(str, path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars by YAML 1.2's rules: ``1e-3`` is a number, ``off``, ``0123`` and
+    ``2026-01-31`` are text. (PyYAML's own rules, YAML 1.1, see it the other way round.)"""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+_PLAIN_SCALARS = {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "null": r"~|null|Null|NULL|",
+    # `0123` is neither integer nor float: it is somebody's run name.
+    "int": r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+}
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes the text that readers of YAML 1.1 or 1.2 would take for something else."""
+
+
+for _kind, _pattern in _PLAIN_SCALARS.items():
+    for _reader_or_writer in (_Loader, Dumper):
+        _reader_or_writer.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None
+        )
+
+
+def parse(text: str, place: Callable[[int], str]) -> tuple[Any, dict[KeyPath, str]]:
+    """The value of a YAML text and the place of everything in it; ``place`` words a line number.
+
+    Raises ConfigError on a syntax error, a repeated key and a key that is not a word.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        places: dict[KeyPath, str] = {}
+        value = None if node is None else _build(loader, node, (), places, place)
+    except RecursionError:
+        raise ConfigError(f"{place(1)}: an anchor that contains itself") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place(1)}: not valid YAML: {error}") from None
+    return value, places
+
+
+def _build(
+    loader: _Loader,
+    node: yaml.Node,
+    path: KeyPath,
+    places: dict[KeyPath, str],
+    place: Callable[[int], str],
+) -> Any:
+    places.setdefault(path, place(node.start_mark.line + 1))
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _build(loader, item, (*path, i), places, place) for i, item in enumerate(node.value)
+        ]
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_object(node)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        here = place(key_node.start_mark.line + 1)
+        key = loader.construct_object(key_node, deep=True)
+        inner = (*path, key)
+        if not isinstance(key, str):
+            raise ConfigError(f"{here}: a key must be a word, not {key!r}")
+        if key in values:
+            first = places[inner]
+            raise ConfigError(f"{dotted(inner)} ({here}): written twice, first at {first}")
+        places[inner] = here
+        values[key] = _build(loader, value_node, inner, places, place)
+    return values
