@@ -1,0 +1,86 @@
+"""Muon and AdamW behind one interface, with fp32 masters for half-precision parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+
+
+def make_masters(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the optimizer updates: fp32 copies of bf16 and fp16 parameters, others themselves."""
+    half = (torch.bfloat16, torch.float16)
+    return {
+        name: param.detach().float() if param.dtype in half else param
+        for name, param in params.items()
+    }
+
+
+class HybridOptimizer:
+    """Several torch optimizers over ``masters`` as one optimizer over ``params`` (same names).
+
+    A parameter that has a master of its own is updated through it: its gradient is upcast, the
+    result rounded back. A gradient that is None counts as zero, and ``parts`` come with their state
+    created: names and values of the state do not depend on which parameters took part in a step.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Tensor],
+        masters: dict[str, Tensor],
+        parts: list[torch.optim.Optimizer],
+    ) -> None:
+        self._params = params
+        self._masters = masters
+        self._parts = parts
+        self.steps = torch.zeros((), dtype=torch.int64)
+        """Updates done so far, int64 []. Saved, and loaded in place, like the state tensors."""
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update of every parameter with learning rate ``lr``."""
+        for name, param in self._params.items():
+            self._hand_over_grad(param, self._masters[name])
+        for part in self._parts:
+            self._prepare(part, lr)
+            part.step()
+        self.steps += 1
+        for name, master in self._own_masters():
+            self._params[name].copy_(master)
+            master.grad = None
+
+    def _hand_over_grad(self, param: Tensor, master: Tensor) -> None:
+        if param.grad is None:
+            master.grad = torch.zeros_like(master)
+        elif master is not param:
+            master.grad = param.grad.float()
+
+    def _prepare(self, part: torch.optim.Optimizer, lr: float) -> None:
+        for group in part.param_groups:
+            group["lr"] = lr
+        # AdamW counts its steps per parameter; one count is saved, and written to all of them here.
+        for state in part.state.values():
+            if "step" in state:
+                state["step"].fill_(int(self.steps))
+
+    def zero_grad(self) -> None:
+        """Free all gradients."""
+        for param in self._params.values():
+            param.grad = None
+
+    def state_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(parameter name, state key, tensor of the parameter's shape) of the whole state, in a
+        fixed order. The tensors are the live ones: load into them in place."""
+        states = {id(param): state for part in self._parts for param, state in part.state.items()}
+        for name, master in self._masters.items():
+            state = states[id(master)]
+            yield from ((name, key, state[key]) for key in _STATE_KEYS if key in state)
+        yield from ((name, "master", master) for name, master in self._own_masters())
+
+    def _own_masters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, master in self._masters.items():
+            if master is not self._params[name]:
+                yield name, master

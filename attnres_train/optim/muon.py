@@ -1,0 +1,114 @@
+"""Muon: momentum whose matrices are orthogonalised (arXiv 2502.16982, Moonlight).
+
+Shapes: A rows, B columns of a matrix; N matrices of one shape in a batch; E experts of a stack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def newton_schulz(g_NAB: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Approximately orthogonalise each matrix of [N, A, B]; the result has dtype ``dtype``.
+
+    X0 = G / (|G|_F + 1e-7); X <- a X + (b S + c S^2) X with S = X X^T, ``steps`` times: singular
+    values end near 1 (0.7 to 1.2). The norm is taken in the dtype of the input, the iteration runs
+    in ``dtype``, on the transpose where that makes S smaller. A zero matrix stays zero.
+    """
+    a, b, c = NS_COEFFICIENTS
+    norm = torch.linalg.matrix_norm(g_NAB, keepdim=True)
+    x = (g_NAB / (norm + 1e-7)).to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT.contiguous() if tall else x
+    for _ in range(steps):
+        s = x @ x.mT
+        s = torch.baddbmm(s, s, s, beta=b, alpha=c)
+        x = torch.baddbmm(x, s, x, beta=a)
+    return x.mT if tall else x
+
+
+class _Piece(NamedTuple):
+    """Views of the same matrices [n, A, B] of one parameter."""
+
+    weight: Tensor
+    grad: Tensor
+    momentum: Tensor
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over matrices [A, B] and stacks of matrices [E, A, B], each matrix on its own:
+
+        M <- momentum M + G                              (momentum buffer, dtype of the parameter)
+        O <- newton_schulz(G + momentum M)               (Nesterov)
+        W <- W - lr (0.2 sqrt(max(A, B)) O + weight_decay W)
+
+    The factor gives updates the RMS of AdamW's (about 0.2 lr), so both share one learning rate
+    (arXiv 2502.16982, Eq. 4). All parameters of one shape are orthogonalised together in batches of
+    at most ``max_batch_elements`` elements. Every parameter must have a gradient. State, created at
+    once: ``momentum_buffer``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        ns_steps: int = 5,
+        ns_dtype: torch.dtype = torch.bfloat16,
+        max_batch_elements: int = 2**26,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.ns_steps = ns_steps
+        self.ns_dtype = ns_dtype
+        self.max_batch_elements = max_batch_elements
+        for param in (param for group in self.param_groups for param in group["params"]):
+            if param.ndim not in (2, 3):
+                raise ValueError(f"Muon updates matrices, not a shape of {tuple(param.shape)}")
+            self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param]["momentum_buffer"].mul_(group["momentum"]).add_(param.grad)
+            for batch in self._batches(group["params"]):
+                self._update(batch, group)
+
+    def _batches(self, params: list[Tensor]) -> Iterator[list[_Piece]]:
+        """Pieces of equal matrix shape in the order of ``params``; long stacks are split."""
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for param in params:
+            by_shape.setdefault(param.shape[-2:], []).append(param)
+        for shape, same in by_shape.items():
+            room = capacity = max(1, self.max_batch_elements // shape.numel())
+            batch: list[_Piece] = []
+            for piece in (piece for param in same for piece in self._pieces(param, capacity)):
+                if len(piece.weight) > room:
+                    yield batch
+                    batch, room = [], capacity
+                batch.append(piece)
+                room -= len(piece.weight)
+            yield batch
+
+    def _pieces(self, param: Tensor, matrices: int) -> Iterator[_Piece]:
+        tensors = (param, param.grad, self.state[param]["momentum_buffer"])
+        stacks = (tensor.view(-1, *param.shape[-2:]).split(matrices) for tensor in tensors)
+        return map(_Piece._make, zip(*stacks, strict=True))
+
+    def _update(self, batch: list[_Piece], group: dict) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        nesterov = [piece.grad.add(piece.momentum, alpha=momentum) for piece in batch]
+        update = newton_schulz(torch.cat(nesterov), self.ns_steps, self.ns_dtype)
+        scale = 0.2 * math.sqrt(max(update.shape[-2:]))
+        parts = update.split([len(piece.weight) for piece in batch])
+        for piece, part in zip(batch, parts, strict=True):
+            piece.weight.mul_(1 - lr * group["weight_decay"]).add_(part, alpha=-lr * scale)
