@@ -1,0 +1,203 @@
+"""A model chunk: a contiguous run of decoder layers, with the embedding before the first layer of the
+model and the output head behind the last. A whole model is one chunk.
+
+Shapes: B samples, T tokens, D hidden size, V vocabulary, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.batch import MicroBatch
+from attnres_train.model.blocks import Blocks
+from attnres_train.model.head import linear_cross_entropy
+from attnres_train.model.layer import DecoderLayer
+from attnres_train.model.norm import RMSNorm
+from attnres_train.model.residual import DepthQuery, ResidualStream
+
+_FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
+
+
+@dataclass
+class ChunkOutput:
+    """What a chunk hands on.
+
+    ``blocks``: the blocks that it completed, [B, T, D] each (block 0, the embedding, is the first
+    chunk's). ``partial``: the open block behind it, [B, T, D], or None. ``loss``: of the last chunk, a
+    scalar in fp32 (fp64).
+    """
+
+    blocks: dict[int, Tensor]
+    partial: Tensor | None
+    loss: Tensor | None
+
+
+class ModelChunk(nn.Module):
+    """Decoder layers ``first_layer .. last_layer - 1`` (0-based) of the model that ``config`` describes.
+
+    Parameters have the released names without ``model.`` and with routed experts stacked (see
+    `naming`). They are meaningless until `init_weights` or a checkpoint fills them. ``dtype`` is
+    theirs, but the decay of KDA and the router biases are fp32 at least. ``stream_dtype`` is the
+    dtype of blocks and partials (default: ``dtype``). ``recompute="full"`` keeps of each decoder
+    layer its inputs only and reruns it in the backward pass.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        first_layer: int,
+        last_layer: int,
+        *,
+        recompute: str = "none",
+        stream_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if not 0 <= first_layer <= last_layer <= config.num_layers:
+            raise ValueError(
+                f"layers {first_layer}..{last_layer} do not lie in a model of {config.num_layers}"
+            )
+        self.config = config
+        self.plan = Blocks(config.num_sublayers, config.block_size)
+        self.first_layer, self.last_layer = first_layer, last_layer
+        self.recompute = recompute
+        self.stream_dtype = stream_dtype
+        with torch.device(device or "cpu"):
+            self._build()
+        for name, parameter in self.named_parameters():
+            keep = name.endswith(_FP32_PARAMETERS)
+            wanted = torch.promote_types(dtype, torch.float32) if keep else dtype
+            parameter.data = parameter.data.to(wanted)
+
+    def _build(self) -> None:
+        config, hidden = self.config, self.config.hidden_size
+        if self.is_first:
+            self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
+        self.layers = nn.ModuleDict(
+            {str(i): DecoderLayer(config, i) for i in range(self.first_layer, self.last_layer)}
+        )
+        if self.is_last:
+            if self.plan.has_blocks:
+                self.output_attn_res_proj = nn.Linear(hidden, 1, bias=False)
+                self.output_attn_res_norm = RMSNorm(hidden, config.residual.norm_eps)
+            self.norm = RMSNorm(hidden, config.norm_eps)
+            self.lm_head = nn.Linear(hidden, config.vocab_size, bias=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the chunk holds the embedding."""
+        return self.first_layer == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the chunk holds the output head."""
+        return self.last_layer == self.config.num_layers
+
+    def forward(
+        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+    ) -> ChunkOutput:
+        """Run the chunk on one micro-batch.
+
+        ``blocks`` holds every block that is complete before the chunk, ``partial`` the open one
+        (None if there is none, and for the first chunk). Neither is modified. In a training forward
+        (training mode, gradients on) the tokens of every routed expert are counted.
+
+        Raises ValueError when ``blocks`` are not the ones the chunk reads.
+        """
+        sources, partial = self._run(batch, blocks, partial)
+        first_new = 0 if self.is_first else len(blocks)
+        completed = dict(enumerate(sources[first_new:], first_new))
+        loss = None
+        if self.is_last:
+            loss = linear_cross_entropy(
+                self._output(sources, partial).flatten(0, 1),
+                self.lm_head.weight,
+                batch.labels.flatten(),
+                batch.loss_mask.flatten(),
+            )
+            partial = None
+        return ChunkOutput(completed, partial, loss)
+
+    def logits(
+        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+    ) -> Tensor:
+        """Like `forward` for the last chunk, but the logits [B, T, V] instead of the loss."""
+        if not self.is_last:
+            raise ValueError("only the chunk with the last layer has logits")
+        return self.lm_head(self._output(*self._run(batch, blocks, partial)))
+
+    def _run(
+        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """All blocks complete behind the chunk's layers, and the open one."""
+        sources = self._known_blocks(blocks)
+        if self.is_first:
+            embedding = self.embed_tokens(batch.tokens)
+            embedding = embedding.to(self.stream_dtype or embedding.dtype)
+            if self.plan.has_blocks:
+                sources = [embedding]
+            else:
+                partial = embedding
+        for layers in self._segments():
+            args = (layers, sources, partial, batch.cu_seqlens)
+            if self.recompute == "full" and torch.is_grad_enabled():
+                walk = checkpoint(self._walk, *args, use_reentrant=False, preserve_rng_state=False)
+            else:
+                walk = self._walk(*args)
+            new_blocks, partial, loads = walk
+            sources = [*sources, *new_blocks]
+            self._count(layers, loads)
+        return sources, partial
+
+    def _segments(self) -> list[list[DecoderLayer]]:
+        """The layers that are run, and that share phase 1, together."""
+        layers = list(self.layers.values())
+        return [[layer] for layer in layers] if self.recompute == "full" else [layers]
+
+    def _walk(
+        self,
+        layers: Sequence[DecoderLayer],
+        blocks: Sequence[Tensor],
+        partial: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
+        """Blocks that ``layers`` complete, the partial behind them, and their router loads. Free of
+        side effects, so that it can be rerun."""
+        queries = {k: v for layer in layers for k, v in layer.depth_queries().items()}
+        two_phase = self.config.residual.two_phase
+        stream = ResidualStream(self.plan, queries, blocks, partial, two_phase)
+        loads = [layer(stream, cu_seqlens) for layer in layers]
+        return stream.blocks[len(blocks) :], stream.partial, loads
+
+    def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
+        """The normalised input [B, T, D] of the head: a depth read over all blocks, then the norm."""
+        if self.plan.has_blocks:
+            query = DepthQuery.of(self.output_attn_res_proj, self.output_attn_res_norm)
+            h = query.attend(sources)
+        else:
+            h = partial
+        return self.norm(h).to(self.norm.weight.dtype)
+
+    def _known_blocks(self, blocks: Mapping[int, Tensor]) -> list[Tensor]:
+        sublayer = 2 * self.first_layer + 1
+        wanted = 0 if self.is_first else self.plan.completed_before(sublayer)
+        if sorted(blocks) != list(range(wanted)):
+            raise ValueError(
+                f"the chunk of layers {self.first_layer}..{self.last_layer - 1} reads blocks "
+                f"0..{wanted - 1}, but was given {sorted(blocks)}"
+            )
+        return [blocks[i] for i in range(wanted)]
+
+    def _count(self, layers: Sequence[DecoderLayer], loads: Sequence[Tensor | None]) -> None:
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        for layer, load in zip(layers, loads, strict=True):
+            if load is not None:
+                layer.block_sparse_moe.gate.tokens_per_expert += load

@@ -1,0 +1,57 @@
+"""FLOPs of the model, for throughput against the device's peak (MFU) and for planning.
+
+A multiply-add is two FLOPs. Counted are matmuls, attention, the recurrence and depth reads; norms,
+activations, convolutions and the router's sort are not. What a module costs stands beside the module.
+"""
+
+from __future__ import annotations
+
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.blocks import Blocks
+from attnres_train.model.kda_layer import kda_flops_per_token
+from attnres_train.model.mla import mla_flops_per_token
+from attnres_train.model.mlp import swiglu_flops_per_token
+from attnres_train.model.moe import moe_flops_per_token
+
+
+def depth_read_flops(config: ModelConfig, sources: int) -> float:
+    """One read over ``sources`` tensors: each needs its square sum, its logit and its weighted sum."""
+    return 6 * config.hidden_size * sources
+
+
+def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: int) -> dict[str, float]:
+    """Forward FLOPs per token of decoder layer ``layer`` (0-based), by part: ``kda`` or ``mla``,
+    ``dense`` or ``moe``, and ``depth_reads``."""
+    hidden = config.hidden_size
+    if config.is_full_attention(layer):
+        parts = {"mla": mla_flops_per_token(hidden, config.mla, seq_length)}
+    else:
+        parts = {"kda": kda_flops_per_token(hidden, config.kda)}
+    if config.is_dense(layer):
+        parts["dense"] = swiglu_flops_per_token(hidden, config.intermediate_size)
+    else:
+        parts["moe"] = moe_flops_per_token(hidden, config.moe)
+    blocks = Blocks(config.num_sublayers, config.block_size)
+    if blocks.has_blocks:
+        sublayers = (2 * layer + 1, 2 * layer + 2)
+        sources = sum(blocks.completed_before(i) + (not blocks.opens(i)) for i in sublayers)
+        parts["depth_reads"] = depth_read_flops(config, sources)
+    return parts
+
+
+def forward_flops_per_token(config: ModelConfig, seq_length: int) -> dict[str, float]:
+    """Forward FLOPs per token of the whole model, by part; ``head`` is the output projection."""
+    total = {"head": 2.0 * config.hidden_size * config.vocab_size}
+    for layer in range(config.num_layers):
+        for part, flops in layer_flops_per_token(config, layer, seq_length).items():
+            total[part] = total.get(part, 0.0) + flops
+    blocks = Blocks(config.num_sublayers, config.block_size)
+    if blocks.has_blocks:
+        total["depth_reads"] += depth_read_flops(config, blocks.num_blocks)
+    return total
+
+
+def training_flops_per_token(config: ModelConfig, seq_length: int) -> float:
+    """FLOPs per trained token: forward and a backward of twice its cost. Recomputation is not
+    counted, so that MFU measures useful work."""
+    return 3 * sum(forward_flops_per_token(config, seq_length).values())

@@ -1,0 +1,125 @@
+"""Moving tokens to their experts and back, and one matmul per expert on the sorted rows.
+
+Shapes: N tokens, K experts per token, E experts, rows = N*K (token, expert) pairs sorted by expert.
+Everything is deterministic on the CPU and, apart from the library's GEMMs, on a GPU: no atomic adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """How the (token, expert) pairs of a micro-batch are sorted by expert.
+
+    ``order`` int64 [rows]: pair (token * K + choice) at each sorted row; ``inverse`` its inverse;
+    ``token`` int64 [rows]: the row's token; ``ends`` int32 [E]: end of each expert's rows.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    token: Tensor
+    ends: Tensor
+    experts_per_token: int
+
+    @classmethod
+    def sort(cls, experts: Tensor, num_experts: int) -> Permutation:
+        """From the chosen expert of every pair, int64 [N, K]."""
+        sorted_experts, order = experts.flatten().sort(stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        wanted = torch.arange(num_experts, device=order.device)
+        ends = torch.searchsorted(sorted_experts, wanted, right=True).int()
+        return cls(order, inverse, order // experts.shape[1], ends, experts.shape[1])
+
+    @property
+    def load(self) -> Tensor:
+        """Tokens per expert, int64 [E]."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1)).long()
+
+
+def _spread(x: Tensor, permutation: Permutation) -> Tensor:
+    return x.index_select(0, permutation.token)
+
+
+def _collect(rows: Tensor, permutation: Permutation) -> Tensor:
+    by_token = rows.index_select(0, permutation.inverse)
+    return by_token.view(-1, permutation.experts_per_token, rows.shape[-1]).sum(1)
+
+
+class _Dispatch(Function):
+    """Copies tokens to their experts' rows. Its adjoint is a gather and a short sum, which autograd
+    would do as a scatter-add."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, permutation: Permutation) -> Tensor:
+        ctx.permutation = permutation
+        return _spread(x, permutation)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _collect(grad, ctx.permutation), None
+
+
+class _Combine(Function):
+    """Sums the rows of each token; the adjoint of `_Dispatch`."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, permutation: Permutation) -> Tensor:
+        ctx.permutation = permutation
+        return _collect(rows, permutation)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _spread(grad, ctx.permutation), None
+
+
+def dispatch(x: Tensor, permutation: Permutation) -> Tensor:
+    """[N, D] -> [rows, D], sorted by expert."""
+    return _Dispatch.apply(x, permutation)
+
+
+def combine(rows: Tensor, permutation: Permutation) -> Tensor:
+    """[rows, D] -> [N, D], the sum over each token's K rows."""
+    return _Combine.apply(rows, permutation)
+
+
+class _GroupedLinear(Function):
+    """One GEMM per expert, each writing into its slice of one output: neither forward nor backward
+    splits, concatenates or stacks."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.ends = ends
+        out = rows.new_empty(rows.shape[0], weight.shape[1])
+        for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            torch.mm(rows[start:end], weight[expert].t(), out=out[start:end])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        rows, weight = ctx.saved_tensors
+        grad_rows, grad_weight = torch.empty_like(rows), torch.empty_like(weight)
+        for expert, (start, end) in enumerate(zip([0, *ctx.ends[:-1]], ctx.ends, strict=True)):
+            torch.mm(grad[start:end], weight[expert], out=grad_rows[start:end])
+            torch.mm(grad[start:end].t(), rows[start:end], out=grad_weight[expert])
+        return grad_rows, grad_weight, None
+
+
+def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """``rows @ weight[e].T`` for the rows of each expert e: [rows, I], [E, O, I] -> [rows, O].
+
+    ``ends`` int32 [E] is the end of each expert's rows. bf16 on a GPU goes to torch's grouped GEMM
+    (which wants 16-byte strides), everything else through one GEMM per expert.
+    """
+    aligned = weight.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0
+    if rows.is_cuda and rows.dtype is torch.bfloat16 and aligned:
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+    return _GroupedLinear.apply(rows, weight, ends.tolist())

@@ -1,0 +1,73 @@
+"""A decoder layer: two sublayers (attention, MLP), each with its norm and its read of the stream."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.kda_layer import KimiDeltaAttention
+from attnres_train.model.mla import MultiHeadLatentAttention
+from attnres_train.model.mlp import SwiGLU
+from attnres_train.model.moe import MixtureOfExperts
+from attnres_train.model.norm import RMSNorm
+from attnres_train.model.residual import DepthQuery, ResidualStream
+
+
+class DecoderLayer(nn.Module):
+    """Decoder layer ``index`` (0-based): sublayers ``2 * index + 1`` and ``2 * index + 2``.
+
+    Attention is KDA or MLA, the MLP dense (`mlp`) or experts (`block_sparse_moe`), by the config. The
+    pseudo-queries and key norms of the two depth reads exist unless the residual is standard.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.index = index
+        self.input_layernorm = RMSNorm(hidden, config.norm_eps)
+        if config.is_full_attention(index):
+            self.self_attn = MultiHeadLatentAttention(hidden, config.mla)
+        else:
+            self.self_attn = KimiDeltaAttention(hidden, config.kda, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(hidden, config.norm_eps)
+        if config.is_dense(index):
+            self.mlp = SwiGLU(hidden, config.intermediate_size)
+        else:
+            self.block_sparse_moe = MixtureOfExperts(hidden, config.moe)
+        self.has_depth_reads = config.residual.kind != "standard"
+        if self.has_depth_reads:
+            eps = config.residual.norm_eps
+            self.self_attention_res_proj = nn.Linear(hidden, 1, bias=False)
+            self.self_attention_res_norm = RMSNorm(hidden, eps)
+            self.mlp_res_proj = nn.Linear(hidden, 1, bias=False)
+            self.mlp_res_norm = RMSNorm(hidden, eps)
+
+    @property
+    def sublayers(self) -> tuple[int, int]:
+        """Numbers of the attention and the MLP, from 1 over the whole model."""
+        return 2 * self.index + 1, 2 * self.index + 2
+
+    def depth_queries(self) -> dict[int, DepthQuery]:
+        """The layer's depth reads by sublayer; empty for the standard residual."""
+        if not self.has_depth_reads:
+            return {}
+        attention, mlp = self.sublayers
+        return {
+            attention: DepthQuery.of(self.self_attention_res_proj, self.self_attention_res_norm),
+            mlp: DepthQuery.of(self.mlp_res_proj, self.mlp_res_norm),
+        }
+
+    def forward(self, stream: ResidualStream, cu_seqlens: Tensor | None) -> Tensor | None:
+        """Read, transform, write, twice. Returns the router's load, int64 [E] (None when dense)."""
+        attention, mlp = self.sublayers
+        x = _normed(self.input_layernorm, stream.read(attention))
+        stream.write(attention, self.self_attn(x, cu_seqlens))
+        x = _normed(self.post_attention_layernorm, stream.read(mlp))
+        y, load = (self.mlp(x), None) if hasattr(self, "mlp") else self.block_sparse_moe(x)
+        stream.write(mlp, y)
+        return load
+
+
+def _normed(norm: RMSNorm, h: Tensor) -> Tensor:
+    """Normalised in the dtype of the parameters, whatever the stream's is."""
+    return norm(h).to(norm.weight.dtype)

@@ -1,0 +1,80 @@
+"""NoPE multi-head latent attention (Kimi Linear, arXiv 2510.26692; no rotary embedding).
+
+Shapes: B batch, T tokens, D hidden size, H heads, R latent size, N key size expanded from the latent,
+E key size shared by all heads, V value size per head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnres_train.config.model_schema import MLAConfig
+from attnres_train.model.norm import RMSNorm
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """Causal softmax attention whose keys and values are expanded from a normalised latent.
+
+    The ``E`` key dims that all heads share are neither normalised nor rotated, but they stay in the
+    score and in its scale ``(N + E) ** -0.5``. Parameter names are those of the released checkpoint.
+    """
+
+    def __init__(self, hidden_size: int, config: MLAConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, latent = config.num_heads, config.kv_lora_rank
+        nope, shared, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self.q_proj = nn.Linear(hidden_size, heads * (nope + shared), bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, latent + shared, bias=False)
+        self.kv_a_layernorm = RMSNorm(latent, config.kv_norm_eps)
+        self.kv_b_proj = nn.Linear(latent, heads * (nope + value), bias=False)
+        self.o_proj = nn.Linear(heads * value, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; ``cu_seqlens`` as in `MicroBatch` keeps documents apart."""
+        c = self.config
+        batch, length, _ = x.shape
+        per_head = (batch, length, c.num_heads, -1)
+        q = self.q_proj(x).view(per_head)
+        latent, shared = self.kv_a_proj_with_mqa(x).split(
+            [c.kv_lora_rank, c.qk_rope_head_dim], dim=-1
+        )
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(per_head)
+        nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
+        k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)], dim=-1)
+        o = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cu_seqlens)
+        return self.o_proj(o.transpose(1, 2).reshape(batch, length, -1))
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Causal attention within documents; q, k [B, H, T, N+E], v [B, H, T, V] -> [B, H, T, V]."""
+    value_size, padding = v.shape[-1], q.shape[-1] - v.shape[-1]
+    if padding > 0 and v.device.type == "cpu":
+        v = F.pad(v, (0, padding))  # torch's fused CPU kernel wants keys and values of one size
+    mask = None if cu_seqlens is None else document_mask(cu_seqlens, q.shape[0], q.shape[2])
+    scale = q.shape[-1] ** -0.5
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return o[..., :value_size]
+
+
+def document_mask(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:
+    """Bool [B, 1, T, T], true where a query (dim 2) may attend to a key (dim 3).
+
+    ``cu_seqlens`` [documents + 1] are cumulative lengths over the B*T tokens of the micro-batch; the
+    end of a sample always ends a document too.
+    """
+    positions = torch.arange(batch * length, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens, positions, right=True).view(batch, 1, length)
+    same = document.unsqueeze(-1) == document.unsqueeze(-2)
+    return same & same.new_ones(length, length).tril()
+
+
+def mla_flops_per_token(hidden_size: int, config: MLAConfig, seq_length: int) -> float:
+    """Forward FLOPs per token, exact for causal attention: a token sees T/2 others on average."""
+    heads, latent = config.num_heads, config.kv_lora_rank
+    key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    weights = hidden_size * (heads * key + latent + config.qk_rope_head_dim)
+    weights += latent * heads * (config.qk_nope_head_dim + value) + heads * value * hidden_size
+    return 2 * weights + heads * seq_length * (key + value)

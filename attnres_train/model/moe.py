@@ -1,0 +1,125 @@
+"""Mixture of experts with a sigmoid router and auxiliary-loss-free balancing (Kimi Linear; SwiGLU
+experts, one always-on shared expert, no token is dropped).
+
+Shapes: N tokens, D hidden size, F expert width, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnres_train.config.model_schema import MoEConfig
+from attnres_train.model.grouped import Permutation, combine, dispatch, grouped_linear
+from attnres_train.model.mlp import SwiGLU, swiglu_flops_per_token
+
+
+class Router(nn.Module):
+    """Chooses K experts by ``sigmoid(W x) + bias`` and weighs them by the unbiased sigmoids.
+
+    ``e_score_correction_bias`` (buffer, fp32 [E]) gets no gradient; `update_router_biases` moves it.
+    ``tokens_per_expert`` (buffer, int64 [E], not saved) counts the training tokens since then.
+    """
+
+    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
+        load = torch.zeros(config.num_experts, dtype=torch.int64)
+        self.register_buffer("tokens_per_expert", load, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, D] -> weights [N, K] in fp32 (fp64 stays) and experts int64 [N, K]."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = torch.sigmoid(F.linear(x.to(wide), self.weight.to(wide)))
+        biased = scores.detach() + self.e_score_correction_bias
+        experts = biased.topk(self.config.num_experts_per_token, dim=-1).indices
+        chosen = scores.gather(-1, experts)
+        weights = chosen / (chosen.sum(-1, keepdim=True) + 1e-20)
+        return weights * self.config.routed_scaling_factor, experts
+
+
+class Experts(nn.Module):
+    """The routed SwiGLU experts, stacked: ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` [E, D, F]."""
+
+    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+        super().__init__()
+        experts, width = config.num_experts, config.intermediate_size
+        self.w1 = nn.Parameter(torch.empty(experts, width, hidden_size))
+        self.w2 = nn.Parameter(torch.empty(experts, hidden_size, width))
+        self.w3 = nn.Parameter(torch.empty(experts, width, hidden_size))
+
+    def forward(self, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        """Rows sorted by expert [rows, D] and their routing weights [rows] -> [rows, D].
+
+        The weight scales the hidden activation, which equals scaling the output (w2 is linear) and
+        spares keeping the output for the weight's gradient.
+        """
+        dtype = _compute_dtype(rows)
+        rows = rows.to(dtype)
+        gate = grouped_linear(rows, self.w1.to(dtype), ends)
+        up = grouped_linear(rows, self.w3.to(dtype), ends)
+        hidden = (F.silu(gate) * up * weights.unsqueeze(-1)).to(dtype)
+        return grouped_linear(hidden, self.w2.to(dtype), ends)
+
+
+class MixtureOfExperts(nn.Module):
+    """``sum_k weight_k * expert_k(x) + shared_experts(x)``."""
+
+    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.gate = Router(hidden_size, config)
+        self.experts = Experts(hidden_size, config)
+        width = config.num_shared_experts * config.intermediate_size
+        self.shared_experts = SwiGLU(hidden_size, width) if width else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., D] -> [..., D] and the load of this call, int64 [E] tokens per expert."""
+        tokens = x.flatten(0, -2)
+        weights, experts = self.gate(tokens)
+        permutation = Permutation.sort(experts, self.gate.config.num_experts)
+        row_weights = weights.flatten().index_select(0, permutation.order)
+        rows = self.experts(dispatch(tokens, permutation), row_weights, permutation.ends)
+        y = combine(rows, permutation).view_as(x)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)
+        return y, permutation.load
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def routers(module: nn.Module) -> list[Router]:
+    """The routers of a chunk, in layer order."""
+    return [m for m in module.modules() if isinstance(m, Router)]
+
+
+def router_loads(module: nn.Module) -> list[Tensor]:
+    """The ``tokens_per_expert`` buffers of a chunk, to be summed over data-parallel ranks in place."""
+    return [router.tokens_per_expert for router in routers(module)]
+
+
+@torch.no_grad()
+def update_router_biases(modules: list[nn.Module], rate: float) -> None:
+    """After an optimizer step: push the biases toward even load and start counting anew.
+
+    ``b += rate * (s - mean(s))`` with ``s = sign(mean load - load)`` (Moonlight, arXiv 2502.16982,
+    appendix C). ``rate`` 0 only resets the counts.
+    """
+    for router in (router for module in modules for router in routers(module)):
+        load = router.tokens_per_expert.to(router.e_score_correction_bias.dtype)
+        sign = torch.sign(load.mean() - load)
+        router.e_score_correction_bias.add_(rate * (sign - sign.mean()))
+        router.tokens_per_expert.zero_()
+
+
+def moe_flops_per_token(hidden_size: int, config: MoEConfig) -> float:
+    """Forward FLOPs per token of router, chosen experts and shared experts."""
+    active = config.num_experts_per_token + config.num_shared_experts
+    expert = swiglu_flops_per_token(hidden_size, config.intermediate_size)
+    return 2 * hidden_size * config.num_experts + active * expert

@@ -1,0 +1,30 @@
+"""Names of the released checkpoints (moonshotai/Kimi-Linear-48B-A3B; Attention Residuals as in
+Kimi-K3). E routed experts are stacked here and single tensors there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STACKED = (".experts.w1", ".experts.w2", ".experts.w3")
+
+
+def released_tensors(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Released names and views for tensors named as a chunk's parameters are.
+
+    ``layers.i.block_sparse_moe.experts.w1`` [E, ...] becomes E views named
+    ``model.layers.i.block_sparse_moe.experts.e.w1.weight``; every other tensor is one view of itself
+    under its name behind ``model.`` (``lm_head.weight`` has no such prefix). Works for parameters,
+    buffers, gradients and any optimizer state of a parameter's shape.
+    """
+    for name, tensor in named_tensors:
+        released = name if name.startswith("lm_head.") else f"model.{name}"
+        if name.endswith(_STACKED):
+            prefix, matrix = released.rsplit(".", 1)
+            for expert, view in enumerate(tensor.unbind(0)):
+                yield f"{prefix}.{expert}.{matrix}.weight", view
+        else:
+            yield released, tensor
