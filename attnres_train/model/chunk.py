@@ -1,5 +1,5 @@
-"""A model chunk: a contiguous run of decoder layers, with the embedding before the first layer of the
-model and the output head behind the last. A whole model is one chunk.
+"""A model chunk: a contiguous run of decoder layers, with the embedding before the first layer of
+the model and the output head behind the last. A whole model is one chunk.
 
 Shapes: B samples, T tokens, D hidden size, V vocabulary, E experts.
 """
@@ -29,8 +29,8 @@ class ChunkOutput:
     """What a chunk hands on.
 
     ``blocks``: the blocks that it completed, [B, T, D] each (block 0, the embedding, is the first
-    chunk's). ``partial``: the open block behind it, [B, T, D], or None. ``loss``: of the last chunk, a
-    scalar in fp32 (fp64).
+    chunk's). ``partial``: the open block behind it, [B, T, D], or None. ``loss``: of the last
+    chunk, a scalar in fp32 (fp64).
     """
 
     blocks: dict[int, Tensor]
@@ -39,7 +39,7 @@ class ChunkOutput:
 
 
 class ModelChunk(nn.Module):
-    """Decoder layers ``first_layer .. last_layer - 1`` (0-based) of the model that ``config`` describes.
+    """Decoder layers ``first_layer .. last_layer - 1`` (0-based) of the model of ``config``.
 
     Parameters have the released names without ``model.`` and with routed experts stacked (see
     `naming`). They are meaningless until `init_weights` or a checkpoint fills them. ``dtype`` is
@@ -177,7 +177,7 @@ class ModelChunk(nn.Module):
         return stream.blocks[len(blocks) :], stream.partial, loads
 
     def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
-        """The normalised input [B, T, D] of the head: a depth read over all blocks, then the norm."""
+        """The input [B, T, D] of the head: a depth read over all blocks, then the final norm."""
         if self.plan.has_blocks:
             query = DepthQuery.of(self.output_attn_res_proj, self.output_attn_res_norm)
             h = query.attend(sources)

@@ -1,7 +1,8 @@
 """FLOPs of the model, for throughput against the device's peak (MFU) and for planning.
 
-A multiply-add is two FLOPs. Counted are matmuls, attention, the recurrence and depth reads; norms,
-activations, convolutions and the router's sort are not. What a module costs stands beside the module.
+A multiply-add is two FLOPs. Counted are matmuls, attention, the recurrence and depth reads;
+norms, activations, convolutions and the router's sort are not. What a module costs stands beside
+the module.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from attnres_train.model.moe import moe_flops_per_token
 
 
 def depth_read_flops(config: ModelConfig, sources: int) -> float:
-    """One read over ``sources`` tensors: each needs its square sum, its logit and its weighted sum."""
+    """One read: square sum, logit and weighted sum of each of ``sources`` tensors, per token."""
     return 6 * config.hidden_size * sources
 
 

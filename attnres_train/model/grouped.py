@@ -1,7 +1,7 @@
 """Moving tokens to their experts and back, and one matmul per expert on the sorted rows.
 
-Shapes: N tokens, K experts per token, E experts, rows = N*K (token, expert) pairs sorted by expert.
-Everything is deterministic on the CPU and, apart from the library's GEMMs, on a GPU: no atomic adds.
+Shapes: N tokens, K experts per token, E experts, I and O sizes of a linear map; rows = N*K (token,
+expert) pairs sorted by expert. There are no atomic adds: results repeat bit for bit.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean over tokens, weighted by ``mask``, of ``-log softmax(hidden @ weight.T)[label]``.
 
-    ``hidden`` [N, D], ``weight`` [V, D], ``labels`` int64 [N], ``mask`` [N]; a scalar in fp32 (fp64
-    stays fp64), 0 when the mask is. The matmul follows autocast, everything behind it is fp32 (fp64).
-    Gradients are computed along with the loss, some tokens at a time: nothing is recomputed, and of
-    the logits at most ``logits_at_once`` elements exist at any moment.
+    ``hidden`` [N, D], ``weight`` [V, D], ``labels`` int64 [N], ``mask`` [N]; a scalar in fp32
+    (fp64 stays fp64), 0 when the mask is. The matmul follows autocast, everything behind it is
+    fp32 (fp64). Gradients are computed along with the loss, some tokens at a time: nothing is
+    recomputed, and of the logits at most ``logits_at_once`` elements exist at any moment.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):

@@ -1,5 +1,5 @@
-"""Initial weights that depend on the seed and each tensor's released name alone: not on the pipeline
-layout, the device or the parameter dtype."""
+"""Initial weights that depend on the seed and each tensor's released name alone: not on the
+pipeline layout, the device or the parameter dtype."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from attnres_train.model.naming import released_tensors
 def init_weights(chunk: ModelChunk, seed: int) -> None:
     """Fill every parameter and router buffer of ``chunk`` (which may come from ``to_empty``).
 
-    Norm weights are 1 and pseudo-queries 0 (arXiv 2603.15031, section 2: reads start as the mean of
-    their sources). Embedding, projections, router and experts are N(0, ``initializer_range``), the
-    decay of KDA is `init_decay_`'s, and short convolutions are U(-1, 1) / sqrt(taps), torch's default
-    for such a convolution. Values are drawn in fp32 on the CPU, one generator per released tensor.
+    Norm weights are 1 and pseudo-queries 0 (arXiv 2603.15031, section 2: reads start as the mean
+    of their sources). Embedding, projections, router and experts are N(0, ``initializer_range``),
+    the decay of KDA is `init_decay_`'s, and short convolutions are U(-1, 1) / sqrt(taps), torch's
+    default for such a convolution. Values are drawn in fp32 on the CPU, one generator per
+    released tensor.
     """
     for name, tensor in released_tensors(chunk.named_parameters()):
         tensor.copy_(_draw(name, tensor.shape, _generator(seed, name), chunk.config))

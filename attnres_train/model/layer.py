@@ -1,4 +1,4 @@
-"""A decoder layer: two sublayers (attention, MLP), each with its norm and its read of the stream."""
+"""A decoder layer: two sublayers (attention, MLP), each with a norm and a read of the stream."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from attnres_train.model.residual import DepthQuery, ResidualStream
 class DecoderLayer(nn.Module):
     """Decoder layer ``index`` (0-based): sublayers ``2 * index + 1`` and ``2 * index + 2``.
 
-    Attention is KDA or MLA, the MLP dense (`mlp`) or experts (`block_sparse_moe`), by the config. The
-    pseudo-queries and key norms of the two depth reads exist unless the residual is standard.
+    Attention is KDA or MLA, the MLP dense (`mlp`) or experts (`block_sparse_moe`), by the config.
+    The pseudo-queries and key norms of the two depth reads exist unless the residual is standard.
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:

@@ -1,7 +1,7 @@
 """NoPE multi-head latent attention (Kimi Linear, arXiv 2510.26692; no rotary embedding).
 
-Shapes: B batch, T tokens, D hidden size, H heads, R latent size, N key size expanded from the latent,
-E key size shared by all heads, V value size per head.
+Shapes: B batch, T tokens, D hidden size, H heads, R latent size, N key size expanded from the
+latent, E key size shared by all heads, V value size per head.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from attnres_train.model.norm import RMSNorm
 class MultiHeadLatentAttention(nn.Module):
     """Causal softmax attention whose keys and values are expanded from a normalised latent.
 
-    The ``E`` key dims that all heads share are neither normalised nor rotated, but they stay in the
-    score and in its scale ``(N + E) ** -0.5``. Parameter names are those of the released checkpoint.
+    The ``E`` key dims that all heads share are neither normalised nor rotated, but they stay in
+    the score and in its scale ``(N + E) ** -0.5``. Parameter names are those of the released
+    checkpoint.
     """
 
     def __init__(self, hidden_size: int, config: MLAConfig) -> None:
@@ -62,8 +63,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None)
 def document_mask(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:
     """Bool [B, 1, T, T], true where a query (dim 2) may attend to a key (dim 3).
 
-    ``cu_seqlens`` [documents + 1] are cumulative lengths over the B*T tokens of the micro-batch; the
-    end of a sample always ends a document too.
+    ``cu_seqlens`` [documents + 1] are cumulative lengths over the B*T tokens of the micro-batch;
+    the end of a sample always ends a document too.
     """
     positions = torch.arange(batch * length, device=cu_seqlens.device)
     document = torch.searchsorted(cu_seqlens, positions, right=True).view(batch, 1, length)

@@ -18,8 +18,8 @@ from attnres_train.model.mlp import SwiGLU, swiglu_flops_per_token
 class Router(nn.Module):
     """Chooses K experts by ``sigmoid(W x) + bias`` and weighs them by the unbiased sigmoids.
 
-    ``e_score_correction_bias`` (buffer, fp32 [E]) gets no gradient; `update_router_biases` moves it.
-    ``tokens_per_expert`` (buffer, int64 [E], not saved) counts the training tokens since then.
+    Buffers: ``e_score_correction_bias``, fp32 [E], has no gradient; `update_router_biases` moves
+    it. ``tokens_per_expert``, int64 [E], not saved, counts training tokens since that update.
     """
 
     def __init__(self, hidden_size: int, config: MoEConfig) -> None:
@@ -43,7 +43,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed SwiGLU experts, stacked: ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` [E, D, F]."""
+    """The routed SwiGLU experts: ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` [E, D, F]."""
 
     def __init__(self, hidden_size: int, config: MoEConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def routers(module: nn.Module) -> list[Router]:
 
 
 def router_loads(module: nn.Module) -> list[Tensor]:
-    """The ``tokens_per_expert`` buffers of a chunk, to be summed over data-parallel ranks in place."""
+    """The ``tokens_per_expert`` of a chunk, for data-parallel ranks to sum in place."""
     return [router.tokens_per_expert for router in routers(module)]
 
 

@@ -30,7 +30,7 @@ class DepthQuery(NamedTuple):
 
     @classmethod
     def of(cls, proj: nn.Linear, norm: RMSNorm) -> DepthQuery:
-        """From the released parameters ``*_res_proj.weight`` [1, D] and ``*_res_norm.weight`` [D]."""
+        """From the released ``*_res_proj.weight`` [1, D] and ``*_res_norm.weight`` [D]."""
         return cls(proj.weight[0], norm.weight, norm.eps)
 
     def attend(self, sources: Sequence[Tensor]) -> Tensor:
@@ -43,12 +43,13 @@ class DepthQuery(NamedTuple):
 class ResidualStream:
     """The stream as one micro-batch runs through consecutive sublayers.
 
-    Standard residual: `read` gives the running sum, `write` adds to it. Attention Residuals: `read`
-    attends over the finished blocks and the partial, `write` adds to the partial and closes it where
-    a block ends. Tensors passed in are never modified, nor is the list that holds them.
+    Standard residual: `read` gives the running sum, `write` adds to it. Attention Residuals:
+    `read` attends over the finished blocks and the partial, `write` adds to the partial and
+    closes it where a block ends. Tensors passed in are never modified, nor is the list that holds
+    them.
 
-    With ``two_phase`` the finished blocks are read once for all of ``queries`` that see the same ones
-    (Alg. 1, phase 1), and every read merges the partial into its share (phase 2).
+    With ``two_phase`` the finished blocks are read once for all of ``queries`` that see the same
+    ones (Alg. 1, phase 1), and every read merges the partial into its share (phase 2).
     """
 
     def __init__(
