@@ -1,0 +1,130 @@
+"""Attention over depth: the read of Attention Residuals (arXiv 2603.15031, Eqs. 2-6).
+
+Shapes: D hidden_size, N sources, S queries; ``...`` are the token dimensions (batch, time), equal
+for all sources. A sublayer reads, per token, a softmax-weighted sum of earlier representations:
+
+    h = sum_n a_n v_n,    a = softmax_n( query . (key_norm_weight * v_n / rms(v_n)) )
+
+The values are not normalised. Logits, softmax and the gradients of query and weight are computed in
+fp32 (fp64 for fp64 sources); outputs have the sources' dtype.
+
+``depth_attention`` reads all sources for one sublayer. The pair ``depth_phase1`` / ``depth_phase2``
+computes the same for the S sublayers of a block, reading the completed blocks once for all of them
+and merging the running partial sum as it grows (Algorithm 1). Backward keeps references to sources
+and outputs and a few scalars per token; the phase-1 outputs are not kept at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnres_train.model.depth_attention_lean import DepthMerge, DepthRead
+
+
+class Phase1(NamedTuple):
+    """One query's read of the completed blocks.
+
+    ``o`` [..., D] in the sources' dtype is the softmax-weighted sum (normalised), ``lse`` [...] the
+    log-sum-exp of its logits and ``logits`` [..., N] the logits (no gradient), in fp32 (fp64). The
+    first sublayer of a block reads no partial: its input is ``o`` itself.
+    """
+
+    o: Tensor
+    lse: Tensor
+    logits: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """Attention weights [..., N] over the completed blocks, without gradient."""
+        return self.logits.softmax(-1)
+
+
+def depth_attention(
+    query: Tensor,
+    key_norm_weight: Tensor,
+    sources: Sequence[Tensor],
+    eps: float = 1e-5,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The input of one sublayer from all its sources (Eq. 6), [..., D] in the sources' dtype.
+
+    ``query`` and ``key_norm_weight`` are [D]; ``sources`` is any number of [..., D] tensors of one
+    shape, dtype and device. A single source is returned as it is. With ``return_weights`` also the
+    attention weights [..., N], fp32 (fp64), without gradient.
+
+    Raises ValueError when there is no source or when shapes or dtypes differ.
+    """
+    folded = _fold([(query, key_norm_weight)], sources)
+    if len(sources) == 1:
+        h, weights = sources[0], folded.new_ones(*sources[0].shape[:-1], 1)
+    else:
+        logits, h, _ = DepthRead.apply(folded, eps, *sources)
+        weights = logits[..., 0, :].softmax(-1) if return_weights else None
+    return (h, weights) if return_weights else h
+
+
+def depth_phase1(
+    queries: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Tensor], eps: float = 1e-5
+) -> list[Phase1]:
+    """Reads the completed blocks for all S sublayers of a block at once.
+
+    ``queries`` holds (query [D], key_norm_weight [D]) per sublayer, ``sources`` the completed
+    blocks, [..., D] each. Returns one `Phase1` per sublayer. Its backward writes one gradient per
+    source for all S queries. Outputs are separate tensors: drop each once used to free its memory.
+
+    Raises ValueError when there is no query or source, or when shapes or dtypes differ.
+    """
+    if not queries:
+        raise ValueError("depth_phase1 needs at least one (query, key_norm_weight) pair")
+    count = len(queries)
+    logits, *results = DepthRead.apply(_fold(queries, sources), eps, *sources)
+    return list(map(Phase1, results[:count], results[count:], logits.unbind(-2)))
+
+
+def depth_phase2(
+    completed: Phase1,
+    query: Tensor,
+    key_norm_weight: Tensor,
+    partial: Tensor,
+    eps: float = 1e-5,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Adds the running partial sum [..., D] to one query's read of the completed blocks.
+
+    The online-softmax merge of Algorithm 1: equal to ``depth_attention`` over the completed blocks
+    and the partial. ``query`` and ``key_norm_weight`` are the pair that made ``completed``.
+    With ``return_weights`` also the attention weights [..., N+1], the partial's last.
+
+    Raises ValueError when shapes or dtypes differ.
+    """
+    folded = _fold([(query, key_norm_weight)], [completed.o, partial])
+    h, logit = DepthMerge.apply(folded[0], completed.o, completed.lse, partial, eps)
+    if not return_weights:
+        return h
+    return h, torch.cat([completed.logits, logit.unsqueeze(-1)], -1).softmax(-1)
+
+
+def _fold(queries: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Tensor]) -> Tensor:
+    """Query times key norm weight, [S, D] in the dtype of the statistics: the logit of a source is
+    then one dot product, scaled by the inverse RMS that all queries share."""
+    if not sources:
+        raise ValueError("depth attention needs at least one source")
+    like = sources[0]
+    for i, source in enumerate(sources):
+        if source.shape != like.shape or source.dtype != like.dtype:
+            raise ValueError(
+                f"depth attention: source {i} is {tuple(source.shape)} {source.dtype}, "
+                f"source 0 is {tuple(like.shape)} {like.dtype}"
+            )
+    for vector in (vector for pair in queries for vector in pair):
+        if vector.shape != like.shape[-1:]:
+            raise ValueError(
+                f"depth attention: query and key_norm_weight must be [{like.shape[-1]}] like the "
+                f"sources' last dimension, not {list(vector.shape)}"
+            )
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.stack([query.to(dtype) * weight.to(dtype) for query, weight in queries])
