@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from attnres_train.errors import UserError
 from attnres_train.model.blocks import Blocks
@@ -26,7 +26,7 @@ class Layout:
     """2: attention and MLP. With 1 the bounds count sublayers, to plan cuts inside a layer."""
 
     def __post_init__(self) -> None:
-        sizes = [end - start for start, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        sizes = [end - start for start, end in pairwise(self.bounds)]
         if min(sizes, default=0) < 1 or self.bounds[0] != 0:
             raise UserError(
                 f"parallel.layout: chunk bounds {list(self.bounds)} must start at 0 and increase: "
