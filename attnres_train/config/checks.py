@@ -105,18 +105,13 @@ def _processes(config: RunConfig, world_size: int | None) -> Problems:
     needed = config.parallel.model_parallel_size
     if world_size is None or world_size % needed == 0:
         return
-    stages = f"one replica of the model takes {needed} (parallel.pipeline_model_parallel_size)"
-    if world_size < needed:
-        yield (
-            f"{world_size} processes are too few, {stages}: start at least {needed}, or lower "
-            f"parallel.pipeline_model_parallel_size to {world_size}"
-        )
-    else:
-        fewer = world_size - world_size % needed
-        yield (
-            f"{world_size} processes are no whole number of replicas, {stages}: start {fewer} or "
-            f"{fewer + needed}"
-        )
+    below = world_size - world_size % needed
+    remedy = f"start {f'{below} or ' if below else ''}{below + needed} processes"
+    yield (
+        f"the number of processes (WORLD_SIZE or --nproc) is {world_size}, but a replica of the "
+        f"model takes {needed}, one per pipeline stage: {remedy}, or change "
+        "parallel.pipeline_model_parallel_size"
+    )
 
 
 def _batch(config: RunConfig, world_size: int | None) -> Problems:

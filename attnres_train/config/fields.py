@@ -70,13 +70,23 @@ def locate(location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
     return path, expected(annotation, bounds)
 
 
+def section_at(path: KeyPath) -> type[Section]:
+    """The section whose keys follow ``path``, which must lead to one."""
+    section: Any = RunConfig
+    for step in path:
+        if not isinstance(step, int):
+            annotation = section.model_fields[step].annotation
+            section = annotation if is_section(annotation) else get_args(annotation)[0]
+    return section
+
+
 def expected(annotation: Any, bounds: list[Any] = ()) -> str:
     """What a value must be, in words: ``an integer of at least 1, or null``."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(expected(arg, bounds) for arg in args)
     if origin is Literal:
-        return " or ".join(map(str, args))
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (list, tuple):
         some = f"{len(args)} " if origin is tuple else ""
         filled = "non-empty " if bounds else ""

@@ -60,7 +60,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
     if not path.is_dir():
         yield f"{key}: there is no folder {path}{_beside(path)}"
     elif not (path.name.startswith("step_") or any(_steps(path))):
-        yield f"{key}: there is no checkpoint (step_*) in {path}{_beside(path / 'step_')}"
+        yield f"{key}: there is no checkpoint (step_*) in {path}{_beside(path)}"
 
 
 def _steps(folder: Path) -> Iterator[Path]:
@@ -69,10 +69,10 @@ def _steps(folder: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> str:
-    """What the nearest existing folder above ``path`` holds: checkpoints, else similar names."""
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    entries = sorted(entry.name for entry in folder.iterdir())
-    wanted = path.absolute().relative_to(folder).parts[0]
-    entries.sort(key=lambda name: -difflib.SequenceMatcher(None, name, wanted).ratio())
-    holds = ", ".join(entries[:6]) or "nothing"
-    return f"; {folder} holds {holds}" + (", ..." if len(entries) > 6 else "")
+    """What ``path`` or the nearest existing folder above it holds, names most like it first."""
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    wanted = str(path.relative_to(folder))
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names.sort(key=lambda name: -difflib.SequenceMatcher(None, name, wanted).ratio())
+    more = ", ..." if len(names) > 6 else ""
+    return f"; {folder.absolute()} holds {', '.join(names[:6]) or 'nothing'}{more}"

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from attnres_train.config.errors import ConfigError
-from attnres_train.config.fields import locate, nearest
+from attnres_train.config.fields import locate, nearest, section_at
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import Dumper, KeyPath, dotted
@@ -44,13 +44,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def _problem(tree: Tree, kind: str, location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
     path, wanted = locate(location)
     key = dotted(path)
-    if kind == "missing":
+    if kind == "missing" and path == location:
         return path, f"{key}: missing from {tree.place(path[:-1])}; expected {wanted}"
     here = f"{key} ({tree.place(path)})"
     if not wanted:
-        guesses = nearest(key)
-        hint = f"; did you mean {' or '.join(guesses)}?" if guesses else ""
-        return path, f"{here}: unknown key{hint}"
+        if guesses := nearest(key):
+            return path, f"{here}: unknown key; did you mean {' or '.join(guesses)}?"
+        known = ", ".join(section_at(path[:-1]).model_fields)
+        return path, f"{here}: unknown key; known here: {known}"
     value = tree.at(path)
     problem = f"{here}: expected {wanted}, not {_shown(value)}"
     if isinstance(value, str) and value in _NOT_THERE_YET.get(key, ()):

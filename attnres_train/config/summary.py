@@ -17,16 +17,21 @@ def describe(config: RunConfig, world_size: int | None = None) -> str:
     lines = {
         "model": _model(config),
         "residual": _residual(config),
-        "pipeline": f"{parallel.pipeline_model_parallel_size} ranks x "
-        f"{parallel.virtual_pipeline_model_parallel_size} virtual stages = {_chunks(config)}",
-        "processes": f"{processes} / {parallel.model_parallel_size} per replica = {replicas} "
-        f"data-parallel replica{'s' if replicas > 1 else ''}",
+        "pipeline": f"{_count(parallel.pipeline_model_parallel_size, 'rank')} x "
+        f"{_count(parallel.virtual_pipeline_model_parallel_size, 'virtual stage')} = "
+        f"{_chunks(config)}",
+        "processes": f"{processes} / {parallel.model_parallel_size} per replica = "
+        f"{_count(replicas, 'data-parallel replica')}",
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
         "learning rate": _learning_rate(config),
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _model(config: RunConfig) -> str:
@@ -54,10 +59,10 @@ def _residual(config: RunConfig) -> str:
 def _chunks(config: RunConfig) -> str:
     layout, chunks = config.parallel.layout, config.parallel.num_chunks
     if layout != "even":
-        return f"{chunks} chunks of {', '.join(map(str, layout))} layers"
+        return f"{_count(chunks, 'chunk')} of {', '.join(map(str, layout))} layers"
     size, larger = divmod(config.model.num_layers, chunks)
     sizes = f"{size}" if not larger else f"{size + 1} ({larger} of them) or {size}"
-    return f"{chunks} chunks of {config.model.num_layers} / {chunks} = {sizes} layers"
+    return f"{_count(chunks, 'chunk')} of {config.model.num_layers} / {chunks} = {sizes} layers"
 
 
 def _micro_batches(config: RunConfig, replicas: int) -> str:
@@ -65,7 +70,7 @@ def _micro_batches(config: RunConfig, replicas: int) -> str:
     count = train.global_batch_size // (train.micro_batch_size * replicas)
     return (
         f"{train.global_batch_size} samples / ({train.micro_batch_size} per micro-batch x "
-        f"{replicas} replicas) = {count} per step (gradient accumulation)"
+        f"{_count(replicas, 'replica')}) = {count} per step (gradient accumulation)"
     )
 
 
