@@ -1,0 +1,114 @@
+"""Kimi Delta Attention, the module: projections, short convolutions, decay, output gate.
+
+Parameter names, shapes and arithmetic are those of the released Kimi-Linear-48B-A3B (arXiv
+2510.26692, section 4). Shapes: B batch, T tokens, D hidden size, H heads, K head size, P = H K.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnres_train.config.model_schema import KDAConfig
+from attnres_train.model.kda import chunk_kda
+from attnres_train.model.norm import RMSNorm
+from attnres_train.model.short_conv import ShortConv
+
+_L2_EPS = 1e-6  # inside the sum of squares, as in the released code
+
+
+class KimiDeltaAttention(nn.Module):
+    """KDA sublayer, [B, T, D] -> [B, T, D]; the input is already normed.
+
+    ``A_log`` [1, 1, H, 1] and ``dt_bias`` [P] shape the decay and must stay fp32 (or fp64) when the
+    other parameters are cast: cast parameter by parameter and leave these two out, since
+    ``module.to(torch.bfloat16)`` would round them.
+    """
+
+    def __init__(self, hidden_size: int, config: KDAConfig, norm_eps: float) -> None:
+        super().__init__()
+        heads, size = config.num_heads, config.head_dim
+        width = heads * size
+        self.heads, self.chunk_size = heads, config.chunk_size
+        self.q_proj = nn.Linear(hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(hidden_size, width, bias=False)
+        self.v_proj = nn.Linear(hidden_size, width, bias=False)
+        self.q_conv1d = ShortConv(width, config.short_conv_kernel_size)
+        self.k_conv1d = ShortConv(width, config.short_conv_kernel_size)
+        self.v_conv1d = ShortConv(width, config.short_conv_kernel_size)
+        self.A_log = nn.Parameter(init_decay_(torch.empty(1, 1, heads, 1), "A_log"))
+        self.dt_bias = nn.Parameter(init_decay_(torch.empty(width), "dt_bias"))
+        self.f_a_proj = nn.Linear(hidden_size, size, bias=False)
+        self.f_b_proj = nn.Linear(size, width, bias=False)
+        self.g_a_proj = nn.Linear(hidden_size, size, bias=False)
+        self.g_b_proj = nn.Linear(size, width, bias=False)
+        self.b_proj = nn.Linear(hidden_size, heads, bias=False)
+        self.o_norm = RMSNorm(size, norm_eps)
+        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """``cu_seqlens`` [0, ..., B*T]: cumulative lengths of documents packed into the rows, which
+        then see nothing of each other."""
+        q, k, v = (
+            self._heads(conv(proj(x), cu_seqlens))
+            for proj, conv in (
+                (self.q_proj, self.q_conv1d),
+                (self.k_proj, self.k_conv1d),
+                (self.v_proj, self.v_conv1d),
+            )
+        )
+        beta = self.b_proj(x).to(self.A_log.dtype).sigmoid()
+        o, _ = chunk_kda(
+            _l2_norm(q),
+            _l2_norm(k),
+            v,
+            self._log_decay(x),
+            beta,
+            cu_seqlens=cu_seqlens,
+            chunk_size=self.chunk_size,
+        )
+        gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
+        return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """Log of the decay per key channel [B, T, H, K], below 0, in the dtype of ``A_log``."""
+        a = self.f_b_proj(self.f_a_proj(x)).to(self.A_log.dtype) + self.dt_bias
+        return -self.A_log.exp() * self._heads(F.softplus(a))
+
+
+def _l2_norm(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, in fp32 (fp64 stays fp64)."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * (x.square().sum(-1, keepdim=True) + _L2_EPS).rsqrt()
+
+
+@torch.no_grad()
+def init_decay_(tensor: Tensor, name: str, generator: torch.Generator | None = None) -> Tensor:
+    """Initialises ``A_log`` or ``dt_bias`` (the ``name``) in place, as Kimi-Linear's code does.
+
+    A_log is log U(1, 16). dt_bias is the inverse softplus of a step size that is log-uniform in
+    [1e-3, 1e-1], so that a token without input decays by exp(-A dt).
+    """
+    if name == "A_log":
+        return tensor.uniform_(1, 16, generator=generator).log_()
+    if name != "dt_bias":
+        raise ValueError(f"no initialisation for {name}: it is A_log or dt_bias")
+    dt = tensor.uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp_()
+    return tensor.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def kda_flops_per_token(hidden_size: int, config: KDAConfig) -> float:
+    """Forward FLOPs of the sublayer per token: projections, convolutions (a multiply-add is two)
+    and the chunked recurrence, 6 K^2 + 3 C K + C^2 per head (arXiv 2510.26692, Eq. 13)."""
+    heads, size, chunk = config.num_heads, config.head_dim, config.chunk_size
+    width = heads * size
+    projections = 4 * hidden_size * width + 2 * size * (hidden_size + width) + hidden_size * heads
+    convolutions = 3 * width * config.short_conv_kernel_size
+    recurrence = heads * (6 * size**2 + 3 * chunk * size + chunk**2)
+    return 2.0 * (projections + convolutions) + recurrence
