@@ -1,0 +1,299 @@
+"""Engine: runs a rank's list of forward and backward passes.
+
+Blocks cross to the next rank before the chunk that passes them on is computed, those that it makes
+behind it (see `pipeline.messages`). A backward pass starts from every tensor the chunk made: its
+blocks with the gradient collected in the store, its partial with the gradient that came back, the
+loss with 1/M. One process is the plan with one chunk: nothing here asks for more than one.
+
+Shapes: B samples of a micro-batch, T tokens, D hidden_size; M micro-batches, P ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from attnres_train.pipeline.mail import Inbox, Outbox
+from attnres_train.pipeline.messages import Message, PipelineError, Program, Step
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.schedule import Schedule, forward_only, one_f_one_b
+from attnres_train.pipeline.store import BlockStore
+from attnres_train.pipeline.transport import Transport
+
+LOOK_AHEAD = 2
+"""Receives are posted this many actions ahead: in the steady state, the next F and the next B."""
+
+
+class ChunkOutput(Protocol):
+    """What a chunk makes of one micro-batch; tensors are [B, T, D]."""
+
+    blocks: dict[int, Tensor]
+    """The blocks that it completes."""
+    partial: Tensor | None
+    """The open block behind it."""
+    loss: Tensor | None
+    """Last chunk: scalar, the micro-batch's mean loss."""
+
+
+Chunk = Callable[[Any, dict[int, Tensor], Tensor | None], ChunkOutput]
+"""(micro-batch with ``tokens`` [B, T], blocks complete before the chunk, partial) -> output."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: Tensor | None
+    """Mean over micro-batches, scalar without graph; None but on the last chunk's rank."""
+    p2p_bytes: int
+    """Bytes that this rank sent."""
+    peak_blocks: int
+    """Most blocks in this rank's store at any time."""
+
+
+class Engine:
+    """The chunks of pipeline rank ``rank``, driven by ``plan`` and a schedule.
+
+    ``chunks`` maps chunk index to module. Blocks, partials and their gradients have
+    ``stream_dtype`` and live on ``device``. ``debug`` sends each tensor's identity beside it and
+    checks it on arrival. ``schedule(P, V, M)`` orders the passes. Micro-batches may differ in shape
+    and number from call to call; for every new M the schedule is validated (ScheduleError).
+    """
+
+    def __init__(
+        self,
+        chunks: Mapping[int, Chunk],
+        plan: TransportPlan,
+        rank: int,
+        transport: Transport,
+        hidden_size: int,
+        stream_dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        debug: bool = False,
+        schedule: Callable[[int, int, int], Schedule] = one_f_one_b,
+    ) -> None:
+        self.chunks, self.plan, self.rank, self.transport = chunks, plan, rank, transport
+        self.hidden_size, self.stream_dtype = hidden_size, stream_dtype
+        self.device, self.debug = device, debug
+        self.schedule = schedule
+        self._programs: dict[tuple[Callable, int], Program] = {}
+
+    def train_step(self, batches: Sequence[Any]) -> StepResult:
+        """Forward and backward of every micro-batch. Gradients of the mean of their losses are
+        added to the parameters' ``.grad``."""
+        return self._run(self.program(self.schedule, len(batches)), batches)
+
+    def evaluate(self, batches: Sequence[Any]) -> StepResult:
+        """The losses alone."""
+        return self._run(self.program(forward_only, len(batches)), batches)
+
+    def program(self, schedule: Callable[[int, int, int], Schedule], num_micro_batches: int):
+        """The validated program of this rank, made once."""
+        if num_micro_batches < 1:
+            raise ValueError("a step needs at least one micro-batch")
+        key = schedule, num_micro_batches
+        if key not in self._programs:
+            layout = self.plan.layout
+            actions = schedule(layout.num_ranks, layout.num_virtual_stages, num_micro_batches)
+            self._programs[key] = Program(self.plan, actions, self.rank)
+        return self._programs[key]
+
+    def _run(self, program: Program, batches: Sequence[Any]) -> StepResult:
+        sent_before = self.transport.bytes_sent
+        run = _Pass(self, program, batches)
+        with torch.set_grad_enabled(program.training):
+            run.run()
+        return StepResult(
+            loss=torch.stack(run.losses).mean() if run.losses else None,
+            p2p_bytes=self.transport.bytes_sent - sent_before,
+            peak_blocks=run.store.peak_blocks,
+        )
+
+
+@dataclass
+class _Outputs:
+    """Where the backward pass of a chunk starts. Edges hold the graph, not the tensors."""
+
+    blocks: dict[int, GradientEdge | None]
+    partial: GradientEdge | None
+    loss: GradientEdge | None
+    loss_weight: Tensor | None
+
+
+class _Pass:
+    """The state of one run through a program; gone at its end."""
+
+    def __init__(self, engine: Engine, program: Program, batches: Sequence[Any]) -> None:
+        self.engine, self.program, self.batches = engine, program, batches
+        self.plan, self.training = engine.plan, program.training
+        self.store = BlockStore(engine.plan, engine.rank, self.training)
+        self.inbox = Inbox(
+            engine.rank, engine.transport, program.arrivals, self._make_buffer, engine.debug
+        )
+        self.outbox = Outbox(engine.rank, engine.transport, engine.stream_dtype, engine.debug)
+        self.partials: dict[tuple[int, int], Tensor] = {}
+        """(chunk, micro-batch) -> the chunk's incoming partial, a leaf."""
+        self.partial_gradients: dict[tuple[int, int], Tensor] = {}
+        """(chunk, micro-batch) -> gradient of the chunk's outgoing partial."""
+        self.outputs: dict[tuple[int, int], _Outputs] = {}
+        self.losses: list[Tensor] = []
+
+    def run(self) -> None:
+        steps = self.program.steps
+        for index, step in enumerate(steps):
+            for near in steps[index : index + 1 + LOOK_AHEAD]:
+                for message in near.arriving:
+                    self.inbox.announce(message)
+            (self._forward if step.action.kind == "F" else self._backward)(step)
+            self.outbox.reap(step.slot)
+        self.outbox.flush()
+        self._assert_empty()
+
+    def _forward(self, step: Step) -> None:
+        _, chunk, micro_batch = step.action
+        coming = iter(step.arriving)
+        held, fresh = _by_urgency(step.leaving)
+        for message in held:
+            while not self.store.holds(micro_batch, message.block):
+                self._accept(next(coming))
+            self._send(message, self.store.leaf(micro_batch, message.block))
+        for message in coming:
+            self._accept(message)
+
+        sources = {block: self.store.leaf(micro_batch, block) for block in self.plan.reads(chunk)}
+        partial = self.partials.get((chunk, micro_batch))
+        output = self.engine.chunks[chunk](self.batches[micro_batch], sources, partial)
+        self._check_output(step, output)
+
+        for block, tensor in output.blocks.items():
+            self.store.put(micro_batch, block, tensor)
+        for message in fresh:
+            is_partial = message.block is None
+            self._send(message, output.partial if is_partial else output.blocks[message.block])
+        self._hand_over(chunk, micro_batch, output.partial)
+        if output.loss is not None:
+            self.losses.append(output.loss.detach())
+        if self.training:
+            self.outputs[chunk, micro_batch] = self._outputs(output)
+        else:
+            self._forget(chunk, micro_batch)
+
+    def _accept(self, message: Message) -> None:
+        """Wait for a block or partial and make it a leaf."""
+        tensor, (_, chunk, micro_batch) = self.inbox.take(message), message.action
+        if message.block is None:
+            self.partials[chunk, micro_batch] = tensor.requires_grad_(self.training)
+        else:
+            self.store.put(micro_batch, message.block, tensor)
+
+    def _hand_over(self, chunk: int, micro_batch: int, partial: Tensor | None) -> None:
+        """Give the partial to the next chunk if that is on this rank too."""
+        hop = self.plan.hop_out_of(chunk)
+        if hop and hop.is_local and hop.partial:
+            leaf = partial.detach().requires_grad_(self.training)
+            self.partials[hop.dst_chunk, micro_batch] = leaf
+
+    def _outputs(self, output: ChunkOutput) -> _Outputs:
+        weight = None
+        if output.loss is not None:
+            weight = torch.full_like(output.loss, 1 / len(self.batches))
+        return _Outputs(
+            blocks={block: _edge(tensor) for block, tensor in output.blocks.items()},
+            partial=_edge(output.partial),
+            loss=_edge(output.loss),
+            loss_weight=weight,
+        )
+
+    def _forget(self, chunk: int, micro_batch: int) -> None:
+        """Forward-only: let go of what no later chunk on this rank reads."""
+        self.partials.pop((chunk, micro_batch), None)
+        if chunk == self.plan.layout.chunks_of(self.engine.rank)[-1]:
+            self.store.forget(micro_batch)
+
+    def _backward(self, step: Step) -> None:
+        _, chunk, micro_batch = step.action
+        held, fresh = _by_urgency(step.arriving)
+        for message in fresh:
+            self._accept_gradient(message)
+        self._differentiate(chunk, micro_batch)
+
+        late = {message.block: message for message in held}
+        partial = self.partials.pop((chunk, micro_batch), None)
+        if partial is not None and partial.grad is None:
+            raise self._error(step, "the chunk gives its incoming partial no gradient")
+        for message in step.leaving:
+            if message.block is None:
+                self._send(message, partial.grad)
+                continue
+            if message.block in late:
+                self._accept_gradient(late.pop(message.block))
+            self._send(message, self.store.release(micro_batch, message.block))
+        for message in late.values():
+            self._accept_gradient(message)
+
+        hop = self.plan.hop_into(chunk)
+        if hop and hop.is_local and hop.partial:
+            self.partial_gradients[hop.src_chunk, micro_batch] = partial.grad
+
+    def _accept_gradient(self, message: Message) -> None:
+        gradient, (_, chunk, micro_batch) = self.inbox.take(message), message.action
+        if message.block is None:
+            self.partial_gradients[chunk, micro_batch] = gradient
+        else:
+            self.store.deposit(micro_batch, message.block, gradient)
+
+    def _differentiate(self, chunk: int, micro_batch: int) -> None:
+        """Backward through the chunk, from all that it made and that something depends on."""
+        outputs = self.outputs.pop((chunk, micro_batch))
+        roots = [
+            (edge, self.store.release(micro_batch, block)) for block, edge in outputs.blocks.items()
+        ]
+        roots.append((outputs.partial, self.partial_gradients.pop((chunk, micro_batch), None)))
+        roots.append((outputs.loss, outputs.loss_weight))
+        used = [(edge, grad) for edge, grad in roots if edge is not None and grad is not None]
+        torch.autograd.backward([edge for edge, _ in used], [grad for _, grad in used])
+
+    def _send(self, message: Message, tensor: Tensor) -> None:
+        due = self.program.slots[message.action] + self.plan.layout.num_ranks
+        self.outbox.send(message, tensor, due)
+
+    def _check_output(self, step: Step, output: ChunkOutput) -> None:
+        produced = self.plan.produced(step.action.chunk)
+        if sorted(output.blocks) != list(produced):
+            raise self._error(
+                step, f"the chunk made blocks {sorted(output.blocks)}, not {list(produced)}"
+            )
+        hop = self.plan.hop_out_of(step.action.chunk)
+        if hop and hop.partial != (output.partial is not None):
+            raise self._error(step, f"the plan has partial={hop.partial} behind the chunk")
+
+    def _assert_empty(self) -> None:
+        """Raise PipelineError if the pass left anything behind."""
+        self.store.assert_empty()
+        self.inbox.assert_empty()
+        for kept in (self.partials, self.partial_gradients, self.outputs):
+            for chunk, micro_batch in kept:
+                raise PipelineError(
+                    f"rank {self.engine.rank}: a tensor of chunk {chunk}, micro-batch "
+                    f"{micro_batch} is left at the end of the step"
+                )
+
+    def _make_buffer(self, micro_batch: int) -> Tensor:
+        engine = self.engine
+        shape = *self.batches[micro_batch].tokens.shape, engine.hidden_size
+        return torch.empty(shape, dtype=engine.stream_dtype, device=engine.device)
+
+    def _error(self, step: Step, what: str) -> PipelineError:
+        return PipelineError(f"rank {self.engine.rank}: {step.action}: {what}")
+
+
+def _by_urgency(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    held = [message for message in messages if message.channel.urgency == "held"]
+    return held, [message for message in messages if message.channel.urgency == "fresh"]
+
+
+def _edge(tensor: Tensor | None) -> GradientEdge | None:
+    return get_gradient_edge(tensor) if tensor is not None and tensor.requires_grad else None

@@ -1,0 +1,151 @@
+"""Messages: which tensors cross ranks around each action, in which order and on which channel.
+
+Pure Python, from plan and schedule alone, so that sender and receiver agree without a handshake.
+Forward, the blocks that a rank holds already leave before it computes a chunk (*held*), the blocks
+and the partial that the chunk makes leave behind it (*fresh*). Backward mirrors this: the gradients
+of fresh tensors go first, for the receiver cannot start without them; those of held ones are due
+only when its pass ends. The two never share a channel, so no tensor that a peer waits for stands
+behind history.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.schedule import Action, Schedule
+from attnres_train.pipeline.validate import Report, validate
+
+
+class PipelineError(RuntimeError):
+    """The pipeline broke one of its own rules; names rank, chunk, block and micro-batch."""
+
+
+class PeerError(RuntimeError):
+    """Another rank did not deliver, or not in time; names what this rank was waiting for. The
+    fault itself is usually the peer's."""
+
+
+class Channel(NamedTuple):
+    """An ordered one-way connection between two ranks."""
+
+    src_rank: int
+    dst_rank: int
+    kind: Literal["F", "B"]
+    urgency: Literal["held", "fresh"]
+
+
+class Message(NamedTuple):
+    """One unit: a block or partial (``block`` is None), or its gradient, for ``action``."""
+
+    channel: Channel
+    action: Action
+    block: int | None
+
+    def __str__(self) -> str:
+        tensor = "the partial" if self.block is None else f"block {self.block}"
+        gradient = "" if self.action.kind == "F" else "the gradient of "
+        return f"{gradient}{tensor} for {self.action}"
+
+
+def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
+    """What the rank of ``action`` sends around it, in order.
+
+    F(chunk c): the tensors of the hop behind c. B(chunk c): the gradients of the hop before c, in
+    the reverse order, so that those that are fresh to the next receiver come first once more.
+    """
+    forward = action.kind == "F"
+    hop = plan.hop_out_of(action.chunk) if forward else plan.hop_into(action.chunk)
+    if hop is None or hop.is_local:
+        return ()
+    src, dst = (hop.src_rank, hop.dst_rank) if forward else (hop.dst_rank, hop.src_rank)
+    receiver = action._replace(chunk=hop.dst_chunk if forward else hop.src_chunk)
+    held, fresh = (Channel(src, dst, action.kind, urgency) for urgency in ("held", "fresh"))
+    messages = (
+        *(Message(held, receiver, block) for block in hop.held),
+        *(Message(fresh, receiver, block) for block in hop.fresh),
+        *([Message(fresh, receiver, None)] if hop.partial else ()),
+    )
+    return messages if forward else messages[::-1]
+
+
+def arriving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
+    """What ``action`` receives, in the order in which it is sent."""
+    chunk = action.chunk - 1 if action.kind == "F" else action.chunk + 1
+    if not 0 <= chunk < plan.layout.num_chunks:
+        return ()
+    return leaving(plan, action._replace(chunk=chunk))
+
+
+def channels(plan: TransportPlan) -> list[Channel]:
+    """Every channel that some hop of ``plan`` uses, in the same order on every rank."""
+    chunks = range(plan.layout.num_chunks)
+    actions = [Action(kind, chunk, 0) for kind in ("F", "B") for chunk in chunks]
+    return sorted({message.channel for action in actions for message in leaving(plan, action)})
+
+
+def start_slots(schedule: Schedule, num_chunks: int) -> dict[Action, int]:
+    """When each action of a valid ``schedule`` starts, if each takes one slot and messages none.
+
+    An action's slot is above those of everything it depends on, so any rule that makes actions
+    wait only for lower slots is free of deadlock.
+    """
+    slots: dict[Action, int] = {}
+    positions = [0] * len(schedule)
+    clocks = [0] * len(schedule)
+    progress = True
+    while progress:
+        progress = False
+        for rank, actions in enumerate(schedule):
+            while positions[rank] < len(actions):
+                action = actions[positions[rank]]
+                step, first = (-1, 0) if action.kind == "F" else (1, num_chunks - 1)
+                before = action._replace(chunk=action.chunk + step)
+                if action.chunk != first and before not in slots:
+                    break
+                slots[action] = max(clocks[rank], slots.get(before, -1) + 1)
+                clocks[rank] = slots[action] + 1
+                positions[rank] += 1
+                progress = True
+    return slots
+
+
+@dataclass(frozen=True)
+class Step:
+    """One action of a rank with its messages."""
+
+    action: Action
+    slot: int
+    arriving: tuple[Message, ...]
+    leaving: tuple[Message, ...]
+
+
+class Program:
+    """What ``rank`` does in one pass of ``schedule``; made once per number of micro-batches.
+
+    Raises ScheduleError if plan and schedule do not fit together (see `validate`).
+    """
+
+    def __init__(self, plan: TransportPlan, schedule: Schedule, rank: int) -> None:
+        self.report: Report = validate(plan, schedule)
+        self.training = any(action.kind == "B" for action in schedule[rank])
+        self.slots = start_slots(schedule, plan.layout.num_chunks)
+        self.steps = [
+            Step(action, self.slots[action], arriving(plan, action), leaving(plan, action))
+            for action in schedule[rank]
+        ]
+        self._plan, self._schedule, self._rank = plan, schedule, rank
+
+    @cached_property
+    def arrivals(self) -> dict[Channel, list[Message]]:
+        """Everything that reaches this rank, per channel in the sender's order."""
+        arrivals = defaultdict(list)
+        for actions in self._schedule:
+            for action in actions:
+                for message in leaving(self._plan, action):
+                    if message.channel.dst_rank == self._rank:
+                        arrivals[message.channel].append(message)
+        return dict(arrivals)

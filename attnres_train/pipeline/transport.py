@@ -1,0 +1,155 @@
+"""Transports: asynchronous one-way tensor channels between the ranks of a pipeline.
+
+`P2PTransport` runs on torch.distributed, gloo and NCCL alike; `MailboxTransport` connects engines
+that share one process, so that a plan can be run and compared without any network.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from threading import Condition
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from attnres_train.pipeline.messages import Channel
+
+
+class Work(Protocol):
+    """A send or receive under way."""
+
+    def is_completed(self) -> bool:
+        """Whether it is known to be done. (gloo knows only behind `wait`.)"""
+
+    def wait(self) -> object:
+        """Block until done: the process on CPU, the current stream on CUDA. Raises RuntimeError
+        when the peer is lost or the timeout has passed."""
+
+
+class Transport(Protocol):
+    """Channels deliver tensors in the order in which they were sent."""
+
+    bytes_sent: int
+    """Bytes sent by this rank since the transport was made."""
+
+    def send(self, channel: Channel, tensor: Tensor) -> Work:
+        """Start to send ``tensor``, which must stay unchanged until the work is done."""
+
+    def receive(self, channel: Channel, buffer: Tensor) -> Work:
+        """Start to receive the channel's next tensor into ``buffer``."""
+
+
+class P2PTransport:
+    """Point-to-point operations, with a process group of its own for every channel.
+
+    A communicator runs its operations in order, so whatever shares one can wait for each other: one
+    group per pair of ranks, or per direction, deadlocks under NCCL. The groups are made here once,
+    and each sends one element, so that no connection has to be opened during a step.
+
+    ``channels`` (see `messages.channels`) must be the same on every rank of the pipeline;
+    ``ranks[s]`` is the global rank of pipeline rank ``s``. Every rank of the pipeline has to call
+    this, other processes need not.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[Channel],
+        ranks: Sequence[int],
+        timeout: timedelta,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.bytes_sent = 0
+        self._ranks = tuple(ranks)
+        self._groups: dict[Channel, dist.ProcessGroup] = {}
+        own = self._ranks.index(dist.get_rank())
+        for channel in channels:
+            if own in channel[:2]:
+                pair = [self._ranks[channel.src_rank], self._ranks[channel.dst_rank]]
+                self._groups[channel] = dist.new_group(
+                    pair, timeout=timeout, use_local_synchronization=True
+                )
+                probe = torch.zeros(1, device=device)
+                work = (self.send if own == channel.src_rank else self.receive)(channel, probe)
+                work.wait()
+        self.bytes_sent = 0
+
+    def send(self, channel: Channel, tensor: Tensor) -> Work:
+        self.bytes_sent += tensor.nbytes
+        return dist.isend(tensor, self._ranks[channel.dst_rank], group=self._groups[channel])
+
+    def receive(self, channel: Channel, buffer: Tensor) -> Work:
+        return dist.irecv(buffer, self._ranks[channel.src_rank], group=self._groups[channel])
+
+    def close(self) -> None:
+        """Destroy the groups."""
+        for group in self._groups.values():
+            dist.destroy_process_group(group)
+        self._groups.clear()
+
+
+class Mailboxes:
+    """What the `MailboxTransport`s of one pipeline share; thread-safe."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        self._timeout = timeout.total_seconds()
+        self._boxes: defaultdict[Channel, deque[Tensor]] = defaultdict(deque)
+        self._changed = Condition()
+        self._closed = False
+
+    def put(self, channel: Channel, tensor: Tensor) -> None:
+        with self._changed:
+            self._boxes[channel].append(tensor)
+            self._changed.notify_all()
+
+    def take(self, channel: Channel) -> Tensor:
+        with self._changed:
+            box = self._boxes[channel]
+            if not self._changed.wait_for(lambda: box or self._closed, self._timeout):
+                raise RuntimeError(f"nothing arrived on {channel} in {self._timeout} s")
+            if not box:
+                raise RuntimeError("a peer failed")
+            return box.popleft()
+
+    def close(self) -> None:
+        """Make every waiting or later `take` of a missing tensor fail at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def is_empty(self) -> bool:
+        return not any(self._boxes.values())
+
+
+class MailboxTransport:
+    """One rank's end of `Mailboxes`. Sends a copy, as a wire does, and is done at once."""
+
+    def __init__(self, mailboxes: Mailboxes) -> None:
+        self.bytes_sent = 0
+        self._mailboxes = mailboxes
+
+    def send(self, channel: Channel, tensor: Tensor) -> Work:
+        self.bytes_sent += tensor.nbytes
+        self._mailboxes.put(channel, tensor.detach().clone())
+        return _MailboxWork(lambda: None)
+
+    def receive(self, channel: Channel, buffer: Tensor) -> Work:
+        return _MailboxWork(lambda: buffer.copy_(self._mailboxes.take(channel)))
+
+
+class _MailboxWork:
+    """Work that ``finish`` ends."""
+
+    def __init__(self, finish: Callable[[], object]) -> None:
+        self._finish: Callable[[], object] | None = finish
+
+    def is_completed(self) -> bool:
+        return self._finish is None
+
+    def wait(self) -> None:
+        if self._finish is not None:
+            self._finish()
+            self._finish = None
