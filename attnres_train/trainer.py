@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class Trainer:
         """Run the loop. Returns the progress reached, which is also what was saved last."""
         train = self.config.train
         end = min(train.train_iters, train.stop_after or train.train_iters)
-        self.progress = Progress(**self.parts.checkpoints.resume(asdict(self.progress)))
+        self.progress = self.parts.checkpoints.resume()
         saved = self.progress.step
         for observer in self.parts.observers:
             observer.on_start(self.progress.step)
@@ -80,7 +80,7 @@ class Trainer:
                     observer.on_step(record)
                 interval = self.config.checkpoint.save_interval
                 if step == end or stopping or (interval and step % interval == 0):
-                    self.parts.checkpoints.save(step, asdict(self.progress))
+                    self.parts.checkpoints.save(self.progress)
                     saved = step
         finally:
             for observer in self.parts.observers:

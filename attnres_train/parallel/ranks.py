@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +18,8 @@ from attnres_train.parallel.megatron import build_grid, destroy_grid
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. ``pipeline_ranks[s]`` is the global rank of stage ``s`` of its
-    pipeline, ``pipelines`` lists the ranks of every pipeline (the same on every process)."""
+    """This process's place; ``pipeline_ranks[s]`` is the global rank of stage ``s`` of its
+    pipeline."""
 
     rank: int
     world_size: int
@@ -26,7 +27,9 @@ class Ranks:
     pipeline: ProcessGroup
     data: ProcessGroup
     pipeline_ranks: tuple[int, ...]
-    pipelines: tuple[tuple[int, ...], ...]
+    control: ProcessGroup
+    """All processes, CPU-capable: checkpoints and other coordination beside training."""
+    timeout: timedelta
 
     @property
     def pp_rank(self) -> int:
@@ -44,6 +47,18 @@ class Ranks:
     def is_main(self) -> bool:
         """The one process that writes files and prints."""
         return self.rank == 0
+
+    def sum_over_pipeline(self, value: int) -> int:
+        """``value`` summed over the stages of this pipeline."""
+        total = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.all_reduce(total, group=self.pipeline)
+        return int(total)
+
+    def prepare_once(self, prepare: Callable[[], object]) -> None:
+        """Run ``prepare`` on one process of each machine while the others wait."""
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            prepare()
+        dist.barrier(group=self.control)
 
 
 def choose_device(device: str) -> torch.device:
@@ -69,24 +84,22 @@ def join_run(config: RunConfig):
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield _place(config, device)
+        yield _place(config, device, timeout)
         dist.barrier()
     finally:
         destroy_grid()
         dist.destroy_process_group()
 
 
-def _place(config: RunConfig, device: torch.device) -> Ranks:
+def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
     pipeline, data = build_grid(config.parallel)
-    mine = tuple(dist.get_process_group_ranks(pipeline))
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
         pipeline=pipeline,
         data=data,
-        pipeline_ranks=mine,
-        pipelines=tuple(sorted(set(everyone))),
+        pipeline_ranks=tuple(dist.get_process_group_ranks(pipeline)),
+        control=dist.new_group(backend="gloo", timeout=timeout),
+        timeout=timeout,
     )

@@ -1,0 +1,195 @@
+"""One worker of a run: builds every part for this rank from the config and starts the loop."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import torch
+
+from attnres_train.checkpoint import folders, rng, store
+from attnres_train.checkpoint.names import training_state
+from attnres_train.config import describe, save_config
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.prepare import open_data, prepare
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.flops import training_flops_per_token
+from attnres_train.model.init import init_weights
+from attnres_train.model.naming import released_tensors
+from attnres_train.observe.console import Console
+from attnres_train.observe.hardware import environment, peak_flops
+from attnres_train.observe.plot import LossPlot
+from attnres_train.observe.sinks import JsonLines, Observer, TensorBoard, Wandb
+from attnres_train.optim.build import build_optimizer
+from attnres_train.optim.hybrid import HybridOptimizer
+from attnres_train.parallel.ranks import Ranks, join_run
+from attnres_train.pipeline.engine import Engine
+from attnres_train.pipeline.layout import make_layout
+from attnres_train.pipeline.messages import channels
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.transport import P2PTransport
+from attnres_train.trainer import Parts, Progress, Trainer
+
+PARAMETER_DTYPE = {
+    "fp32": torch.float32,
+    "bf16": torch.float32,
+    "bf16_params": torch.bfloat16,
+}
+STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": torch.bfloat16}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def train(config: RunConfig) -> int:
+    """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
+    a signal stopped the run: it is saved, and the same command resumes it."""
+    stop_requested = catch_stop_signals()
+    with join_run(config) as ranks:
+        parts = build_parts(config, ranks)
+        if ranks.is_main:
+            print(describe(config, ranks.world_size), flush=True)
+        progress = Trainer(config, ranks, parts, stop_requested).fit()
+        if ranks.is_main and progress.step < config.train.train_iters:
+            print(f"stopped behind step {progress.step}, saved; the same command resumes")
+    return 0
+
+
+def catch_stop_signals():
+    """From now on SIGTERM, SIGINT and SIGUSR1 set a flag; returns the function that reads it. The
+    loop saves and leaves behind the step in which any rank was told."""
+    received: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _: received.append(number))
+    return lambda: bool(received)
+
+
+def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
+    """Data, chunks, engine, optimizer, checkpoints and observers of this rank."""
+    ranks.prepare_once(lambda: prepare(config, progress=ranks.is_main))
+    data = open_data(config)
+    plan = build_plan(config)
+    chunks = build_chunks(config, plan, ranks)
+    named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
+    optimizer = build_optimizer(named.items(), config.optimizer, ranks.device)
+    engine = Engine(
+        chunks,
+        plan,
+        ranks.pp_rank,
+        P2PTransport(channels(plan), ranks.pipeline_ranks, ranks.timeout, ranks.device),
+        hidden_size=config.model.hidden_size,
+        stream_dtype=STREAM_DTYPE[config.train.precision],
+        device=ranks.device,
+        debug=config.pipeline.debug,
+    )
+    folder = Path(config.run.dir) / config.run.name
+    info = {
+        "num_parameters": ranks.sum_over_pipeline(sum(p.numel() for p in named.values())),
+        "num_tokens": data.num_tokens,
+        "unigram_entropy": data.unigram_entropy,
+    }
+    return Parts(
+        chunks=list(chunks.values()),
+        engine=engine,
+        optimizer=optimizer,
+        data=data,
+        checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
+        observers=build_observers(config, ranks, folder, info) if ranks.is_main else [],
+        flops_per_token=training_flops_per_token(config.model, config.train.seq_length),
+        peak_flops=peak_flops(ranks.device),
+    )
+
+
+def build_plan(config: RunConfig) -> TransportPlan:
+    parallel = config.parallel
+    layout = make_layout(
+        config.model.num_layers,
+        config.model.block_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+        parallel.layout,
+    )
+    return TransportPlan(layout)
+
+
+def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[int, ModelChunk]:
+    """This rank's chunks by index, with initial weights that do not depend on the layout."""
+    chunks = {}
+    for index in plan.layout.chunks_of(ranks.pp_rank):
+        layers = plan.layout.layers(index)
+        chunk = ModelChunk(
+            config.model,
+            layers.start,
+            layers.stop,
+            recompute=config.train.recompute,
+            stream_dtype=STREAM_DTYPE[config.train.precision],
+            autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
+            device=ranks.device,
+            dtype=PARAMETER_DTYPE[config.train.precision],
+        )
+        init_weights(chunk, config.run.seed)
+        chunks[index] = chunk
+    return chunks
+
+
+def build_observers(config: RunConfig, ranks: Ranks, folder: Path, info: dict) -> list[Observer]:
+    """The main process's observers; writes what the run folder says once about the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    about = {"info": info, "environment": environment(ranks.device, ranks.world_size)}
+    for name, content in about.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    observers: list[Observer] = [JsonLines(folder / "metrics.jsonl"), Console(config)]
+    if config.log.tensorboard:
+        observers.append(TensorBoard(folder / "tensorboard"))
+    if config.log.wandb.enabled:
+        observers.append(Wandb(config, folder))
+    if config.log.plot:
+        observers.append(LossPlot(folder, info["unigram_entropy"]))
+    return observers
+
+
+class Checkpoints:
+    """Saves and resumes this run's state, every tensor under its layout-free name."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        folder: Path,
+        chunks: list[ModelChunk],
+        optimizer: HybridOptimizer,
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.folder = folder / "checkpoints"
+        named = [item for chunk in chunks for item in chunk.state_dict(keep_vars=True).items()]
+        self.tensors = training_state(
+            [(name, tensor.detach()) for name, tensor in named], optimizer, released_tensors
+        )
+        self.loaded_from: Path | None = None
+
+    def resume(self) -> Progress:
+        """Load what `checkpoint.resume` asks for, into chunks and optimizer, in place."""
+        path = folders.resolve_resume(self.config.checkpoint.resume, self.folder)
+        if path is None:
+            return Progress()
+        restored = store.load(path, self.tensors, group=self.ranks.control)
+        if restored.rng is not None:
+            rng.set_rng_state(restored.rng)
+        if self.ranks.is_main:
+            print(f"resumed from {path}", flush=True)
+        self.loaded_from = path
+        return Progress(**restored.extras["progress"])
+
+    def save(self, progress: Progress) -> None:
+        """Publish a checkpoint of all ranks behind the current step."""
+        path = store.save(
+            self.folder,
+            progress.step,
+            self.tensors,
+            {"progress": vars(progress), "config": self.config.model_dump(mode="json")},
+            keep_last=self.config.checkpoint.keep_last,
+            loaded_from=self.loaded_from,
+            group=self.ranks.control,
+        )
+        if self.ranks.is_main:
+            print(f"saved {path}", flush=True)
