@@ -1,7 +1,7 @@
 """FLOPs of the model, for throughput against the device's peak (MFU) and for planning.
 
-A multiply-add is two FLOPs. Counted are matmuls, attention, the recurrence and depth reads;
-norms, activations, convolutions and the router's sort are not. What a module costs stands beside
+A multiply-add is two FLOPs. Counted are matmuls, attention, KDA's convolutions and recurrence and
+the depth reads; norms, activations and the router's sort are not. What a module costs stands beside
 the module.
 """
 
