@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.names import training_state
 from attnres_train.config import describe, save_config
 from attnres_train.config.schema import RunConfig
-from attnres_train.data.prepare import open_data, prepare
+from attnres_train.data.loader import open_data
+from attnres_train.data.prepare import prepare, read_prepared
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -44,6 +46,10 @@ def train(config: RunConfig) -> int:
     """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
     a signal stopped the run: it is saved, and the same command resumes it."""
     stop_requested = catch_stop_signals()
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        # One process per machine; the others wait for it in join_run. Nothing to do where the
+        # local launcher or `attnres-train data` has prepared already.
+        prepare(config, progress=os.environ.get("RANK", "0") == "0")
     with join_run(config) as ranks:
         parts = build_parts(config, ranks)
         if ranks.is_main:
@@ -65,8 +71,6 @@ def catch_stop_signals():
 
 def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
     """Data, chunks, engine, optimizer, checkpoints and observers of this rank."""
-    ranks.prepare_once(lambda: prepare(config, progress=ranks.is_main))
-    data = open_data(config)
     plan = build_plan(config)
     chunks = build_chunks(config, plan, ranks)
     named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
@@ -82,16 +86,17 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         debug=config.pipeline.debug,
     )
     folder = Path(config.run.dir) / config.run.name
+    prepared = read_prepared(config)
     info = {
         "num_parameters": ranks.sum_over_pipeline(sum(p.numel() for p in named.values())),
-        "num_tokens": data.num_tokens,
-        "unigram_entropy": data.unigram_entropy,
+        "num_tokens": prepared.num_tokens,
+        "unigram_entropy": prepared.unigram_entropy_nats,
     }
     return Parts(
         chunks=list(chunks.values()),
         engine=engine,
         optimizer=optimizer,
-        data=data,
+        data=open_data(config),
         checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
         observers=build_observers(config, ranks, folder, info) if ranks.is_main else [],
         flops_per_token=training_flops_per_token(config.model, config.train.seq_length),

@@ -17,7 +17,7 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.moe import router_loads, update_router_biases
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.sinks import Observer, Record
-from attnres_train.optim.clipping import grad_square_sum, scale_grads
+from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedule import learning_rate
 from attnres_train.parallel.gradients import average_gradients, sum_over
 from attnres_train.parallel.ranks import Ranks
@@ -165,11 +165,11 @@ class Trainer:
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
-        total = sum_over(grad_square_sum(self.parameters), self.ranks.pipeline)
-        norm = total.sqrt().item()
-        limit = self.config.train.clip_grad
-        if limit and norm > limit:
-            scale_grads(self.parameters, limit / norm)
+        squares = grad_square_sum(self.parameters, self.ranks.device)
+        norm = sum_over(squares, self.ranks.pipeline).sqrt().item()
+        factor = clip_factor(norm, self.config.train.clip_grad)
+        if factor < 1:
+            scale_grads(self.parameters, factor)
         return norm
 
     def _update_router_biases(self) -> None:

@@ -44,7 +44,8 @@ class ModelChunk(nn.Module):
     Parameters have the released names without ``model.`` and with routed experts stacked (see
     `naming`). They are meaningless until `init_weights` or a checkpoint fills them. ``dtype`` is
     theirs, but the decay of KDA and the router biases are fp32 at least. ``stream_dtype`` is the
-    dtype of blocks and partials (default: ``dtype``). ``recompute="full"`` keeps of each decoder
+    dtype of blocks and partials (default: ``dtype``). ``autocast_dtype`` runs
+    matmuls in that dtype (torch.autocast). ``recompute="full"`` keeps of each decoder
     layer its inputs only and reruns it in the backward pass.
     """
 
@@ -56,6 +57,7 @@ class ModelChunk(nn.Module):
         *,
         recompute: str = "none",
         stream_dtype: torch.dtype | None = None,
+        autocast_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -69,6 +71,7 @@ class ModelChunk(nn.Module):
         self.first_layer, self.last_layer = first_layer, last_layer
         self.recompute = recompute
         self.stream_dtype = stream_dtype
+        self.autocast_dtype = autocast_dtype
         with torch.device(device or "cpu"):
             self._build()
         for name, parameter in self.named_parameters():
@@ -111,6 +114,14 @@ class ModelChunk(nn.Module):
 
         Raises ValueError when ``blocks`` are not the ones the chunk reads.
         """
+        with torch.autocast(
+            batch.tokens.device.type, self.autocast_dtype, self.autocast_dtype is not None
+        ):
+            return self._forward(batch, blocks, partial)
+
+    def _forward(
+        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+    ) -> ChunkOutput:
         sources, partial = self._run(batch, blocks, partial)
         first_new = 0 if self.is_first else len(blocks)
         completed = dict(enumerate(sources[first_new:], first_new))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,12 +52,6 @@ class Ranks:
         total = torch.tensor(value, dtype=torch.int64, device=self.device)
         dist.all_reduce(total, group=self.pipeline)
         return int(total)
-
-    def prepare_once(self, prepare: Callable[[], object]) -> None:
-        """Run ``prepare`` on one process of each machine while the others wait."""
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            prepare()
-        dist.barrier(group=self.control)
 
 
 def choose_device(device: str) -> torch.device:
