@@ -103,7 +103,7 @@ def _layout(config: RunConfig) -> Problems:
 
 def _processes(config: RunConfig, world_size: int | None) -> Problems:
     needed = config.parallel.model_parallel_size
-    if world_size is None or world_size % needed == 0:
+    if world_size is None or (world_size > 0 and world_size % needed == 0):
         return
     below = world_size - world_size % needed
     remedy = f"start {f'{below} or ' if below else ''}{below + needed} processes"

@@ -105,8 +105,7 @@ def _read(path: Path, wanted_by: str) -> str:
 
 
 def _near_by(path: Path) -> str:
-    """The configurations beside a missing one and in ``configs/``, the most similar first."""
-    folders = dict.fromkeys([path.parent, Path("configs")])
-    found = [file for folder in folders for file in sorted(folder.glob("*.y*ml"))]
+    """The configurations beside a missing one, else those in ``configs/``; most similar first."""
+    found = sorted(path.parent.glob("*.y*ml")) or sorted(Path("configs").glob("*.y*ml"))
     found.sort(key=lambda file: -difflib.SequenceMatcher(None, file.stem, path.stem).ratio())
     return "; near by: " + ", ".join(map(str, found[:6])) if found else ""

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+
+from attnres_train.config.checks import data_parallel_size
+from tests.config.helpers import says
+
+
+def test_nothing_wrong(problems):
+    assert problems() == []
+    assert problems("parallel.layout=[4]", "model.full_attention_layers=[1, 4]", world_size=2) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["tensor_model_parallel_size", "expert_model_parallel_size", "context_parallel_size"]
+)
+def test_parallelism_that_is_not_there_yet(problems, key):
+    says(problems(f"parallel.{key}=2"), f"parallel.{key} is 2", "is not there yet", "set it to 1")
+
+
+class TestModel:
+    def test_fewer_experts_than_a_token_uses(self, problems):
+        found = problems("model.moe.num_experts=4")
+        says(found, "model.moe.num_experts_per_token is 8", "model.moe.num_experts is 4")
+        assert problems("model.moe.num_experts=8") == []
+
+    def test_more_dense_layers_than_layers(self, problems):
+        says(problems("model.moe.first_dense_layers=5"), "first_dense_layers is 5", "layers is 4")
+        assert problems("model.moe.first_dense_layers=4") == []
+
+    @pytest.mark.parametrize(("layers", "named"), [("[0, 1]", "[0]"), ("[4, 5, 9]", "[5, 9]")])
+    def test_full_attention_outside(self, problems, layers, named):
+        found = problems(f"model.full_attention_layers={layers}")
+        says(found, f"model.full_attention_layers names {named}", "model.num_layers = 4")
+
+    def test_full_attention_twice(self, problems):
+        says(problems("model.full_attention_layers=[3, 1, 3]"), "names [3] more than once")
+
+    def test_tokenizer_larger_than_the_embedding(self, problems):
+        says(
+            problems("data.tokenizer.vocab_size=4097"),
+            "data.tokenizer.vocab_size is 4097",
+            "raise model.vocab_size to at least 4097",
+        )
+
+
+class TestLayout:
+    SPLIT = (
+        "parallel.pipeline_model_parallel_size=2",
+        "parallel.virtual_pipeline_model_parallel_size=2",
+    )
+
+    def test_more_chunks_than_layers(self, problems):
+        says(
+            problems(*self.SPLIT, "model.num_layers=3"),
+            "parallel.pipeline_model_parallel_size 2",
+            "parallel.virtual_pipeline_model_parallel_size 2 = 4 chunks",
+            "model.num_layers is 3",
+        )
+
+    @pytest.mark.parametrize(
+        ("layout", "part"),
+        [
+            ("[2, 2]", "parallel.layout has 2 entries"),
+            ("[2, 0, 1, 1]", "every chunk needs at least one layer"),
+            ("[3, -1, 1, 1]", "every chunk needs at least one layer"),
+            ("[2, 1, 1, 1]", "adds up to 5 layers, but model.num_layers is 4"),
+        ],
+    )
+    def test_explicit(self, problems, layout, part):
+        says(problems(*self.SPLIT, f"parallel.layout={layout}"), part)
+
+    def test_explicit_and_right(self, problems):
+        assert problems(*self.SPLIT, "model.num_layers=7", "parallel.layout=[1, 3, 2, 1]") == []
+
+
+class TestProcesses:
+    @pytest.mark.parametrize(
+        ("world_size", "remedy"),
+        [
+            (0, "start 3 "),
+            (1, "start 3 "),
+            (2, "start 3 "),
+            (4, "start 3 or 6 "),
+            (8, "start 6 or 9 "),
+        ],
+    )
+    def test_no_whole_replica(self, problems, world_size, remedy):
+        found = problems(
+            "parallel.pipeline_model_parallel_size=3",
+            "train.global_batch_size=60",
+            world_size=world_size,
+        )
+        says(found, f"is {world_size}, but a replica of the model takes 3", remedy)
+
+    def test_whole_replicas(self, problems, small):
+        overrides = ("parallel.pipeline_model_parallel_size=2",)
+        assert problems(*overrides, world_size=2) == problems(*overrides, world_size=8) == []
+        assert data_parallel_size(small) == 1
+        assert data_parallel_size(small, 8) == 8
+
+
+class TestBatch:
+    def test_not_divisible(self, problems):
+        says(
+            problems("train.global_batch_size=10", "train.micro_batch_size=2", world_size=2),
+            "train.global_batch_size 10 is not divisible by 4",
+            "train.micro_batch_size 2 x 2 data-parallel",
+            "take 8 or 12",
+        )
+
+    def test_smaller_than_one_round(self, problems):
+        found = problems("train.global_batch_size=1", "train.micro_batch_size=3")
+        says(found, "take 3")
+
+    def test_stages_are_no_replicas(self, problems):
+        overrides = ("parallel.pipeline_model_parallel_size=4", "train.global_batch_size=3")
+        assert problems(*overrides, world_size=4) == []
+
+
+class TestOptimisation:
+    @pytest.mark.parametrize("betas", ["[0.9, 1]", "[-0.1, 0.9]"])
+    def test_betas(self, problems, betas):
+        says(problems(f"optimizer.betas={betas}"), "optimizer.betas is [", "below 1")
+
+    def test_cosine_that_ends_within_the_warm_up(self, problems):
+        overrides = ("lr_schedule.warmup_iters=50", "lr_schedule.decay_iters=50")
+        says(problems(*overrides), "lr_schedule.decay_iters is 50", "lr_schedule.warmup_iters 50")
+        assert problems(*overrides, "lr_schedule.kind=wsd") == []
+
+    def test_a_run_may_be_cut_short_within_the_warm_up(self, problems):
+        assert problems("lr_schedule.warmup_iters=500", "train.train_iters=5") == []
+
+
+class TestData:
+    @pytest.mark.parametrize("split", ["[0, 1]", "[1, -0.1]"])
+    def test_split(self, problems, split):
+        says(problems(f"data.split={split}"), "data.split is [")
+
+    def test_nothing_left_to_validate_on(self, problems):
+        assert problems("data.split=[1, 0]") == []
+        found = problems("data.split=[1, 0]", "train.eval_interval=5")
+        says(found, "train.eval_interval is 5", "data.split [1.0, 0.0]")
+
+    @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "indexed"])
+    def test_a_corpus_that_needs_a_path(self, problems, kind):
+        says(problems(f"data.corpus=[{{kind: {kind}}}]"), "data.corpus.0.path is missing", kind)
+
+    @pytest.mark.parametrize("kind", ["file", "tiktoken"])
+    def test_a_tokenizer_that_needs_a_path(self, problems, kind):
+        says(problems(f"data.tokenizer.kind={kind}"), "data.tokenizer.path is missing", kind)
+
+    def test_paths_that_nobody_would_read(self, problems):
+        says(
+            problems("data.corpus=[{kind: python-stdlib, path: mine.txt}]"),
+            "data.corpus.0.path is not read with kind python-stdlib",
+        )
+        says(
+            problems("data.tokenizer.path=x.json"), "data.tokenizer.path is not read with kind bpe"
+        )
+
+    def test_no_tokenizer_for_text(self, problems):
+        found = problems("data.tokenizer.kind=none")
+        says(found, "data.tokenizer.kind is none", "python-stdlib")
+
+
+def test_all_problems_at_once(problems):
+    found = problems(
+        "parallel.pipeline_model_parallel_size=8", "train.global_batch_size=7", world_size=12
+    )
+    assert [text.split()[0] for text in found] == ["parallel.pipeline_model_parallel_size", "the"]
+    found = problems("model.moe.num_experts=1", "data.split=[0, 0]", "optimizer.betas=[2, 2]")
+    assert len(found) == 3

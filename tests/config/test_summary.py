@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from attnres_train.config import describe, load_config
+
+
+def lines(path, *overrides: str, world_size: int | None = None) -> dict[str, str]:
+    text = describe(load_config(path, overrides), world_size)
+    return {
+        name.strip(): rest for name, _, rest in (line.partition("  ") for line in text.split("\n"))
+    }
+
+
+def line(path, name: str, *overrides: str, world_size: int | None = None) -> str:
+    return lines(path, *overrides, world_size=world_size)[name].strip()
+
+
+def test_model(small_file):
+    assert line(small_file, "model") == (
+        "4 layers x 2 = 8 sublayers: attention 3 KDA + 1 MLA, MLP 1 dense + 3 MoE"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["model.residual.kind=standard"], "standard: one running sum"),
+        (["model.residual.kind=full"], "full: 8 sublayers / 1 per block = 8 blocks, "),
+        (["model.residual.block_size=3"], "8 sublayers / 3 per block = 3 blocks, + embedding = 4"),
+    ],
+)
+def test_residual(small_file, overrides, text):
+    assert text in line(small_file, "residual", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([], "1 rank x 1 virtual stage = 1 chunk of 4 / 1 = 4 layers"),
+        (
+            ["parallel.pipeline_model_parallel_size=3"],
+            "3 chunks of 4 / 3 = 2 (1 of them) or 1 layers",
+        ),
+        (
+            ["parallel.pipeline_model_parallel_size=2", "parallel.layout=[3, 1]"],
+            "2 ranks x 1 virtual stage = 2 chunks of 3, 1 layers",
+        ),
+    ],
+)
+def test_pipeline(small_file, overrides, text):
+    assert line(small_file, "pipeline", *overrides).endswith(text)
+
+
+def test_batch(small_file):
+    overrides = ("parallel.pipeline_model_parallel_size=2", "train.micro_batch_size=2")
+    found = lines(small_file, *overrides, world_size=4)
+    assert found["processes"].strip() == "4 / 2 per replica = 2 data-parallel replicas"
+    assert "8 samples / (2 per micro-batch x 2 replicas) = 2 per step" in found["micro-batches"]
+    assert found["tokens"].strip() == "8 samples x 32 = 256 per step, x 100 steps = 25,600"
+    alone = lines(small_file, *overrides)
+    assert "x 1 replica) = 4 per step" in alone["micro-batches"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["lr_schedule.kind=constant"], "0.001 from step 1"),
+        (["lr_schedule.warmup_iters=10"], "0.001 from step 10, cosine to 0.0001 at step 100"),
+        (["lr_schedule.kind=wsd"], "0.001 from step 1, linear from step 80 to 0.0001 at step 100"),
+        (["lr_schedule.warmup_iters=400"], "0.00025 at the last step, still warming up to 0.001"),
+    ],
+)
+def test_learning_rate(small_file, overrides, text):
+    assert line(small_file, "learning rate", *overrides) == text
