@@ -1,0 +1,57 @@
+"""The data cache on disk: content keys, one writer at a time, folders published by rename."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits that stand for ``value``, which must be what JSON can hold."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the only write lock on ``folder``; a second run waits here until the first is done.
+
+    The lock is the kernel's (flock): it is gone with the process that held it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run that prepares data in {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``folder`` in one rename when the block ends without an error.
+
+    So ``folder`` is either absent or complete. What an interrupted run left is thrown away.
+    """
+    scratch = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path``, where readers see the old file or the new one, never a part."""
+    scratch = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, path)

@@ -1,0 +1,85 @@
+"""Megatron's token files: a .bin of token ids, and an .idx with the length and place of each sequence.
+
+Layout of an .idx, little-endian: magic (9 bytes), version (u64), dtype code (u8), number of sequences
+n (u64), number of document marks d (u64); then lengths int32 [n], byte offsets int64 [n], and the
+sequences at which documents begin, int64 [d], the last of which is n.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attnres_train.data.megatron import megatron_datasets
+from attnres_train.errors import UserError
+
+HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+# Megatron's codes of the integer types; the other codes are floating point.
+TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+
+
+@dataclass(frozen=True)
+class IndexedSize:
+    num_sequences: int
+    num_tokens: int
+
+
+def check_indexed(prefix: str) -> IndexedSize:
+    """Check that ``prefix``.idx and ``prefix``.bin are whole, by their sizes, and return what they
+    hold. Reads the index only, and without megatron-core.
+
+    Raises UserError naming the file, and the bytes expected and found when it is truncated.
+    """
+    idx, bin_ = Path(prefix + ".idx"), Path(prefix + ".bin")
+    for file in (idx, bin_):
+        if not file.is_file():
+            raise UserError(f"there is no file {file}")
+    _expect(idx, at_least=HEADER.size)
+    with open(idx, "rb") as stream:
+        magic, version, code, n, d = HEADER.unpack(stream.read(HEADER.size))
+    if magic != MAGIC or version != 1:
+        raise UserError(f"{idx} is no index of Megatron tokens (.idx, version 1)")
+    if code not in TOKEN_TYPES:
+        raise UserError(f"{idx} says that {bin_} holds no integers (dtype code {code})")
+    _expect(idx, at_least=HEADER.size + 12 * n + 8 * d)
+    if n == 0:
+        return IndexedSize(0, 0)
+    lengths = np.memmap(idx, np.int32, "r", HEADER.size, (n,))
+    offsets = np.memmap(idx, np.int64, "r", HEADER.size + 4 * n, (n,))
+    token_bytes = np.dtype(TOKEN_TYPES[code]).itemsize
+    _expect(bin_, at_least=int((offsets + lengths.astype(np.int64) * token_bytes).max()))
+    return IndexedSize(int(n), int(lengths.sum(dtype=np.int64)))
+
+
+def _expect(file: Path, at_least: int) -> None:
+    found = file.stat().st_size
+    if found < at_least:
+        raise UserError(
+            f"{file} is truncated: expected {at_least} bytes, found {found}; copy or make it again"
+        )
+
+
+class TokenSequences:
+    """The sequences of several .bin/.idx pairs, one after another: what GPTDataset reads from.
+
+    ``sequence_lengths`` is int32 [N].
+    """
+
+    def __init__(self, prefixes: Sequence[str]) -> None:
+        """Raises UserError when a file is missing or truncated."""
+        for prefix in prefixes:
+            check_indexed(prefix)
+        indexed_dataset = megatron_datasets("indexed_dataset")
+        self.files = [indexed_dataset.IndexedDataset(prefix) for prefix in prefixes]
+        self.sequence_lengths = np.concatenate([file.sequence_lengths for file in self.files])
+        self._starts = np.cumsum([0] + [len(file) for file in self.files])
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Token ids of sequence ``index`` from ``offset``: ``length`` of them, or all."""
+        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.files[file].get(int(index - self._starts[file]), offset, length)

@@ -1,0 +1,79 @@
+"""Batches for the trainer, without a state: the samples of a step follow from how many were consumed
+before it. Shapes: B samples of a micro-batch, T tokens (seq_length)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.prepare import read_prepared
+from attnres_train.data.samples import check_ids, open_samples
+
+Batch = dict[str, torch.Tensor]
+
+
+def open_data(config: RunConfig) -> BatchSource:
+    """Open what `prepare` made for ``config``. Reads only, and needs no torch.distributed.
+
+    Raises UserError when data was not prepared or was damaged since.
+    """
+    prepared, train = read_prepared(config), config.train
+    steps = {"train": train.train_iters, "valid": train.eval_iters if train.eval_interval else 0}
+    samples = {
+        split: open_samples(
+            prepared.sources,
+            split,
+            iterations * train.global_batch_size,
+            config,
+            Path(prepared.indices),
+        )
+        for split, iterations in steps.items()
+        if iterations
+    }
+    return BatchSource(samples["train"], samples.get("valid"), config)
+
+
+class BatchSource:
+    """Deals samples to data-parallel ranks. All pipeline ranks of a replica get the same batches."""
+
+    def __init__(self, train: Any, valid: Any, config: RunConfig) -> None:
+        """``train`` and ``valid`` (None: no validation) are indexed by sample number."""
+        self.train = train
+        self.valid = valid
+        self.global_batch_size = config.train.global_batch_size
+        self.micro_batch_size = config.train.micro_batch_size
+        self.vocab_size = config.model.vocab_size
+
+    def micro_batches(self, consumed_samples: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        """This rank's part of the samples [consumed, consumed + global_batch_size).
+
+        A micro-batch holds ``tokens`` and ``labels`` int64 [B, T] and ``loss_mask`` float32 [B, T].
+        """
+        return self._deal(self.train, consumed_samples, dp_rank, dp_size)
+
+    def validation_batches(self, index: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        """This rank's part of global batch ``index`` of the validation set, the same at every call.
+
+        The set starts over where it has fewer samples than are asked for.
+        """
+        return self._deal(self.valid, index * self.global_batch_size, dp_rank, dp_size)
+
+    def _deal(self, samples: Any, first: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        """Micro-batch m of rank r takes the samples first + (m dp_size + r) B + [0, B)."""
+        size, stride = self.micro_batch_size, self.micro_batch_size * dp_size
+        starts = range(first + dp_rank * size, first + self.global_batch_size, stride)
+        return [self._batch(samples, start, start + size) for start in starts]
+
+    def _batch(self, samples: Any, start: int, stop: int) -> Batch:
+        rows = [samples[number] for number in range(start, stop)]
+        batch = {
+            name: torch.stack([row[name] for row in rows])
+            for name in ("tokens", "labels", "loss_mask")
+        }
+        # Indexed files are not read to their end when a run is prepared.
+        for name in ("tokens", "labels"):
+            check_ids(batch[name], self.vocab_size, f"the batch of samples {start} to {stop - 1}")
+        return batch

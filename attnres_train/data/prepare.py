@@ -1,0 +1,122 @@
+"""What is done to data once, before training: find it, tokenise it, index its samples. The result
+lies in `data.cache_dir`, where workers, and later runs, find it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.cache import digest, locked, write_json
+from attnres_train.data.corpora import find_corpora
+from attnres_train.data.samples import Source
+from attnres_train.data.steps import CACHE_VERSION, Desk, make_indices, make_source, make_tokenizer
+from attnres_train.data.tokenizer import Tokenizer
+from attnres_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where the data of a run lies, and what it holds."""
+
+    tokenizer_path: str | None
+    sources: list[Source]
+    indices: str
+    """Folder of the sample indices."""
+    num_tokens: int
+    """Training tokens of one epoch of every corpus."""
+    num_valid_tokens: int
+    unigram_entropy_nats: float
+    """Entropy of the training tokens' distribution (`samples.unigram_entropy`), nats per token."""
+
+
+def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
+    """Build what `open_data` reads, or find it built; ``progress`` tells about it on stderr.
+
+    Call it once, before workers start and before torch.distributed is initialised. Runs that start
+    together wait for each other.
+    Raises UserError for data that is missing, damaged, too small or outside the model's vocabulary.
+    """
+    desk = Desk(Path(config.data.cache_dir), _say if progress else lambda line: None, progress)
+    corpora = find_corpora(config.data)
+    with locked(desk.cache, desk.say):
+        tokenizer = make_tokenizer(config, corpora, desk)
+        sources = [make_source(corpus, tokenizer, desk) for corpus in corpora]
+        indices, summary = make_indices(config, sources, desk)
+        _check_validation(config, sources, summary["valid_tokens"])
+        prepared = Prepared(
+            tokenizer_path=str(tokenizer.path) if tokenizer else None,
+            sources=sources,
+            indices=str(indices),
+            num_tokens=sum(summary["train_tokens"]),
+            num_valid_tokens=sum(summary["valid_tokens"]),
+            unigram_entropy_nats=summary["unigram_entropy_nats"],
+        )
+        write_json(_record(config), asdict(prepared))
+    _tell_epochs(config, sources, summary["train_samples"], desk)
+    desk.say(
+        f"{prepared.num_tokens:,} training tokens; unigram entropy "
+        f"{prepared.unigram_entropy_nats:.3f} nats, ln model.vocab_size "
+        f"{math.log(config.model.vocab_size):.3f}"
+    )
+    return prepared
+
+
+def read_prepared(config: RunConfig) -> Prepared:
+    """What `prepare` made for ``config``, in any process.
+
+    Raises UserError when it has not been called.
+    """
+    try:
+        record = json.loads(_record(config).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"data.cache_dir {config.data.cache_dir} holds no data for this configuration: run "
+            "`attnres-train data CONFIG` first"
+        ) from None
+    sources = [Source(**source) for source in record.pop("sources")]
+    return Prepared(**record, sources=sources)
+
+
+def open_tokenizer(config: RunConfig) -> Tokenizer | None:
+    """The run's tokenizer; None for ``data.tokenizer.kind: none``."""
+    path = read_prepared(config).tokenizer_path
+    return Tokenizer(Path(path), config.data.tokenizer) if path else None
+
+
+def _record(config: RunConfig) -> Path:
+    """Named by the configuration alone: workers need not look at the corpora's files."""
+    data = config.data.model_dump(exclude={"cache_dir"})
+    key = [CACHE_VERSION, data, config.run.seed, config.train.seq_length, config.model.vocab_size]
+    return Path(config.data.cache_dir, "prepared", f"{digest(key)}.json")
+
+
+def _check_validation(config: RunConfig, sources: list[Source], tokens: list[int]) -> None:
+    needed = config.train.seq_length + 1
+    for source, found in zip(sources, tokens, strict=True):
+        if config.train.eval_interval and found < needed:
+            raise UserError(
+                f"{source.key} ({source.name}) has {found} validation tokens, too few for one "
+                f"sample of train.seq_length + 1 = {needed}: raise the second share of data.split, "
+                "or set train.eval_interval to 0"
+            )
+
+
+def _tell_epochs(
+    config: RunConfig, sources: list[Source], samples_per_epoch: list[int], desk: Desk
+) -> None:
+    total_weight = sum(source.weight for source in sources)
+    total = config.train.train_iters * config.train.global_batch_size
+    for source, per_epoch in zip(sources, samples_per_epoch, strict=True):
+        taken = total * source.weight / total_weight
+        desk.say(
+            f"{source.name}: {per_epoch:,} samples an epoch, the run takes {taken:,.0f} "
+            f"({taken / per_epoch:.2f} epochs)"
+        )
+
+
+def _say(line: str) -> None:
+    print(f"data: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,233 @@
+"""Training samples: windows of seq_length + 1 tokens over the shuffled documents of every corpus,
+blended by weight.
+
+The windows are megatron-core's GPTDataset, the blend its BlendedDataset. GPTDataset is always built
+for one epoch: the order it makes for several depends on how many samples are asked for, and a run
+must see the same samples whatever its `train_iters`, batch size or number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.indexed import TokenSequences
+from attnres_train.data.megatron import megatron_datasets
+from attnres_train.errors import UserError
+
+Split = Literal["train", "valid"]
+
+# What is held out does not change with `run.seed`: losses of runs with other seeds compare.
+HELD_OUT_SEED = 0
+# Training tokens of a corpus that the unigram statistics read, in random order.
+UNIGRAM_TOKENS = 1 << 26
+COUNT_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tokenised corpus. ``key`` is the user's (``data.corpus.0``), ``digest`` its content's."""
+
+    key: str
+    name: str
+    digest: str
+    weight: float
+    prefixes: list[str]
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What a corpus gives to a run. ``unigrams``: counts [vocab_size] of its training tokens."""
+
+    train_tokens: int
+    valid_tokens: int
+    train_samples: int
+    unigrams: np.ndarray
+
+
+class EpochSamples:
+    """The samples of a corpus, epoch after epoch without end: item i is a pure function of
+    (seed, i).
+
+    Epoch 0 has the dataset's own random order. Later epochs walk that order in random strides
+    (x -> a x + b modulo its length, a and b drawn from the seed and the epoch), which is another
+    order of the same samples and, unlike a stored permutation, takes no memory.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.samples_per_epoch = len(dataset)
+        # What BlendedDataset asks of its members.
+        self.index_split = dataset.index_split
+        self.unique_identifiers = dataset.unique_identifiers
+
+    def __len__(self) -> int:
+        return 1 << 62
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, place = divmod(int(index), self.samples_per_epoch)
+        return self.dataset[self.place_in_first_epoch(epoch, place)]
+
+    def place_in_first_epoch(self, epoch: int, place: int) -> int:
+        """Where epoch 0 has the sample that ``epoch`` has at ``place``."""
+        if epoch == 0:
+            return place
+        size = self.samples_per_epoch
+        draw = random.Random(f"seed {self.seed} epoch {epoch}")
+        offset, stride = draw.randrange(size), draw.randrange(size)
+        while math.gcd(stride, size) != 1:
+            stride = draw.randrange(size)
+        return (stride * place + offset) % size
+
+
+def split_sequences(num_sequences: int, shares: tuple[float, float]) -> dict[Split, np.ndarray]:
+    """Deal sequences at random to training and validation. Each int32, ascending.
+
+    A share above 0 gets a sequence at least, where there are two.
+    """
+    share = shares[1] / sum(shares)
+    num_valid = round(num_sequences * share)
+    if share > 0:
+        num_valid = min(max(num_valid, 1), num_sequences - 1)
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(num_sequences).astype(np.int32)
+    return {"train": np.sort(order[num_valid:]), "valid": np.sort(order[:num_valid])}
+
+
+def build_indices(source: Source, number: int, config: RunConfig, folder: Path) -> SourceSummary:
+    """Build GPTDataset's indices of corpus ``number`` in ``folder``, for `open_samples` to read.
+
+    Raises UserError when its training share is smaller than one sample, or holds a token id outside
+    the model's vocabulary.
+    """
+    data = TokenSequences(source.prefixes)
+    needed = config.train.seq_length + 1
+    parts = split_sequences(len(data.sequence_lengths), config.data.split)
+    tokens = {
+        split: int(data.sequence_lengths[part].sum(dtype=np.int64)) for split, part in parts.items()
+    }
+    if tokens["train"] < needed:
+        raise UserError(
+            f"{source.key} ({source.name}) has {tokens['train']} training tokens, too few for one "
+            f"sample of train.seq_length + 1 = {needed}: bring more text, or lower train.seq_length"
+        )
+    built = {
+        split: _gpt_dataset(data, source, number, split, config, folder, parts[split])
+        for split in parts
+        if tokens[split] >= needed
+    }
+    unigrams = count_unigrams(built["train"], config.model.vocab_size, source)
+    return SourceSummary(tokens["train"], tokens["valid"], len(built["train"]), unigrams)
+
+
+def open_samples(
+    sources: Sequence[Source], split: Split, num_samples: int, config: RunConfig, folder: Path
+) -> Any:
+    """The blend of ``sources``: item i < ``num_samples`` is a dict with ``tokens`` and ``labels``
+    int64 [seq_length], ``loss_mask`` float32 [seq_length] and, where there are several sources, the
+    source's number ``dataset_id``. A larger ``num_samples`` extends the same sequence.
+
+    Raises UserError when the indices or the token files are missing or damaged.
+    """
+    samples = []
+    for number, source in enumerate(sources):
+        data = TokenSequences(source.prefixes)
+        try:
+            dataset = _gpt_dataset(data, source, number, split, config, folder, None)
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(
+                f"the sample indices in {folder} are missing or damaged ({error}): remove that "
+                "folder and run `attnres-train data CONFIG` again"
+            ) from error
+        samples.append(EpochSamples(dataset, _seed(number, split, config)))
+    if len(samples) == 1:
+        return samples[0]
+    # Ten bytes per sample of the run. Through its cache, only rank 0 of torch.distributed builds.
+    settings = replace(samples[0].dataset.config, path_to_cache=None, fast_cache_load=False)
+    weights = [source.weight for source in sources]
+    blended_dataset = megatron_datasets("blended_dataset")
+    return blended_dataset.BlendedDataset(samples, weights, num_samples, settings)
+
+
+def _gpt_dataset(
+    data: TokenSequences,
+    source: Source,
+    number: int,
+    split: Split,
+    config: RunConfig,
+    folder: Path,
+    sequences: np.ndarray | None,
+) -> Any:
+    """One epoch. Builds the indices of ``sequences``, or reads those in ``folder`` if it is None."""
+    gpt_dataset = megatron_datasets("gpt_dataset")
+    settings = gpt_dataset.GPTDatasetConfig(
+        random_seed=_seed(number, split, config),
+        sequence_length=config.train.seq_length,
+        blend_per_split=[([source.digest], None), ([source.digest], None), None],
+        path_to_cache=str(folder),
+        fast_cache_load=sequences is None,
+        # It never tokenises: all it asks is a name for its cache, and an id for masks we do not use.
+        tokenizer=SimpleNamespace(unique_identifiers=source.digest, vocab_size=None, eod=None),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    split_type = megatron_datasets("utils").Split[split]
+    return gpt_dataset.GPTDataset(data, source.digest, sequences, None, split_type, settings)
+
+
+def _seed(number: int, split: Split, config: RunConfig) -> int:
+    """Seed of a corpus's order, 32 bits."""
+    seed = config.run.seed if split == "train" else HELD_OUT_SEED
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def count_unigrams(dataset: Any, vocab_size: int, source: Source) -> np.ndarray:
+    """How often each token id occurs in (the first UNIGRAM_TOKENS of) a GPTDataset's documents.
+
+    Raises UserError at an id that the model has no embedding for.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    pending: list[np.ndarray] = []
+    num_pending = num_counted = 0
+    last = len(dataset.document_index) - 1
+    for place, sequence in enumerate(dataset.document_index):
+        pending.append(dataset.dataset.get(int(sequence)))
+        num_pending += len(pending[-1])
+        if num_pending >= COUNT_AT_ONCE or place == last:
+            ids = np.concatenate(pending)
+            check_ids(ids, vocab_size, f"{source.key} ({source.name})")
+            counts += np.bincount(ids, minlength=vocab_size)
+            num_counted += num_pending
+            pending, num_pending = [], 0
+            if num_counted >= UNIGRAM_TOKENS:
+                break
+    return counts
+
+
+def check_ids(ids: Any, vocab_size: int, where: str) -> None:
+    """Raises UserError when ``ids`` (an array or a tensor) leaves [0, vocab_size)."""
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise UserError(
+            f"{where} holds token id {high if high >= vocab_size else low}, but model.vocab_size is "
+            f"{vocab_size}: it was tokenised for another vocabulary"
+        )
+
+
+def unigram_entropy(counts: Sequence[np.ndarray], weights: Sequence[float]) -> float:
+    """Entropy in nats per token, H = -sum p ln p, of the blend's token distribution
+    p = sum_c w_c p_c: the loss of a model that knows token frequencies and nothing else.
+    """
+    blend = sum(w * c / c.sum() for c, w in zip(counts, weights, strict=True)) / sum(weights)
+    present = blend[blend > 0]
+    return float(-(present * np.log(present)).sum())
