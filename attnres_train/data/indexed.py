@@ -1,8 +1,8 @@
-"""Megatron's token files: a .bin of token ids, and an .idx with the length and place of each sequence.
+"""Megatron's token files: a .bin of token ids, an .idx with length and place of each sequence.
 
-Layout of an .idx, little-endian: magic (9 bytes), version (u64), dtype code (u8), number of sequences
-n (u64), number of document marks d (u64); then lengths int32 [n], byte offsets int64 [n], and the
-sequences at which documents begin, int64 [d], the last of which is n.
+Layout of an .idx, little-endian: magic (9 bytes), version (u64), dtype code (u8), number of
+sequences n (u64), number of document marks d (u64); then lengths int32 [n], byte offsets int64 [n],
+and the sequences at which documents begin, int64 [d], the last of which is n.
 """
 
 from __future__ import annotations

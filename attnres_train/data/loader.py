@@ -1,5 +1,5 @@
-"""Batches for the trainer, without a state: the samples of a step follow from how many were consumed
-before it. Shapes: B samples of a micro-batch, T tokens (seq_length)."""
+"""Batches for the trainer, without a state: the samples of a step follow from how many were
+consumed before it. Shapes: B samples of a micro-batch, T tokens (seq_length)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import read_prepared
-from attnres_train.data.samples import check_ids, open_samples
+from attnres_train.data.samples import open_samples
+from attnres_train.data.unigrams import check_ids
 
 Batch = dict[str, torch.Tensor]
 
@@ -37,7 +38,7 @@ def open_data(config: RunConfig) -> BatchSource:
 
 
 class BatchSource:
-    """Deals samples to data-parallel ranks. All pipeline ranks of a replica get the same batches."""
+    """Deals samples to data-parallel ranks. All pipeline ranks of a replica get the same ones."""
 
     def __init__(self, train: Any, valid: Any, config: RunConfig) -> None:
         """``train`` and ``valid`` (None: no validation) are indexed by sample number."""

@@ -21,15 +21,13 @@ import numpy as np
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.indexed import TokenSequences
 from attnres_train.data.megatron import megatron_datasets
+from attnres_train.data.unigrams import count_unigrams
 from attnres_train.errors import UserError
 
 Split = Literal["train", "valid"]
 
 # What is held out does not change with `run.seed`: losses of runs with other seeds compare.
 HELD_OUT_SEED = 0
-# Training tokens of a corpus that the unigram statistics read, in random order.
-UNIGRAM_TOKENS = 1 << 26
-COUNT_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,9 @@ def build_indices(source: Source, number: int, config: RunConfig, folder: Path) 
         for split in parts
         if tokens[split] >= needed
     }
-    unigrams = count_unigrams(built["train"], config.model.vocab_size, source)
+    unigrams = count_unigrams(
+        built["train"], config.model.vocab_size, f"{source.key} ({source.name})"
+    )
     return SourceSummary(tokens["train"], tokens["valid"], len(built["train"]), unigrams)
 
 
@@ -166,7 +166,7 @@ def _gpt_dataset(
     folder: Path,
     sequences: np.ndarray | None,
 ) -> Any:
-    """One epoch. Builds the indices of ``sequences``, or reads those in ``folder`` if it is None."""
+    """One epoch. Builds the indices of ``sequences``; reads those in ``folder`` where it is None."""
     gpt_dataset = megatron_datasets("gpt_dataset")
     settings = gpt_dataset.GPTDatasetConfig(
         random_seed=_seed(number, split, config),
@@ -174,7 +174,7 @@ def _gpt_dataset(
         blend_per_split=[([source.digest], None), ([source.digest], None), None],
         path_to_cache=str(folder),
         fast_cache_load=sequences is None,
-        # It never tokenises: all it asks is a name for its cache, and an id for masks we do not use.
+        # It never tokenises: it asks for a name for its cache, and for an id for unused masks.
         tokenizer=SimpleNamespace(unique_identifiers=source.digest, vocab_size=None, eod=None),
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -189,45 +189,3 @@ def _seed(number: int, split: Split, config: RunConfig) -> int:
     """Seed of a corpus's order, 32 bits."""
     seed = config.run.seed if split == "train" else HELD_OUT_SEED
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def count_unigrams(dataset: Any, vocab_size: int, source: Source) -> np.ndarray:
-    """How often each token id occurs in (the first UNIGRAM_TOKENS of) a GPTDataset's documents.
-
-    Raises UserError at an id that the model has no embedding for.
-    """
-    counts = np.zeros(vocab_size, np.int64)
-    pending: list[np.ndarray] = []
-    num_pending = num_counted = 0
-    last = len(dataset.document_index) - 1
-    for place, sequence in enumerate(dataset.document_index):
-        pending.append(dataset.dataset.get(int(sequence)))
-        num_pending += len(pending[-1])
-        if num_pending >= COUNT_AT_ONCE or place == last:
-            ids = np.concatenate(pending)
-            check_ids(ids, vocab_size, f"{source.key} ({source.name})")
-            counts += np.bincount(ids, minlength=vocab_size)
-            num_counted += num_pending
-            pending, num_pending = [], 0
-            if num_counted >= UNIGRAM_TOKENS:
-                break
-    return counts
-
-
-def check_ids(ids: Any, vocab_size: int, where: str) -> None:
-    """Raises UserError when ``ids`` (an array or a tensor) leaves [0, vocab_size)."""
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-        raise UserError(
-            f"{where} holds token id {high if high >= vocab_size else low}, but model.vocab_size is "
-            f"{vocab_size}: it was tokenised for another vocabulary"
-        )
-
-
-def unigram_entropy(counts: Sequence[np.ndarray], weights: Sequence[float]) -> float:
-    """Entropy in nats per token, H = -sum p ln p, of the blend's token distribution
-    p = sum_c w_c p_c: the loss of a model that knows token frequencies and nothing else.
-    """
-    blend = sum(w * c / c.sum() for c, w in zip(counts, weights, strict=True)) / sum(weights)
-    present = blend[blend > 0]
-    return float(-(present * np.log(present)).sum())

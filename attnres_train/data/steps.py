@@ -1,5 +1,5 @@
-"""The steps of `prepare`: tokenizer, token shards, sample indices. Each leaves its result in the cache
-under a name made from all it depends on, and does nothing when that is there."""
+"""The steps of `prepare`: tokenizer, token shards, sample indices. Each leaves its result in the
+cache under a name made from all it depends on, and does nothing when that is there."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import digest, published, write_json
 from attnres_train.data.corpora import Corpus
 from attnres_train.data.indexed import check_indexed
-from attnres_train.data.samples import Source, build_indices, unigram_entropy
+from attnres_train.data.samples import Source, build_indices
 from attnres_train.data.shards import shard_prefixes, tokenise
 from attnres_train.data.tokenizer import Tokenizer, train_bpe
+from attnres_train.data.unigrams import unigram_entropy
 from attnres_train.errors import UserError
 
 # Raised when the files in the cache change their meaning: old ones are then no longer found.
 CACHE_VERSION = 1
-# Text that a BPE is trained on, at most: random files of every corpus by weight. More costs time and
-# hardly changes a vocabulary of thousands.
+# Text that a BPE is trained on, at most: random files of every corpus by weight. More costs time
+# and hardly changes a vocabulary of thousands.
 BPE_SAMPLE_CHARS = 16 << 20
 
 

@@ -56,7 +56,7 @@ class Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
-    """Train a byte-level BPE of ``vocab_size`` tokens (fewer when ``texts`` is small) into ``path``.
+    """Train a byte-level BPE of ``vocab_size`` tokens into ``path``; fewer when ``texts`` is small.
 
     Every byte is a token, so any text can be encoded.
     """
