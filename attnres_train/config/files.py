@@ -20,7 +20,7 @@ def file_problems(config: RunConfig) -> Iterator[str]:
     if tokenizer.kind in ("file", "tiktoken"):
         yield from _tokenizer(tokenizer.kind, tokenizer.path)
     if config.checkpoint.resume not in ("auto", "never"):
-        yield from _checkpoint(Path(config.checkpoint.resume))
+        yield from _checkpoint(Path(config.checkpoint.resume).expanduser())
 
 
 def _corpus(key: str, corpus: CorpusConfig) -> Iterator[str]:
@@ -33,16 +33,15 @@ def _corpus(key: str, corpus: CorpusConfig) -> Iterator[str]:
         elif Path(path).is_dir():
             if not any(file.is_file() for file in Path(path).rglob("*")):
                 yield f"{key}: the folder {path} holds no file"
-        elif not glob.glob(path, recursive=True):
+        elif not (Path(path).exists() or glob.glob(path, recursive=True)):
             yield f"{key}: there is no file {path}{_beside(Path(path))}"
 
 
 def _indexed(key: str, prefix: str) -> Iterator[str]:
-    if prefix.endswith((".bin", ".idx")):
-        yield f"{key} is {prefix}: name the pair by its prefix, {prefix[:-4]}"
-        return
     missing = [prefix + end for end in (".bin", ".idx") if not Path(prefix + end).is_file()]
-    if missing:
+    if missing and prefix.endswith((".bin", ".idx")):
+        yield f"{key} is {prefix}: name the pair by its prefix, {prefix[:-4]}"
+    elif missing:
         yield f"{key}: there is no {' and no '.join(missing)}{_beside(Path(missing[0]))}"
 
 
@@ -55,17 +54,12 @@ def _tokenizer(kind: str, path: str | None) -> Iterator[str]:
 
 
 def _checkpoint(path: Path) -> Iterator[str]:
-    """A checkpoint is a folder ``step_<number>``; a run folder keeps them in ``checkpoints/``."""
+    """``path`` is a checkpoint, a folder of checkpoints or a run folder with ``checkpoints/``."""
     key = "checkpoint.resume"
     if not path.is_dir():
         yield f"{key}: there is no folder {path}{_beside(path)}"
-    elif not (path.name.startswith("step_") or any(_steps(path))):
+    elif not any(any(path.glob(trace)) for trace in ("meta.json", "step_*", "checkpoints/step_*")):
         yield f"{key}: there is no checkpoint (step_*) in {path}{_beside(path)}"
-
-
-def _steps(folder: Path) -> Iterator[Path]:
-    for pattern in ("step_*", "checkpoints/step_*"):
-        yield from (found for found in sorted(folder.glob(pattern)) if found.is_dir())
 
 
 def _beside(path: Path) -> str:

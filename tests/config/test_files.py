@@ -22,7 +22,8 @@ class TestData:
         (tmp_path / "empty").mkdir()
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "a.jsonl").touch()
-        for path in ("full", "full/*.jsonl", "**/*.jsonl"):
+        (tmp_path / "brackets[1].jsonl").touch()
+        for path in ("full", "full/*.jsonl", "**/*.jsonl", "brackets[1].jsonl"):
             assert problems(f"data.corpus=[{{kind: jsonl, path: '{tmp_path}/{path}'}}]") == []
         found = problems(f"data.corpus=[{{kind: jsonl, path: '{tmp_path}/empty'}}]")
         says(found, "data.corpus.0.path: the folder", "empty holds no file")
@@ -47,6 +48,7 @@ class TestResume:
     def run_folder(self, tmp_path) -> Path:
         folder = tmp_path / "runs" / "mine"
         (folder / "checkpoints" / "step_00000100").mkdir(parents=True)
+        (folder / "checkpoints" / "step_00000100" / "meta.json").touch()
         return folder
 
     @pytest.mark.parametrize("path", [".", "checkpoints", "checkpoints/step_00000100"])
