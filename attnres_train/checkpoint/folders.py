@@ -1,0 +1,158 @@
+"""A folder of checkpoints: its step folders, the newest of them, which one to resume from.
+
+checkpoints/step_00000100            complete
+checkpoints/step_00000100.replaced   complete, about to be deleted for a newer one of its step
+checkpoints/step_00000200.tmp-*      being written or deleted; left over if nobody is at it
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from attnres_train.checkpoint.manifest import (
+    META,
+    BrokenCheckpoint,
+    Manifest,
+    read_manifest,
+    sync_folder,
+)
+from attnres_train.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_STEP = re.compile(r"step_\d{8,}(\.replaced)?")
+
+
+class Found(NamedTuple):
+    """A step folder and either its manifest or what is wrong with it."""
+
+    path: Path
+    manifest: Manifest | None
+    problem: str | None
+
+    def __str__(self) -> str:
+        return f"{self.path} ({'complete' if self.problem is None else self.problem})"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def scan(folder: Path) -> list[Found]:
+    """The step folders in ``folder``: broken ones first, then complete ones from old to new."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [_look(path) for path in paths if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda entry: entry.manifest.serial if entry.manifest else -1)
+
+
+def _look(path: Path) -> Found:
+    try:
+        return Found(path, read_manifest(path), None)
+    except BrokenCheckpoint as error:
+        return Found(path, None, str(error).removeprefix(f"{path}: "))
+
+
+def next_serial(folder: Path) -> int:
+    """The serial of the next checkpoint to be published in ``folder``."""
+    return 1 + max((entry.manifest.serial for entry in scan(folder) if entry.manifest), default=0)
+
+
+def find_latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in ``folder``, None without one. Broken ones are passed over
+    with a warning in the log."""
+    return _newest(scan(folder))
+
+
+def _newest(found: list[Found]) -> Path | None:
+    for entry in found:
+        if entry.problem:
+            logger.warning("passing over broken checkpoint %s: %s", entry.path, entry.problem)
+    complete = [entry.path for entry in found if entry.manifest]
+    return complete[-1] if complete else None
+
+
+def resolve_resume(resume: str, folder: Path) -> Path | None:
+    """The step folder that `checkpoint.resume` asks for; None: start from the beginning.
+
+    ``folder`` is the run's own checkpoint folder. ``never`` gives None, ``auto`` the newest
+    complete checkpoint in ``folder``, or None if there is nothing at all. Anything else is a path:
+    a step folder, a folder of them, or a run folder with ``checkpoints/``. Raises UserError, with a
+    list of what exists, where a path leads to no complete checkpoint and where ``auto`` finds
+    broken ones only: starting over would then be a surprise.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        found = scan(folder)
+        newest = _newest(found)
+        if found and newest is None:
+            advice = "Repair or remove them, or start over with checkpoint.resume=never."
+            raise UserError(f"no complete checkpoint in {folder}:{_listing(found)}\n{advice}")
+        return newest
+    return _resolve_path(Path(resume).expanduser(), folder)
+
+
+def _resolve_path(path: Path, folder: Path) -> Path:
+    is_step = _STEP.fullmatch(path.name) or (path / META).exists()
+    if is_step:
+        there, entry = scan(path.parent), _look(path)
+        newest, problem = (path if entry.manifest else None), entry.problem
+    else:
+        there = scan(path / "checkpoints") or scan(path)
+        newest, problem = _newest(there), "no complete checkpoint in it"
+    if newest is not None:
+        return newest
+    problem = problem if path.is_dir() else "no such folder"
+    listing = _listing({str(entry): entry for entry in there + scan(folder)}) or " none"
+    raise UserError(f"checkpoint.resume={path}: {problem}. Checkpoints that exist:{listing}")
+
+
+def _listing(found: Iterable[Found | str]) -> str:
+    return "".join(f"\n  {entry}" for entry in found)
+
+
+def publish(partial: Path, step: int) -> Path:
+    """Rename a fully written folder to its final name and return that, once it is on the disk. A
+    checkpoint of the same step is replaced, and stays loadable until it is."""
+    final = partial.with_name(step_name(step))
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        remove(replaced)
+        final.rename(replaced)
+    partial.rename(final)
+    sync_folder(final.parent)
+    remove(replaced)
+    return final
+
+
+def prune(folder: Path, keep_last: int, keep: Path | None) -> None:
+    """Delete complete checkpoints but the newest ``keep_last`` and ``keep``. Broken ones stay for
+    the user to look at; a failure to delete is only logged."""
+    complete = [entry.path for entry in scan(folder) if entry.manifest]
+    kept = {path.resolve() for path in complete[-keep_last:]}
+    kept |= {keep.resolve()} if keep else set()
+    for path in complete:
+        if path.resolve() not in kept:
+            remove(path)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what interrupted saves and deletions left behind."""
+    for path in folder.glob("step_*.tmp-*"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a step folder if it is there; hidden first, lest a half-deleted one looks broken."""
+    try:
+        if not path.exists():
+            return
+        hidden = path if ".tmp-" in path.name else path.rename(f"{path}.tmp-deleted")
+        shutil.rmtree(hidden)
+    except OSError as error:
+        logger.warning("could not delete checkpoint %s: %s", path, error)
