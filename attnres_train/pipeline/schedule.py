@@ -7,7 +7,7 @@ given. Chunk ``c`` lives on rank ``c % P`` (see `pipeline.layout`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 
@@ -75,6 +75,20 @@ def forward_only(num_ranks: int, num_virtual_stages: int, num_micro_batches: int
         tuple(_passes("F", rank, num_ranks, num_virtual_stages, num_micro_batches, num_ranks))
         for rank in range(num_ranks)
     )
+
+
+SCHEDULES = {"1f1b": one_f_one_b, "gpipe": gpipe}
+"""Training schedules by name: functions of ranks, virtual stages and micro-batches."""
+
+
+def peak_in_flight(actions: Iterable[Action], weight: Sequence[float]) -> float:
+    """The largest sum, over a rank's ``actions``, of ``weight[chunk]`` over the passes whose
+    backward pass is still to come: activation memory, if that is what a chunk weighs."""
+    alive = peak = 0.0
+    for kind, chunk, _ in actions:
+        alive += weight[chunk] if kind == "F" else -weight[chunk]
+        peak = max(peak, alive)
+    return peak
 
 
 def _passes(

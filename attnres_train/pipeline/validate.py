@@ -28,8 +28,6 @@ class Report:
     """Stored blocks, each micro-batch's counted; units of micro-batch tokens x hidden_size."""
     peak_partials: tuple[int, ...]
     """Stored partials that chunks took as input; same units."""
-    peak_layers: tuple[int, ...]
-    """Decoder layers, each micro-batch's counted, between their forward and backward pass."""
 
 
 def validate(plan: TransportPlan, schedule: Schedule) -> Report:
@@ -50,7 +48,6 @@ def validate(plan: TransportPlan, schedule: Schedule) -> Report:
     return Report(
         peak_blocks=tuple(rank.peak_blocks for rank in ranks),
         peak_partials=tuple(rank.peak_partials for rank in ranks),
-        peak_layers=tuple(rank.peak_layers for rank in ranks),
     )
 
 
@@ -112,10 +109,8 @@ class _Rank:
     done: set[Action] = field(default_factory=set)
     num_blocks: int = 0
     num_partials: int = 0
-    num_layers: int = 0
     peak_blocks: int = 0
     peak_partials: int = 0
-    peak_layers: int = 0
 
     def execute(self, action: Action) -> None:
         if self.plan.layout.rank_of(action.chunk) != self.rank:
@@ -138,10 +133,8 @@ class _Rank:
         self._add(action, plan.produced(chunk), "is produced")
         self._require(action, hop_out.fresh if hop_out else (), "to send it behind its pass")
         self.num_partials += bool(hop_in and hop_in.partial)
-        self.num_layers += len(plan.layout.layers(chunk))
         self.peak_blocks = max(self.peak_blocks, self.num_blocks)
         self.peak_partials = max(self.peak_partials, self.num_partials)
-        self.peak_layers = max(self.peak_layers, self.num_layers)
         self.in_flight.add((chunk, micro_batch))
         if not self.training:
             self._close(action)
@@ -194,7 +187,6 @@ class _Rank:
         _, chunk, micro_batch = action
         hop_in = self.plan.hop_into(chunk)
         self.num_partials -= bool(hop_in and hop_in.partial)
-        self.num_layers -= len(self.plan.layout.layers(chunk))
         self.in_flight.remove((chunk, micro_batch))
 
     def check_empty(self) -> None:

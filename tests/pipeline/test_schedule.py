@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnres_train.pipeline.schedule import Action, forward_only, gpipe, one_f_one_b
+from attnres_train.pipeline.schedule import Action, forward_only, gpipe, one_f_one_b, peak_in_flight
 
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 14))
 
@@ -60,3 +60,10 @@ def test_gpipe_runs_all_forward_passes_first():
     assert brief(first) == "F0.0 F0.1 F2.0 F2.1 B2.0 B2.1 B0.0 B0.1"
     for actions in gpipe(3, 2, 7):
         assert "".join(action.kind for action in actions) == "F" * 14 + "B" * 14
+
+
+def test_activations_in_flight():
+    """1F1B keeps the micro-batches of its warm-up and one more, GPipe all of them."""
+    assert [peak_in_flight(actions, [2.0] * 4) for actions in one_f_one_b(4, 1, 8)] == [8, 6, 4, 2]
+    assert [peak_in_flight(actions, [2.0] * 4) for actions in gpipe(4, 1, 8)] == [16] * 4
+    assert peak_in_flight(one_f_one_b(2, 2, 2)[1], [0, 1, 0, 10]) == 12

@@ -37,7 +37,6 @@ def test_peaks_by_hand():
     report = validate(plan, one_f_one_b(2, 1, 4))
     assert report.peak_blocks == (4, 3)
     assert report.peak_partials == (0, 0)
-    assert report.peak_layers == (2, 1)
     assert validate(plan, gpipe(2, 1, 4)).peak_blocks == (8, 12)
     assert validate(plan, forward_only(2, 1, 4)).peak_blocks == (2, 3)
 
