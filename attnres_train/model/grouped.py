@@ -7,11 +7,12 @@ expert) pairs sorted by expert. There are no atomic adds: results repeat bit for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd.function import Function, once_differentiable
 
 
 @dataclass(frozen=True)
@@ -90,36 +91,54 @@ def combine(rows: Tensor, permutation: Permutation) -> Tensor:
     return _Combine.apply(rows, permutation)
 
 
-class _GroupedLinear(Function):
-    """One GEMM per expert, each writing into its slice of one output: neither forward nor backward
-    splits, concatenates or stacks."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.ends = ends
-        out = rows.new_empty(rows.shape[0], weight.shape[1])
-        for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            torch.mm(rows[start:end], weight[expert].t(), out=out[start:end])
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        rows, weight = ctx.saved_tensors
-        grad_rows, grad_weight = torch.empty_like(rows), torch.empty_like(weight)
-        for expert, (start, end) in enumerate(zip([0, *ctx.ends[:-1]], ctx.ends, strict=True)):
-            torch.mm(grad[start:end], weight[expert], out=grad_rows[start:end])
-            torch.mm(grad[start:end].t(), rows[start:end], out=grad_weight[expert])
-        return grad_rows, grad_weight, None
-
-
-def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor, fused: bool | None = None) -> Tensor:
     """``rows @ weight[e].T`` for the rows of each expert e: [rows, I], [E, O, I] -> [rows, O].
 
-    ``ends`` int32 [E] is the end of each expert's rows. bf16 on a GPU goes to torch's grouped GEMM
-    (which wants 16-byte strides), everything else through one GEMM per expert.
+    ``ends`` int32 [E] is the end of each expert's rows. ``fused`` asks for torch's grouped GEMM (by
+    default for bf16 on CUDA with rows of a multiple of 16 bytes), else there is a GEMM per expert.
     """
-    aligned = weight.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0
-    if rows.is_cuda and rows.dtype is torch.bfloat16 and aligned:
-        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
-    return _GroupedLinear.apply(rows, weight, ends.tolist())
+    if fused is None:
+        aligned = weight.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0
+        fused = rows.is_cuda and rows.dtype is torch.bfloat16 and aligned
+    return _GroupedLinear.apply(rows, weight, ends, fused)
+
+
+class _GroupedLinear(Function):
+    """Every GEMM writes into its slice of one output: neither forward nor backward splits,
+    concatenates or stacks."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, ends: Tensor, fused: bool) -> Tensor:
+        ctx.save_for_backward(rows, weight, ends)
+        ctx.fused = fused
+        return _times(rows, weight.transpose(1, 2), ends, fused)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        rows, weight, ends = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_rows = _times(grad, weight, ends, ctx.fused)
+        return grad_rows, _outer(grad, rows, ends, ctx.fused), None, None
+
+
+def _times(rows: Tensor, matrices: Tensor, ends: Tensor, fused: bool) -> Tensor:
+    """[rows, I] times each expert's own of [E, I, O]."""
+    if fused:
+        return F.grouped_mm(rows, matrices, offs=ends)
+    out = rows.new_empty(rows.shape[0], matrices.shape[2])
+    for expert, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
+        torch.mm(rows[start:end], matrices[expert], out=out[start:end])
+    return out
+
+
+def _outer(left: Tensor, right: Tensor, ends: Tensor, fused: bool) -> Tensor:
+    """Sum of outer products over each expert's rows: [rows, O], [rows, I] -> [E, O, I]."""
+    if fused:
+        # Some GPUs leave the product of an expert without rows unwritten (pytorch issue 172439).
+        idle = ends.diff(prepend=ends.new_zeros(1)) == 0
+        return F.grouped_mm(left.t(), right, offs=ends).masked_fill_(idle[:, None, None], 0)
+    out = left.new_empty(ends.numel(), left.shape[1], right.shape[1])
+    for expert, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
+        torch.mm(left[start:end].t(), right[start:end], out=out[expert])
+    return out
