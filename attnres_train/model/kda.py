@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from attnres_train.model.fla_backend import kda_kernel, run_kda_kernel
 from attnres_train.model.kda_tiles import Tiles, from_tiles, to_tiles
 
-_TILES_PER_GROUP = (
-    64  # chunks x heads worked on at once: large enough to batch, small enough to cache
-)
+# Chunks x batch x heads worked on at once: enough to batch, few enough to stay in cache.
+_TILES_PER_GROUP = 64
 
 
 def chunk_kda(
@@ -55,19 +55,26 @@ def chunk_kda(
     """
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size must be a power of two, not {chunk_size}")
-    options = {"scale": scale, "chunk_size": chunk_size}
-    if cu_seqlens is not None:
-        if initial_state is not None or output_final_state:
-            documents = _documents(q, k, v, g, beta, cu_seqlens)
-            return _each_document(documents, initial_state, output_final_state, options)
-        g = reset_decay(g, cu_seqlens)
+    has_states = initial_state is not None or output_final_state
+    if cu_seqlens is not None and has_states and k.shape[0] != 1:
+        raise ValueError(f"states of packed documents need a batch of 1, not {k.shape[0]}")
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    chunk_size = min(chunk_size, 1 << (q.shape[1] - 1).bit_length())
-    o, state = _ChunkKDA.apply(q, k, v, g, beta, initial_state, scale, chunk_size)
+    inputs, options = (q, k, v, g, beta), {"scale": scale, "chunk_size": chunk_size}
+    kernel = kda_kernel(k, chunk_size)
+    if kernel is not None:
+        options |= {"output_final_state": output_final_state, "cu_seqlens": cu_seqlens}
+        return run_kda_kernel(kernel, *inputs, initial_state=initial_state, **options)
+    if cu_seqlens is not None and has_states:
+        o, state = _each_document(inputs, cu_seqlens, initial_state, options)
+    else:
+        if cu_seqlens is not None:
+            g = _reset_decay(g, cu_seqlens)
+        chunk_size = min(chunk_size, 1 << (k.shape[1] - 1).bit_length())
+        o, state = _ChunkKDA.apply(q, k, v, g, beta, initial_state, scale, chunk_size)
     return o, state if output_final_state else None
 
 
-def reset_decay(g: Tensor, cu_seqlens: Tensor) -> Tensor:
+def _reset_decay(g: Tensor, cu_seqlens: Tensor) -> Tensor:
     """``g`` [B, T, H, K] with -inf at the first token of each document: nothing passes it."""
     starts = cu_seqlens[:-1].long()
     starts = starts[cu_seqlens.diff() > 0]
@@ -101,23 +108,21 @@ def recurrent_kda_step(
     return o.to(v.dtype), state
 
 
-def _documents(q, k, v, g, beta, cu_seqlens: Tensor) -> list[tuple[Tensor, ...]]:
-    if q.shape[0] != 1:
-        raise ValueError(f"states of packed documents need a batch of 1, not {q.shape[0]}")
-    lengths = cu_seqlens.diff().tolist()
-    return list(zip(*(x.split(lengths, dim=1) for x in (q, k, v, g, beta)), strict=True))
-
-
 def _each_document(
-    documents, initial_state: Tensor | None, output_final_state: bool, options: dict[str, Any]
-) -> tuple[Tensor, Tensor | None]:
+    inputs: tuple[Tensor, ...],
+    cu_seqlens: Tensor,
+    initial_state: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """`chunk_kda` of one packed document after the other, for the sake of their states."""
     outputs, states = [], []
-    for i, inputs in enumerate(documents):
+    lengths = cu_seqlens.diff().tolist()
+    for i, document in enumerate(zip(*(x.split(lengths, 1) for x in inputs), strict=True)):
         start = None if initial_state is None else initial_state[i : i + 1]
-        o, state = chunk_kda(*inputs, initial_state=start, output_final_state=True, **options)
+        o, state = chunk_kda(*document, initial_state=start, output_final_state=True, **options)
         outputs.append(o)
         states.append(state)
-    return torch.cat(outputs, dim=1), torch.cat(states) if output_final_state else None
+    return torch.cat(outputs, dim=1), torch.cat(states)
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -125,10 +130,10 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _groups(num_chunks: int, rows: int) -> list[tuple[int, int]]:
-    """(first chunk, number of chunks) of groups of about ``_TILES_PER_GROUP`` tiles."""
+def _groups(num_chunks: int, rows: int) -> list[range]:
+    """Ranges of chunks with about ``_TILES_PER_GROUP`` tiles each."""
     step = max(1, _TILES_PER_GROUP // rows)
-    return [(first, min(step, num_chunks - first)) for first in range(0, num_chunks, step)]
+    return [range(i, min(i + step, num_chunks)) for i in range(0, num_chunks, step)]
 
 
 class _ChunkKDA(Function):
@@ -143,10 +148,11 @@ class _ChunkKDA(Function):
         states[0] = 0 if initial_state is None else initial_state.flatten(0, 1)
         o = torch.empty_like(v, memory_format=torch.contiguous_format)
         inputs = (q, k, v, g, beta)
-        for first, n in _groups(num_chunks, rows):
-            tiles = Tiles.build(inputs, first, n, chunk_size, scale, dtype)
-            out = _forward_group(tiles, states[first : first + n + 1])
-            from_tiles(out, o, first, chunk_size)
+        for chunks in _groups(num_chunks, rows):
+            tiles = Tiles.build(inputs, chunks, chunk_size, dtype, for_backward=False)
+            from_tiles(
+                _forward_group(tiles, states[chunks.start : chunks.stop + 1], scale), o, chunks
+            )
         ctx.save_for_backward(*inputs, states)
         ctx.scale, ctx.chunk_size = scale, chunk_size
         ctx.initial_dtype = None if initial_state is None else initial_state.dtype
@@ -156,38 +162,35 @@ class _ChunkKDA(Function):
     @once_differentiable
     def backward(ctx, do, dstate):
         *inputs, states = ctx.saved_tensors
+        chunk_size, dtype, state_shape = ctx.chunk_size, states.dtype, dstate.shape
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        heads_shape = dstate.shape[:2]
-        dstate = dstate.flatten(0, 1).to(states.dtype)
-        for first, n in reversed(_groups(states.shape[0] - 1, states.shape[1])):
-            tiles = Tiles.build(inputs, first, n, ctx.chunk_size, ctx.scale, states.dtype)
-            do_tiles = to_tiles(do, first, n, ctx.chunk_size, states.dtype)
-            dstate, tile_grads = _backward_group(tiles, states[first : first + n], do_tiles, dstate)
+        dstate = dstate.flatten(0, 1).to(dtype)
+        for chunks in reversed(_groups(states.shape[0] - 1, states.shape[1])):
+            tiles = Tiles.build(inputs, chunks, chunk_size, dtype, for_backward=True)
+            do_tiles = to_tiles(do, chunks, chunk_size, dtype) * ctx.scale
+            at_start = states[chunks.start : chunks.stop]
+            dstate, tile_grads = _backward_group(tiles, at_start, do_tiles, dstate)
             for tile_grad, grad in zip(tile_grads, grads, strict=True):
-                from_tiles(tile_grad, grad, first, ctx.chunk_size)
-        grads[0].mul_(ctx.scale)
+                from_tiles(tile_grad, grad, chunks)
         if ctx.initial_dtype is None:
             return (*grads, None, None, None)
-        return (*grads, dstate.unflatten(0, heads_shape).to(ctx.initial_dtype), None, None)
+        return (*grads, dstate.view(state_shape).to(ctx.initial_dtype), None, None)
 
 
-def _forward_group(tiles: Tiles, states: Tensor) -> Tensor:
+def _forward_group(tiles: Tiles, states: Tensor, scale: float) -> Tensor:
     """Outputs [N, C, V] of n chunks; fills ``states`` [n + 1, R, K, V] behind its first."""
-    rows = (tiles.rows * tiles.from_start.unsqueeze(2)).flatten(1, 2)
-    keys, values = (tiles.k * tiles.to_end).mT, tiles.beta * tiles.v
-    reads = values.new_empty(*values.shape[:2], 2, values.shape[2])
-    updates = torch.empty_like(values)
+    values = tiles.beta * tiles.v
+    reads, updates = torch.cat((values, values), dim=1), torch.empty_like(values)
     per_chunk = (
         x.split(states.shape[1])
-        for x in (rows, keys, values, tiles.inverse, tiles.decay, reads.flatten(1, 2), updates)
+        for x in (tiles.rows, tiles.keys.mT, tiles.inverse, tiles.decay, values, reads, updates)
     )
-    for i, (row, key, value, inverse, decay, read, update) in enumerate(
-        zip(*per_chunk, strict=True)
-    ):
-        torch.bmm(row, states[i], out=read)
+    for i, chunk in enumerate(zip(*per_chunk, strict=True)):
+        rows, keys, inverse, decay, value, read, update = chunk
+        torch.bmm(rows, states[i], out=read)
         torch.bmm(inverse, value - read[:, 1::2], out=update)
-        torch.baddbmm(decay * states[i], key, update, out=states[i + 1])
-    return torch.baddbmm(reads[:, :, 0], tiles.scores[:, :, 0], updates)
+        torch.baddbmm(decay * states[i], keys, update, out=states[i + 1])
+    return torch.baddbmm(reads[:, 0::2], tiles.scores, updates, beta=scale, alpha=scale)
 
 
 def _backward_group(
@@ -195,31 +198,30 @@ def _backward_group(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Gradients of the state before the group [R, K, V] and of its inputs, each as tiles.
 
-    ``states`` [n, R, K, V] are those at the start of each chunk, ``do`` is [N, C, V].
+    ``states`` [n, R, K, V] are those at the start of each chunk; ``do`` is [N, C, V], scaled.
     """
-    num_rows, flat_states = states.shape[1], states.flatten(0, 1)
-    rows = (tiles.rows * tiles.from_start.unsqueeze(2)).flatten(1, 2)
-    keys = tiles.k * tiles.to_end
-    old = rows[:, 1::2] @ flat_states
-    updates = tiles.inverse @ (tiles.beta * tiles.v - old)
+    flat_states = states.flatten(0, 1)
+    values = torch.baddbmm(tiles.beta * tiles.v, tiles.rows[:, 1::2], flat_states, alpha=-1)
+    updates = tiles.inverse @ values
 
-    dupdates = tiles.scores[:, :, 0].mT @ do
-    dreads = torch.stack((do, torch.empty_like(do)), dim=2).flatten(1, 2)
+    dupdates = tiles.scores.mT @ do
+    dreads = torch.stack((do, do), dim=2).flatten(1, 2)
     dstates = torch.empty_like(states)
     per_chunk = [
-        x.split(num_rows) for x in (rows.mT, keys, tiles.inverse.mT, tiles.decay, dupdates, dreads)
+        x.split(states.shape[1])
+        for x in (tiles.rows.mT, tiles.keys, tiles.inverse.mT, tiles.decay, dupdates, dreads)
     ]
     for i in reversed(range(len(states))):
-        row, key, inverse, decay, dupdate, dread = (x[i] for x in per_chunk)
+        rows, keys, inverse, decay, dupdate, dread = (x[i] for x in per_chunk)
         dstates[i] = dstate
-        dread[:, 1::2] = -(inverse @ torch.baddbmm(dupdate, key, dstate))
-        dstate = torch.baddbmm(decay * dstate, row, dread)
+        torch.neg(inverse @ torch.baddbmm(dupdate, keys, dstate), out=dread[:, 1::2])
+        dstate = torch.baddbmm(decay * dstate, rows, dread)
 
     dstates = dstates.flatten(0, 1)
     return dstate, tiles.input_grads(
-        drows=(dreads @ flat_states.mT).unflatten(1, (-1, 2)),
+        drows=dreads @ flat_states.mT,
         dkeys=updates @ dstates.mT,
-        dscores=(dreads @ updates.mT).unflatten(1, (-1, 2)),
+        dscores=dreads @ updates.mT,
         dvalues=-dreads[:, 1::2],
-        ddecay=(tiles.decay * flat_states * dstates).sum(-1),
+        ddecay=(flat_states * dstates).sum(-1),
     )
