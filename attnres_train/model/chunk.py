@@ -7,6 +7,7 @@ Shapes: B samples, T tokens, D hidden size, V vocabulary, E experts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,8 @@ class ModelChunk(nn.Module):
     Parameters have the released names without ``model.`` and with routed experts stacked (see
     `naming`). They are meaningless until `init_weights` or a checkpoint fills them. ``dtype`` is
     theirs, but the decay of KDA and the router biases are fp32 at least. ``stream_dtype`` is the
-    dtype of blocks and partials (default: ``dtype``). ``autocast_dtype`` runs
-    matmuls in that dtype (torch.autocast). ``recompute="full"`` keeps of each decoder
+    dtype of blocks and partials (default: ``dtype``), ``autocast_dtype`` that of matmuls (by
+    torch.autocast; default: no autocast of its own). ``recompute="full"`` keeps of each decoder
     layer its inputs only and reruns it in the backward pass.
     """
 
@@ -114,27 +115,19 @@ class ModelChunk(nn.Module):
 
         Raises ValueError when ``blocks`` are not the ones the chunk reads.
         """
-        with torch.autocast(
-            batch.tokens.device.type, self.autocast_dtype, self.autocast_dtype is not None
-        ):
-            return self._forward(batch, blocks, partial)
-
-    def _forward(
-        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
-    ) -> ChunkOutput:
-        sources, partial = self._run(batch, blocks, partial)
-        first_new = 0 if self.is_first else len(blocks)
-        completed = dict(enumerate(sources[first_new:], first_new))
-        loss = None
-        if self.is_last:
+        with self._autocast(batch):
+            sources, partial = self._run(batch, blocks, partial)
+            first_new = 0 if self.is_first else len(blocks)
+            completed = dict(enumerate(sources[first_new:], first_new))
+            if not self.is_last:
+                return ChunkOutput(completed, partial, loss=None)
             loss = linear_cross_entropy(
                 self._output(sources, partial).flatten(0, 1),
                 self.lm_head.weight,
                 batch.labels.flatten(),
                 batch.loss_mask.flatten(),
             )
-            partial = None
-        return ChunkOutput(completed, partial, loss)
+            return ChunkOutput(completed, None, loss)
 
     def logits(
         self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
@@ -142,7 +135,13 @@ class ModelChunk(nn.Module):
         """Like `forward` for the last chunk, but the logits [B, T, V] instead of the loss."""
         if not self.is_last:
             raise ValueError("only the chunk with the last layer has logits")
-        return self.lm_head(self._output(*self._run(batch, blocks, partial)))
+        with self._autocast(batch):
+            return self.lm_head(self._output(*self._run(batch, blocks, partial)))
+
+    def _autocast(self, batch: MicroBatch) -> AbstractContextManager:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(batch.tokens.device.type, self.autocast_dtype)
 
     def _run(
         self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None

@@ -41,19 +41,23 @@ def test_parameter_dtype(dtype, tolerance, recompute, exact):
 @pytest.mark.parametrize("stream_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["standard", "block"])
 def test_autocast(kind, stream_dtype, recompute):
-    options = {"recompute": recompute, "stream_dtype": stream_dtype}
+    options = {"stream_dtype": stream_dtype, "autocast_dtype": torch.bfloat16}
     exact = build(tiny_config(kind), dtype=torch.float64)(random_batch(), {}, None).loss.item()
-    chunks = build_split(tiny_config(kind), [0, 2, 5], **options)
+    chunks = build_split(tiny_config(kind), [0, 2, 5], recompute=recompute, **options)
+    seen = []
+    chunks[0].layers["1"].self_attn.q_proj.register_forward_hook(lambda *x: seen.append(x[2].dtype))
     batch = random_batch()
-    with torch.autocast("cpu", torch.bfloat16):
-        middle = chunks[0](batch, {}, None)
-        output = chunks[1](batch, middle.blocks, middle.partial)
+    middle = chunks[0](batch, {}, None)
+    output = chunks[1](batch, middle.blocks, middle.partial)
+    assert chunks[1].logits(batch, middle.blocks, middle.partial).dtype == torch.bfloat16
     for tensor in (*middle.blocks.values(), middle.partial):
         if tensor is not None:
             assert tensor.dtype == (stream_dtype or FP32)
     assert output.loss.dtype == FP32
     assert abs(output.loss.item() - exact) < 0.1
     output.loss.backward()
+    assert set(seen) == {torch.bfloat16}  # in recomputation too
+    assert len(seen) == (2 if recompute == "full" else 1)
     assert chunks[0].embed_tokens.weight.grad.dtype == FP32
     assert chunks[1].layers["3"].block_sparse_moe.experts.w1.grad.dtype == FP32
 
