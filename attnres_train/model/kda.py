@@ -70,7 +70,8 @@ def chunk_kda(
         if cu_seqlens is not None:
             g = _reset_decay(g, cu_seqlens)
         chunk_size = min(chunk_size, 1 << (k.shape[1] - 1).bit_length())
-        o, state = _ChunkKDA.apply(q, k, v, g, beta, initial_state, scale, chunk_size)
+        with torch.autocast(q.device.type, enabled=False):
+            o, state = _ChunkKDA.apply(q, k, v, g, beta, initial_state, scale, chunk_size)
     return o, state if output_final_state else None
 
 
