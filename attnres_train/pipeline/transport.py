@@ -50,32 +50,37 @@ class P2PTransport:
     group per pair of ranks, or per direction, deadlocks under NCCL. The groups are made here once,
     and each sends one element, so that no connection has to be opened during a step.
 
-    ``channels`` (see `messages.channels`) must be the same on every rank of the pipeline;
-    ``ranks[s]`` is the global rank of pipeline rank ``s``. Every rank of the pipeline has to call
-    this, other processes need not.
+    Collective over all processes: ``channels`` (see `messages.channels`) and ``pipelines``, which
+    lists the global ranks of every pipeline by stage, must be the same on each of them.
     """
 
     def __init__(
         self,
         channels: Sequence[Channel],
-        ranks: Sequence[int],
+        pipelines: Sequence[Sequence[int]],
         timeout: timedelta,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.bytes_sent = 0
-        self._ranks = tuple(ranks)
+        self._ranks: Sequence[int] = ()
         self._groups: dict[Channel, dist.ProcessGroup] = {}
-        own = self._ranks.index(dist.get_rank())
-        for channel in channels:
-            if own in channel[:2]:
-                pair = [self._ranks[channel.src_rank], self._ranks[channel.dst_rank]]
-                self._groups[channel] = dist.new_group(
-                    pair, timeout=timeout, use_local_synchronization=True
-                )
-                probe = torch.zeros(1, device=device)
-                work = (self.send if own == channel.src_rank else self.receive)(channel, probe)
-                work.wait()
+        for ranks in pipelines:
+            groups = {}
+            for channel in channels:
+                pair = [ranks[channel.src_rank], ranks[channel.dst_rank]]
+                groups[channel] = dist.new_group(pair, timeout=timeout)
+            if dist.get_rank() in ranks:
+                self._ranks, self._groups = ranks, groups
+        self._connect(device)
         self.bytes_sent = 0
+
+    def _connect(self, device: torch.device | str) -> None:
+        """Send one element over every channel, in the same order on every rank."""
+        self.bytes_sent = 0
+        own = self._ranks.index(dist.get_rank())
+        for channel in self._groups:
+            if own in (channel.src_rank, channel.dst_rank):
+                start = self.send if own == channel.src_rank else self.receive
+                start(channel, torch.zeros(1, device=device)).wait()
 
     def send(self, channel: Channel, tensor: Tensor) -> Work:
         self.bytes_sent += tensor.nbytes
@@ -83,12 +88,6 @@ class P2PTransport:
 
     def receive(self, channel: Channel, buffer: Tensor) -> Work:
         return dist.irecv(buffer, self._ranks[channel.src_rank], group=self._groups[channel])
-
-    def close(self) -> None:
-        """Destroy the groups."""
-        for group in self._groups.values():
-            dist.destroy_process_group(group)
-        self._groups.clear()
 
 
 class Mailboxes:

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.parity.pool import WorkerPool
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[WorkerPool]:
+    """Worker processes for everything that needs several ranks: `pool.run(function, ranks, *args)`."""
+    workers = WorkerPool()
+    yield workers
+    workers.close()

@@ -1,0 +1,190 @@
+"""Pipelined runs of a small but complete model in fp64, and the same runs in plain autograd.
+
+A run is: a training step, a validation, and a second training step with another sequence length and
+another number of micro-batches, whose gradients add to the first one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from attnres_train.config.model_schema import (
+    KDAConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+    ResidualConfig,
+)
+from attnres_train.model.batch import MicroBatch
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.init import init_weights
+from attnres_train.pipeline.engine import Engine
+from attnres_train.pipeline.layout import make_layout
+from attnres_train.pipeline.messages import channels
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.schedule import forward_only, one_f_one_b
+from attnres_train.pipeline.transport import P2PTransport, Transport
+
+TIMEOUT = timedelta(seconds=30)
+FIRST_LENGTH, SECOND_LENGTH = 7, 5
+VALIDATION_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the way it is spread; ``block_size`` None is the standard residual, 1 the full
+    one. ``micro_batches`` are those of the first step; the second has two fewer (1 at least)."""
+
+    block_size: int | None
+    ranks: int
+    virtual: int
+    micro_batches: int
+    num_layers: int = 8
+    layout: tuple[int, ...] | None = None
+    recompute: str = "none"
+    debug: bool = False
+
+    def __str__(self) -> str:
+        residual = {None: "standard", 1: "full"}.get(self.block_size, f"S{self.block_size}")
+        layout = "" if self.layout is None else "-uneven"
+        extras = ("-recompute" if self.recompute == "full" else "") + "-debug" * self.debug
+        shape = f"P{self.ranks}V{self.virtual}M{self.micro_batches}L{self.num_layers}"
+        return f"{residual}-{shape}{layout}{extras}"
+
+    @property
+    def plan(self) -> TransportPlan:
+        split = "even" if self.layout is None else self.layout
+        layout = make_layout(self.num_layers, self.block_size, self.ranks, self.virtual, split)
+        return TransportPlan(layout)
+
+    @property
+    def second_micro_batches(self) -> int:
+        return max(1, self.micro_batches - 2)
+
+    @property
+    def config(self) -> ModelConfig:
+        kind = {None: "standard", 1: "full"}.get(self.block_size, "block")
+        return ModelConfig(
+            hidden_size=16,
+            num_layers=self.num_layers,
+            vocab_size=32,
+            intermediate_size=24,
+            residual=ResidualConfig(kind=kind, block_size=self.block_size or 1),
+            kda=KDAConfig(num_heads=2, head_dim=8, chunk_size=4),
+            mla=MLAConfig(
+                num_heads=2, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
+            ),
+            moe=MoEConfig(num_experts=4, num_experts_per_token=2, intermediate_size=12),
+        )
+
+
+@dataclass
+class RunResult:
+    """``losses`` of first step, validation, second step (None where the rank has none)."""
+
+    losses: list[float | None]
+    gradients: dict[str, Tensor]
+    bytes_sent: int
+    peak_blocks: list[int]
+    planned_peak_blocks: list[int]
+
+
+def batches(count: int, length: int, seed: int) -> list[MicroBatch]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        MicroBatch(
+            tokens=torch.randint(32, (2, length), generator=generator),
+            labels=torch.randint(32, (2, length), generator=generator),
+            loss_mask=(torch.rand(2, length, generator=generator) < 0.8).double(),
+        )
+        for _ in range(count)
+    ]
+
+
+def inputs(case: Case) -> tuple[list[MicroBatch], list[MicroBatch], list[MicroBatch]]:
+    """Micro-batches of the first step, the validation and the second step."""
+    return (
+        batches(case.micro_batches, FIRST_LENGTH, seed=1),
+        batches(VALIDATION_BATCHES, SECOND_LENGTH, seed=2),
+        batches(case.second_micro_batches, SECOND_LENGTH, seed=3),
+    )
+
+
+@torch.no_grad()
+def make_chunk(case: Case, first_layer: int, last_layer: int) -> ModelChunk:
+    """A chunk with weights of a useful size; pseudo-queries start at zero and would hide faults."""
+    chunk = ModelChunk(
+        case.config, first_layer, last_layer, recompute=case.recompute, dtype=torch.float64
+    )
+    init_weights(chunk, seed=5)
+    for name, parameter in chunk.named_parameters():
+        if name.endswith("_res_proj.weight"):
+            seed = int.from_bytes(name.encode(), "little") % 2**31
+            generator = torch.Generator().manual_seed(seed)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        elif parameter.dim() > 1:
+            parameter.mul_(10)
+    return chunk
+
+
+def gradients(chunks: Iterable[nn.Module]) -> dict[str, Tensor]:
+    """By parameter name. A parameter that nothing depends on has none and gets zeros."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for chunk in chunks
+        for name, parameter in chunk.named_parameters()
+    }
+
+
+def run_plain(case: Case) -> RunResult:
+    """One chunk with every layer, micro-batch after micro-batch, by plain autograd."""
+    chunk, losses = make_chunk(case, 0, case.num_layers), []
+    first, validation, second = inputs(case)
+    for step in (first, second):
+        parts = [chunk(batch, {}, None).loss / len(step) for batch in step]
+        for part in parts:
+            part.backward()
+        losses.append(sum(part.item() for part in parts))
+    with torch.no_grad():
+        losses.insert(1, sum(chunk(b, {}, None).loss.item() for b in validation) / len(validation))
+    return RunResult(losses, gradients([chunk]), 0, [], [])
+
+
+def run_rank(case: Case, rank: int, transport: Transport) -> RunResult:
+    """One rank's part of the pipelined run."""
+    plan, sent_before = case.plan, transport.bytes_sent
+    layout = plan.layout
+    chunks = {
+        index: make_chunk(case, layout.bounds[index], layout.bounds[index + 1])
+        for index in layout.chunks_of(rank)
+    }
+    engine = Engine(
+        chunks, plan, rank, transport, case.config.hidden_size, torch.float64, debug=case.debug
+    )
+    first, validation, second = inputs(case)
+    results = [engine.train_step(first), engine.evaluate(validation), engine.train_step(second)]
+    schedules = (one_f_one_b, forward_only, one_f_one_b)
+    programs = [
+        engine.program(schedule, len(step))
+        for schedule, step in zip(schedules, (first, validation, second), strict=True)
+    ]
+    return RunResult(
+        losses=[None if r.loss is None else r.loss.item() for r in results],
+        gradients=gradients(chunks.values()),
+        bytes_sent=transport.bytes_sent - sent_before,
+        peak_blocks=[result.peak_blocks for result in results],
+        planned_peak_blocks=[program.report.peak_blocks[rank] for program in programs],
+    )
+
+
+def run_cases(cases: Sequence[Case]) -> list[RunResult]:
+    """This worker's part of every case, over gloo."""
+    used = sorted({channel for case in cases for channel in channels(case.plan)})
+    transport = P2PTransport(used, [range(cases[0].ranks)], TIMEOUT)
+    return [run_rank(case, dist.get_rank(), transport) for case in cases]

@@ -1,0 +1,157 @@
+"""One pool of worker processes for a whole test session.
+
+Starting a process that imports torch takes seconds, and cases with many ranks are many. Workers are
+forked from a server that has imported torch and the model once, and are used again; each run gets a
+fresh gloo process group.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+PRELOADED = ["torch", "torch.distributed", "attnres_train.model.chunk"]
+GRACE_SECONDS = 3.0
+
+
+class RankFailedError(RuntimeError):
+    """A function raised on some rank; holds that rank's traceback."""
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+
+
+@dataclass
+class _Job:
+    function: Callable
+    args: tuple
+    rank: int
+    world_size: int
+    store: str
+    timeout: float
+
+
+@dataclass
+class _Outcome:
+    result: Any = None
+    traceback: str = ""
+    is_echo: bool = False
+    """Whether the failure is that of a peer, seen from here."""
+
+
+class WorkerPool:
+    """Runs functions on up to as many ranks as asked for; processes start on demand."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+        self._workers: list[_Worker] = []
+
+    def run(self, function: Callable, world_size: int, *args: Any, timeout: float = 60) -> list:
+        """``function(*args)`` on ``world_size`` ranks of a gloo group; returns results by rank.
+
+        ``function`` must be importable, arguments and results picklable. Raises RankFailedError
+        with the traceback of the rank that failed first, or of all that hang behind ``timeout``
+        seconds; processes that hang are ended.
+        """
+        self._start(world_size)
+        workers = self._workers[:world_size]
+        with tempfile.TemporaryDirectory() as folder:
+            store = str(Path(folder) / "store")
+            for rank, worker in enumerate(workers):
+                job = pickle.dumps(_Job(function, args, rank, world_size, store, timeout))
+                worker.connection.send_bytes(pickle.dumps((sys.path, job)))
+            outcomes = self._collect(workers, time.monotonic() + timeout)
+        failed = {rank: o for rank, o in outcomes.items() if o.traceback}
+        for rank, outcome in sorted(failed.items(), key=lambda item: item[1].is_echo):
+            raise RankFailedError(f"rank {rank} of {world_size}:\n{outcome.traceback}")
+        if hanging := sorted(set(range(world_size)) - set(outcomes)):
+            raise RankFailedError(f"ranks {hanging} of {world_size} took more than {timeout} s")
+        return [outcomes[rank].result for rank in range(world_size)]
+
+    def _start(self, count: int) -> None:
+        while len(self._workers) < count:
+            here, there = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._workers.append(_Worker(process, here))
+
+    def _collect(self, workers: list[_Worker], deadline: float) -> dict[int, _Outcome]:
+        """Outcomes by rank, in the order of arrival. Once one rank has failed the others get a few
+        seconds to say so too."""
+        outcomes: dict[int, _Outcome] = {}
+        waiting = {worker.connection: rank for rank, worker in enumerate(workers)}
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for connection in wait(list(waiting), left):
+                rank = waiting.pop(connection)
+                try:
+                    outcomes[rank] = pickle.loads(connection.recv_bytes())
+                except EOFError:
+                    workers[rank].process.join()
+                    outcomes[rank] = _Outcome(traceback="the process died")
+                if outcomes[rank].traceback:
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        for rank, worker in enumerate(workers):
+            if rank not in outcomes or not worker.process.is_alive():
+                self._end(worker)
+        return outcomes
+
+    def _end(self, worker: _Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in list(self._workers):
+            self._end(worker)
+
+
+def _serve(connection: Connection) -> None:
+    """A worker's life: run jobs until the connection closes."""
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            sys.path[:], job = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        connection.send_bytes(pickle.dumps(_outcome(job)))
+
+
+def _outcome(pickled: bytes) -> _Outcome:
+    import torch.distributed as dist
+
+    from attnres_train.pipeline.messages import PeerError
+
+    try:
+        job = pickle.loads(pickled)
+        dist.init_process_group(
+            "gloo",
+            store=dist.FileStore(job.store, job.world_size),
+            rank=job.rank,
+            world_size=job.world_size,
+            timeout=timedelta(seconds=job.timeout),
+        )
+        return _Outcome(job.function(*job.args))
+    except Exception as error:
+        return _Outcome(traceback=traceback.format_exc(), is_echo=isinstance(error, PeerError))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

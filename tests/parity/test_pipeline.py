@@ -1,0 +1,103 @@
+"""Every gradient of a pipelined step equals plain autograd, and the wire carries the bound."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+
+from attnres_train.pipeline.plan import lower_bound
+from tests.parity.cases import (
+    FIRST_LENGTH,
+    SECOND_LENGTH,
+    VALIDATION_BATCHES,
+    Case,
+    RunResult,
+    run_cases,
+    run_plain,
+    run_rank,
+)
+from tests.pipeline.threads import first_of, run_ranks
+
+GRID = [(2, 1), (2, 2), (4, 1), (4, 2)]
+CASES = [
+    *(Case(size, p, v, 4) for size in (None, 1, 4, 3) for p, v in GRID),
+    Case(4, 1, 1, 3),
+    Case(3, 1, 3, 3),
+    Case(5, 2, 2, 5, layout=(1, 3, 2, 2)),
+    Case(None, 2, 2, 3, layout=(3, 1, 1, 3), recompute="full"),
+    Case(16, 4, 2, 6, recompute="full"),
+    Case(3, 4, 2, 4, recompute="full"),
+    Case(1, 4, 2, 7, recompute="full"),
+    Case(7, 4, 1, 1, layout=(3, 1, 3, 1), debug=True),
+    Case(2, 4, 2, 2, debug=True),
+    Case(3, 3, 3, 7, num_layers=9, debug=True),
+    Case(4, 3, 3, 2, num_layers=11, layout=(1, 2, 1, 1, 1, 2, 1, 1, 1)),
+    Case(3, 8, 1, 9, debug=True),
+    Case(3, 8, 2, 10, num_layers=16),
+    Case(1, 8, 1, 3, recompute="full"),
+]
+IDS = [str(case) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def over_gloo(pool):
+    """A case's results by rank; all cases of a number of ranks run in one go."""
+
+    @cache
+    def run_all(ranks: int) -> dict[Case, list[RunResult]]:
+        cases = [case for case in CASES if case.ranks == ranks]
+        by_rank = pool.run(run_cases, ranks, cases, timeout=180)
+        return dict(zip(cases, zip(*by_rank, strict=True), strict=True))
+
+    return lambda case: run_all(case.ranks)[case]
+
+
+def merged_gradients(results: list[RunResult]) -> dict[str, torch.Tensor]:
+    return {name: grad for result in results for name, grad in result.gradients.items()}
+
+
+def norm(gradients: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_losses_and_every_gradient_equal_plain_autograd(case, over_gloo):
+    plain, results = run_plain(case), over_gloo(case)
+    losses = [first_of(step) for step in zip(*(r.losses for r in results), strict=True)]
+    assert losses == pytest.approx(plain.losses, rel=1e-10)
+
+    found = merged_gradients(results)
+    assert found.keys() == plain.gradients.keys()
+    assert norm(found) == pytest.approx(norm(plain.gradients), rel=1e-10)
+    assert norm(found) > 0.1
+    for name, expected in plain.gradients.items():
+        error = (found[name] - expected).norm() / expected.norm().clamp(min=1e-12)
+        assert error < 1e-10, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_wire_carries_the_bound_and_the_store_the_planned_peak(case, over_gloo):
+    results, plan = over_gloo(case), case.plan
+    assert plan.units().exact == lower_bound(plan.layout)
+    forward_and_backward = 2 * case.micro_batches * FIRST_LENGTH
+    forward_and_backward += 2 * case.second_micro_batches * SECOND_LENGTH
+    tokens = 2 * (forward_and_backward + VALIDATION_BATCHES * SECOND_LENGTH)
+    expected = lower_bound(plan.layout) * tokens * case.config.hidden_size * 8
+    if not case.debug:
+        assert sum(result.bytes_sent for result in results) == expected
+    for result in results:
+        assert result.peak_blocks == result.planned_peak_blocks
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.ranks == 4][::2], ids=str)
+def test_mailboxes_give_the_same_bits_as_gloo(case, over_gloo):
+    by_gloo = over_gloo(case)
+    by_mail = run_ranks(case.ranks, lambda rank, transport: run_rank(case, rank, transport))
+    for gloo, mail in zip(by_gloo, by_mail, strict=True):
+        assert gloo.losses == mail.losses
+        assert gloo.gradients.keys() == mail.gradients.keys()
+        for name, gradient in gloo.gradients.items():
+            assert torch.equal(gradient, mail.gradients[name]), name
