@@ -4,11 +4,15 @@ An abstract interpreter runs every rank's actions on sets of block numbers in pl
 it accepts cannot deadlock (sends being asynchronous), delivers every (micro-batch, block, rank)
 exactly once, reads only what is held, collects every gradient and leaves nothing behind. The order
 of operations inside communicators is checked separately, by `in_order`.
+
+Whatever the schedule, a micro-batch goes F(0), ..., F(C-1), B(C-1), ..., B(0): each pass waits for
+the one before it. What it moves, holds and releases is therefore followed once, for one
+micro-batch; the schedule decides whether the passes can all run, and how much is held at a time.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,12 +26,12 @@ class ScheduleError(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """What each rank holds at most, over the step."""
+    """What each rank holds at most, over the step, in units of micro-batch tokens x hidden_size."""
 
     peak_blocks: tuple[int, ...]
-    """Stored blocks, each micro-batch's counted; units of micro-batch tokens x hidden_size."""
+    """Stored blocks, each micro-batch's counted."""
     peak_partials: tuple[int, ...]
-    """Stored partials that chunks took as input; same units."""
+    """Stored partials that chunks took as input."""
 
 
 def validate(plan: TransportPlan, schedule: Schedule) -> Report:
@@ -40,169 +44,151 @@ def validate(plan: TransportPlan, schedule: Schedule) -> Report:
     if len(schedule) != layout.num_ranks:
         raise ScheduleError(f"schedule for {len(schedule)} ranks, layout for {layout.num_ranks}")
     training = any(action.kind == "B" for actions in schedule for action in actions)
-    ranks = [_Rank(rank, plan, training) for rank in range(layout.num_ranks)]
-    _run(ranks, schedule, layout.num_chunks - 1)
-    _check_complete(schedule, layout.num_chunks, training)
-    for rank in ranks:
-        rank.check_empty()
-    return Report(
-        peak_blocks=tuple(rank.peak_blocks for rank in ranks),
-        peak_partials=tuple(rank.peak_partials for rank in ranks),
-    )
+    _check_complete(plan, schedule, training)
+    _check_progress(plan, schedule)
+    _check_data_flow(plan, training)
+    peaks = [_peaks(plan, rank, actions, training) for rank, actions in enumerate(schedule)]
+    return Report(*(tuple(kind) for kind in zip(*peaks, strict=True)))
 
 
-def _run(ranks: list[_Rank], schedule: Schedule, last_chunk: int) -> None:
-    """Run every rank until it waits for a message, and again when the message is there.
-
-    A message is named by the action that it enables.
-    """
-    position = [0] * len(ranks)
-    arrived: set[Action] = set()
-    waiting: dict[Action, int] = {}
-    runnable = deque(range(len(ranks)))
-    while runnable:
-        rank = runnable.popleft()
-        while position[rank] < len(schedule[rank]):
-            action = schedule[rank][position[rank]]
-            starts = action.chunk == (0 if action.kind == "F" else last_chunk)
-            if not starts and action not in arrived:
-                waiting[action] = rank
-                break
-            arrived.discard(action)
-            ranks[rank].execute(action)
-            position[rank] += 1
-            step = 1 if action.kind == "F" else -1
-            enabled = action._replace(chunk=action.chunk + step)
-            if 0 <= enabled.chunk <= last_chunk:
-                arrived.add(enabled)
-                if enabled in waiting:
-                    runnable.append(waiting.pop(enabled))
-    if waiting:
-        stuck = "; ".join(f"rank {rank} before {action}" for action, rank in waiting.items())
-        raise ScheduleError(f"deadlock: {stuck}")
-
-
-def _check_complete(schedule: Schedule, num_chunks: int, training: bool) -> None:
-    """Every micro-batch passes every chunk (that none does so twice is found on the way)."""
-    done = {action for actions in schedule for action in actions}
+def _check_complete(plan: TransportPlan, schedule: Schedule, training: bool) -> None:
+    """Every micro-batch passes every chunk once in each direction, on the chunk's rank."""
+    done: set[Action] = set()
+    for rank, actions in enumerate(schedule):
+        for action in actions:
+            if plan.layout.rank_of(action.chunk) != rank:
+                raise _error(rank, action, "another rank holds that chunk")
+            if action in done:
+                raise _error(rank, action, "runs a second time")
+            done.add(action)
     micro_batches = 1 + max((action.micro_batch for action in done), default=-1)
     for kind in "FB" if training else "F":
-        for chunk in range(num_chunks):
+        for chunk in range(plan.layout.num_chunks):
             for micro_batch in range(micro_batches):
                 if (kind, chunk, micro_batch) not in done:
                     raise ScheduleError(f"{Action(kind, chunk, micro_batch)} is never run")
 
 
+def _check_progress(plan: TransportPlan, schedule: Schedule) -> None:
+    """Run each rank until it waits for a pass of another, and again when that has run."""
+    last = plan.layout.num_chunks - 1
+    position = [0] * len(schedule)
+    done: set[Action] = set()
+    waiting: dict[Action, int] = {}
+    runnable = deque(range(len(schedule)))
+    while runnable:
+        rank = runnable.popleft()
+        while position[rank] < len(schedule[rank]):
+            action = schedule[rank][position[rank]]
+            needed = _pass_before(action, last)
+            if needed and needed not in done:
+                waiting[needed] = rank
+                break
+            done.add(action)
+            position[rank] += 1
+            if action in waiting:
+                runnable.append(waiting.pop(action))
+    if waiting:
+        stuck = (
+            f"rank {rank} before {schedule[rank][position[rank]]}" for rank in waiting.values()
+        )
+        raise ScheduleError(f"deadlock: {'; '.join(stuck)}")
+
+
+def _pass_before(action: Action, last_chunk: int) -> Action | None:
+    """The pass of the same micro-batch whose result ``action`` waits for."""
+    kind, chunk, micro_batch = action
+    if kind == "F":
+        return Action("F", chunk - 1, micro_batch) if chunk else None
+    if chunk == last_chunk:
+        return Action("F", chunk, micro_batch)
+    return Action("B", chunk + 1, micro_batch)
+
+
+def _check_data_flow(plan: TransportPlan, training: bool) -> None:
+    """Follow one micro-batch through all chunks and back."""
+    ranks = [_Held(rank, plan) for rank in range(plan.layout.num_ranks)]
+    chunks = range(plan.layout.num_chunks)
+    for chunk in chunks:
+        rank = ranks[plan.layout.rank_of(chunk)]
+        rank.forward(Action("F", chunk, 0))
+        if not training and chunk == plan.layout.chunks_of(rank.rank)[-1]:
+            rank.blocks.clear()
+    for chunk in reversed(chunks) if training else ():
+        ranks[plan.layout.rank_of(chunk)].backward(Action("B", chunk, 0))
+    for rank in ranks:
+        if rank.blocks or rank.deposits:
+            left = sorted(rank.blocks | set(rank.deposits))
+            raise ScheduleError(f"rank {rank.rank}: blocks {left} are never released")
+
+
 @dataclass
-class _Rank:
-    """The abstract state of one rank."""
+class _Held:
+    """What one rank holds of one micro-batch."""
 
     rank: int
     plan: TransportPlan
-    training: bool
-    store: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Micro-batch -> blocks held."""
-    deposits: defaultdict[int, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    """Micro-batch -> block -> gradient contributions so far."""
-    in_flight: set[tuple[int, int]] = field(default_factory=set)
-    """(chunk, micro-batch) between forward and backward pass."""
-    done: set[Action] = field(default_factory=set)
-    num_blocks: int = 0
-    num_partials: int = 0
-    peak_blocks: int = 0
-    peak_partials: int = 0
+    blocks: set[int] = field(default_factory=set)
+    deposits: Counter[int] = field(default_factory=Counter)
+    """Gradient contributions to each block so far."""
 
-    def execute(self, action: Action) -> None:
-        if self.plan.layout.rank_of(action.chunk) != self.rank:
-            raise self._error(action, "another rank holds that chunk")
-        if action in self.done:
-            raise self._error(action, "runs a second time")
-        self.done.add(action)
-        if action.kind == "F":
-            self._forward(action)
-        else:
-            self._backward(action)
-
-    def _forward(self, action: Action) -> None:
-        _, chunk, micro_batch = action
-        plan, store = self.plan, self.store[micro_batch]
+    def forward(self, action: Action) -> None:
+        plan, chunk = self.plan, action.chunk
+        hop = plan.hop_out_of(chunk)
         self._add(action, plan.received(chunk), "is delivered")
-        hop_in, hop_out = plan.hop_into(chunk), plan.hop_out_of(chunk)
         self._require(action, plan.reads(chunk), "to read it")
-        self._require(action, hop_out.held if hop_out else (), "to send it before its pass")
+        self._require(action, hop.held if hop else (), "to send it before its pass")
         self._add(action, plan.produced(chunk), "is produced")
-        self._require(action, hop_out.fresh if hop_out else (), "to send it behind its pass")
-        self.num_partials += bool(hop_in and hop_in.partial)
-        self.peak_blocks = max(self.peak_blocks, self.num_blocks)
-        self.peak_partials = max(self.peak_partials, self.num_partials)
-        self.in_flight.add((chunk, micro_batch))
-        if not self.training:
-            self._close(action)
-            if chunk == plan.layout.chunks_of(self.rank)[-1]:
-                self._release(action, tuple(store))
+        self._require(action, hop.fresh if hop else (), "to send it behind its pass")
 
-    def _backward(self, action: Action) -> None:
-        _, chunk, micro_batch = action
-        if (chunk, micro_batch) not in self.in_flight:
-            raise self._error(action, "its forward pass has not run")
-        plan, deposits = self.plan, self.deposits[micro_batch]
-        hop_out = plan.hop_out_of(chunk)
-        if hop_out:
-            self._require(action, hop_out.blocks, "to take its gradient")
-            deposits.update(hop_out.blocks)
+    def backward(self, action: Action) -> None:
+        plan, chunk = self.plan, action.chunk
+        hop = plan.hop_out_of(chunk)
+        returned = hop.blocks if hop else ()
+        self._require(action, returned, "to take its gradient")
         self._require(action, plan.reads(chunk), "to read it again")
-        deposits.update(plan.reads(chunk))
-        brought = (*plan.received(chunk), *plan.produced(chunk))
-        for block in brought:
+        self.deposits.update(returned)
+        self.deposits.update(plan.reads(chunk))
+        for block in (*plan.received(chunk), *plan.produced(chunk)):
             expected = plan.expected_deposits(self.rank, block)
-            if (found := deposits.pop(block, 0)) != expected:
+            if (found := self.deposits.pop(block, 0)) != expected:
                 what = f"block {block} has {found} gradient deposits, not {expected}"
-                raise self._error(action, what)
-        self._release(action, brought)
-        self._close(action)
+                raise _error(self.rank, action, what)
+            self.blocks.remove(block)
 
     def _add(self, action: Action, blocks: Iterable[int], how: str) -> None:
-        store = self.store[action.micro_batch]
-        if not store.isdisjoint(blocks):
-            twice = min(store.intersection(blocks))
-            raise self._error(action, f"block {twice} {how} but is held already")
-        before = len(store)
-        store.update(blocks)
-        self.num_blocks += len(store) - before
+        for block in blocks:
+            if block in self.blocks:
+                raise _error(self.rank, action, f"block {block} {how} but is held already")
+            self.blocks.add(block)
 
     def _require(self, action: Action, blocks: Iterable[int], purpose: str) -> None:
-        if not self.store[action.micro_batch].issuperset(blocks):
-            missing = min(set(blocks) - self.store[action.micro_batch])
-            raise self._error(action, f"block {missing} is not held, {purpose}")
+        for block in blocks:
+            if block not in self.blocks:
+                raise _error(self.rank, action, f"block {block} is not held, {purpose}")
 
-    def _release(self, action: Action, blocks: Iterable[int]) -> None:
-        store = self.store[action.micro_batch]
-        before = len(store)
-        store.difference_update(blocks)
-        self.num_blocks -= before - len(store)
-        if not store:
-            del self.store[action.micro_batch]
 
-    def _close(self, action: Action) -> None:
-        _, chunk, micro_batch = action
-        hop_in = self.plan.hop_into(chunk)
-        self.num_partials -= bool(hop_in and hop_in.partial)
-        self.in_flight.remove((chunk, micro_batch))
+def _peaks(
+    plan: TransportPlan, rank: int, actions: Iterable[Action], training: bool
+) -> tuple[int, int]:
+    """The most blocks, and the most input partials, that ``rank`` holds at a time."""
+    chunks = plan.layout.chunks_of(rank)
+    brought = {chunk: len(plan.received(chunk)) + len(plan.produced(chunk)) for chunk in chunks}
+    partial = {chunk: bool((hop := plan.hop_into(chunk)) and hop.partial) for chunk in chunks}
+    blocks = partials = peak_blocks = peak_partials = 0
+    for kind, chunk, _ in actions:
+        if kind == "B":
+            blocks -= brought[chunk]
+            partials -= partial[chunk]
+            continue
+        blocks += brought[chunk]
+        partials += partial[chunk]
+        peak_blocks, peak_partials = max(peak_blocks, blocks), max(peak_partials, partials)
+        if not training:
+            partials -= partial[chunk]
+            blocks -= sum(brought.values()) if chunk == chunks[-1] else 0
+    return peak_blocks, peak_partials
 
-    def check_empty(self) -> None:
-        """Raise ScheduleError if blocks or gradients outlive the step."""
-        for micro_batch, blocks in self.store.items():
-            if blocks:
-                raise ScheduleError(
-                    f"rank {self.rank}: micro-batch {micro_batch}: blocks {sorted(blocks)} are "
-                    "never released"
-                )
-        for micro_batch, deposits in self.deposits.items():
-            if deposits:
-                raise ScheduleError(
-                    f"rank {self.rank}: micro-batch {micro_batch}: gradients of blocks "
-                    f"{sorted(deposits)} are never used"
-                )
 
-    def _error(self, action: Action, what: str) -> ScheduleError:
-        return ScheduleError(f"rank {self.rank}: {action}: {what}")
+def _error(rank: int, action: Action, what: str) -> ScheduleError:
+    return ScheduleError(f"rank {rank}: {action}: {what}")

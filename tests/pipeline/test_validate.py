@@ -116,10 +116,16 @@ def test_actions_that_do_not_belong(plan):
     assert "rank 3: F(chunk 0, micro-batch 0): another rank holds that chunk" in fault(
         plan, with_actions(schedule, 3, Action("F", 0, 0), *schedule[3])
     )
-    assert "rank 3: B(chunk 7, micro-batch 0): its forward pass has not run" in fault(
-        plan, with_actions(schedule, 3, Action("B", 7, 0), *schedule[3])
-    )
     assert "schedule for 2 ranks, layout for 4" in fault(plan, schedule[:2])
+
+
+def test_a_backward_pass_before_its_forward_pass(plan):
+    schedule = one_f_one_b(4, 2, 2)
+    late = schedule[3].index(Action("B", 7, 0))
+    moved = (schedule[3][late], *schedule[3][:late], *schedule[3][late + 1 :])
+    message = fault(plan, with_actions(schedule, 3, *moved))
+    assert message.startswith("deadlock: ")
+    assert "rank 3 before B(chunk 7, micro-batch 0)" in message
 
 
 def test_an_action_that_is_missing(plan):
