@@ -52,6 +52,13 @@ def test_a_run_that_starts_over_is_newer_than_what_it_left(own):
     assert value_of(find_latest(own)) == 2.0
 
 
+def test_saving_a_step_again_replaces_it(own):
+    for value in (1.0, 2.0, 3.0):
+        put(own, 4, value=value)
+    assert step_folders(own) == ["step_00000004"]
+    assert value_of(own / "step_00000004") == 3.0
+
+
 def test_broken_checkpoints_are_passed_over_reported_and_not_counted(own, caplog):
     for step in (1, 2, 3):
         put(own, step)

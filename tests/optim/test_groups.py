@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from attnres_train.config import load_config
+from attnres_train.model.chunk import ModelChunk
 from attnres_train.optim.groups import ParamRule, assign
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 D, LAYERS, EXPERTS = 2304, 27, 256
 MLA_LAYERS = {3, 7, 11, 15, 19, 23, 26}
 MATRIX = ParamRule("muon", True)
@@ -88,6 +93,15 @@ def test_every_parameter_of_the_48b_model_has_its_rule():
     assert {name: assign(name, meta(shape)) for name, (shape, _) in table.items()} == {
         name: rule for name, (_, rule) in table.items()
     }
+
+
+def test_the_table_is_what_the_model_has():
+    config = load_config(CONFIGS / "kimi_linear_48b_attnres.yaml", []).model
+    chunk = ModelChunk(
+        config, 0, config.num_layers, recompute="none", stream_dtype=None, device="meta"
+    )
+    shapes = {name: tuple(param.shape) for name, param in chunk.named_parameters()}
+    assert shapes == {name: shape for name, (shape, _) in kimi_linear_48b().items()}
 
 
 def test_adamw_takes_everything_and_decays_the_same_parameters():
