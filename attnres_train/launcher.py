@@ -6,6 +6,7 @@ environment that suits CPU training, and tells the one failure that matters from
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def launch(arguments: list[str], world_size: int) -> int:
     defaults = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size)), **MALLOC_ENVIRONMENT}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # The agent logs every signal it sends; what the user needs of that is reported below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="attnres-train-") as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -143,8 +146,8 @@ def _leave(code: int) -> None:
 
 def prepare_local(config: RunConfig) -> None:
     """What is done once, before any worker starts: data, and the checkpoint to resume from."""
-    from attnres_train.checkpoint.store import resolve_resume
+    from attnres_train.checkpoint.folders import resolve_resume
     from attnres_train.data.prepare import prepare
 
     prepare(config)
-    resolve_resume(config.checkpoint.resume, Path(config.run.dir) / config.run.name)
+    resolve_resume(config.checkpoint.resume, Path(config.run.dir) / config.run.name / "checkpoints")

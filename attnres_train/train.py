@@ -49,7 +49,7 @@ def train(config: RunConfig) -> int:
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         # One process per machine; the others wait for it in join_run. Nothing to do where the
         # local launcher or `attnres-train data` has prepared already.
-        prepare(config, progress=os.environ.get("RANK", "0") == "0")
+        prepare(config, progress=False)
     with join_run(config) as ranks:
         parts = build_parts(config, ranks)
         if ranks.is_main:
@@ -61,11 +61,18 @@ def train(config: RunConfig) -> int:
 
 
 def catch_stop_signals():
-    """From now on SIGTERM, SIGINT and SIGUSR1 set a flag; returns the function that reads it. The
-    loop saves and leaves behind the step in which any rank was told."""
+    """From now on the first SIGTERM, SIGINT or SIGUSR1 sets a flag; returns the function that reads
+    it. The loop saves and leaves behind the step in which any rank was told; a second signal ends
+    the process at once."""
     received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        for again in STOP_SIGNALS:
+            signal.signal(again, signal.SIG_DFL)
+
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _: received.append(number))
+        signal.signal(number, stop)
     return lambda: bool(received)
 
 
@@ -79,7 +86,7 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         chunks,
         plan,
         ranks.pp_rank,
-        P2PTransport(channels(plan), ranks.pipeline_ranks, ranks.timeout, ranks.device),
+        P2PTransport(channels(plan), ranks.pipelines, ranks.timeout, ranks.device),
         hidden_size=config.model.hidden_size,
         stream_dtype=STREAM_DTYPE[config.train.precision],
         device=ranks.device,

@@ -196,7 +196,7 @@ class Trainer:
             device=device,
         )
         rows = mine.new_empty(self.ranks.world_size, len(mine))
-        dist.all_gather_into_tensor(rows, mine)
+        dist.all_gather(list(rows), mine)
         loss, with_loss, p2p_bytes, memory, stop = rows.T.tolist()
         peak = max(memory) if device.type == "cuda" else sum(memory)
         return sum(loss) / sum(with_loss), int(sum(p2p_bytes)), int(peak), any(stop)

@@ -12,8 +12,9 @@ class MicroBatch:
     """One micro-batch, the same on every pipeline rank.
 
     ``tokens`` and ``labels`` are int64 [B, T] (labels are the tokens one position later),
-    ``loss_mask`` float [B, T] weights each position's loss. ``cu_seqlens`` int32 gives the cumulative
-    document lengths [0, ..., B*T] of packed samples, None when every sample is one document.
+    ``loss_mask`` float [B, T] weights each position's loss. ``cu_seqlens`` int32 gives the
+    cumulative document lengths [0, ..., B*T] of packed samples, None when every sample is one
+    document.
     """
 
     tokens: Tensor

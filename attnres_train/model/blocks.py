@@ -17,8 +17,8 @@ from functools import cached_property
 class Blocks:
     """The blocks of a model with ``num_sublayers`` sublayers.
 
-    ``block_size`` counts sublayers; 1 is Full Attention Residuals. ``None`` is the standard residual
-    stream: there are no blocks, and the partial carries embedding plus every output.
+    ``block_size`` counts sublayers; 1 is Full Attention Residuals. ``None`` is the standard
+    residual stream: there are no blocks, and the partial carries embedding plus every output.
     """
 
     num_sublayers: int
@@ -36,7 +36,7 @@ class Blocks:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Last sublayer of each block, block 0 (the embedding) ending at 0. Empty without blocks."""
+        """Last sublayer of each block; block 0, the embedding, ends at 0. Empty without blocks."""
         if self.block_size is None:
             return ()
         full = range(0, self.num_sublayers, self.block_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from tqdm import tqdm
 
@@ -12,7 +11,8 @@ from attnres_train.observe.sinks import Record
 
 
 class Console:
-    """Prints a line every ``log.interval`` steps; rates are averages over the interval."""
+    """Prints a line every ``log.interval`` steps; rates are averages since the last line,
+    validation and saving left out."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config.log
@@ -24,24 +24,19 @@ class Console:
         self.bar = tqdm(
             total=self.end, initial=step, unit="step", disable=not wanted, dynamic_ncols=True
         )
-        self._restart_interval(step, tokens=None)
+        self.steps, self.seconds = 0, 0.0
 
     def on_step(self, record: Record) -> None:
         self.bar.update(1)
-        if self.since_tokens is None:
-            # The first step pays for warm-up: rates count from behind it.
-            self._restart_interval(record["step"], record["tokens"])
-            self.write(self.line(record, record["tokens_per_second"], record["step_seconds"]))
-        elif record["step"] % self.config.interval == 0 or record["step"] == self.end:
-            elapsed = time.perf_counter() - self.since
-            rate = (record["tokens"] - self.since_tokens) / elapsed
-            self.write(self.line(record, rate, elapsed / (record["step"] - self.since_step)))
-            self._restart_interval(record["step"], record["tokens"])
-        elif "validation_loss" in record:
-            self.write(self.line(record, record["tokens_per_second"], record["step_seconds"]))
-
-    def _restart_interval(self, step: int, tokens: int | None) -> None:
-        self.since, self.since_step, self.since_tokens = time.perf_counter(), step, tokens
+        self.steps += 1
+        self.seconds += record["step_seconds"]
+        first, last = record["step"] == 1, record["step"] == self.end
+        due = first or last or record["step"] % self.config.interval == 0
+        if due or "validation_loss" in record:
+            tokens = record["tokens_per_second"] * record["step_seconds"]
+            seconds = self.seconds / self.steps
+            self.write(self.line(record, tokens / seconds, seconds))
+            self.steps, self.seconds = 0, 0.0
 
     def line(self, record: Record, rate: float, step_seconds: float) -> str:
         """The log line of one record."""

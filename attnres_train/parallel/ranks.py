@@ -17,15 +17,15 @@ from attnres_train.parallel.megatron import build_grid, destroy_grid
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place; ``pipeline_ranks[s]`` is the global rank of stage ``s`` of its
-    pipeline."""
+    """This process's place. ``pipelines`` lists the global ranks of every pipeline by stage, the
+    same on every process."""
 
     rank: int
     world_size: int
     device: torch.device
     pipeline: ProcessGroup
     data: ProcessGroup
-    pipeline_ranks: tuple[int, ...]
+    pipelines: tuple[tuple[int, ...], ...]
     control: ProcessGroup
     """All processes, CPU-capable: checkpoints and other coordination beside training."""
     timeout: timedelta
@@ -86,13 +86,15 @@ def join_run(config: RunConfig):
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
     pipeline, data = build_grid(config.parallel)
+    pipelines: list = [None] * dist.get_world_size()
+    dist.all_gather_object(pipelines, tuple(dist.get_process_group_ranks(pipeline)))
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
         pipeline=pipeline,
         data=data,
-        pipeline_ranks=tuple(dist.get_process_group_ranks(pipeline)),
+        pipelines=tuple(sorted(set(pipelines))),
         control=dist.new_group(backend="gloo", timeout=timeout),
         timeout=timeout,
     )
