@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from attnres_train.errors import UserError
+
 
 def digest(value: Any) -> str:
     """Sixteen hex digits that stand for ``value``, which must be what JSON can hold."""
@@ -24,8 +26,13 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the only write lock on ``folder``; a second run waits here until the first is done.
 
     The lock is the kernel's (flock): it is gone with the process that held it.
+    Raises UserError when ``folder`` cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise UserError(f"data.cache_dir {folder} cannot be written: {error}") from error
     with open(folder / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

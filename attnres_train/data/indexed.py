@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,7 @@ def _expect(file: Path, at_least: int) -> None:
 
 
 class TokenSequences:
-    """The sequences of several .bin/.idx pairs, one after another: what GPTDataset reads from.
-
-    ``sequence_lengths`` is int32 [N].
-    """
+    """The sequences of several .bin/.idx pairs, one after another: what GPTDataset reads from."""
 
     def __init__(self, prefixes: Sequence[str]) -> None:
         """Raises UserError when a file is missing or truncated."""
@@ -76,8 +74,12 @@ class TokenSequences:
             check_indexed(prefix)
         indexed_dataset = megatron_datasets("indexed_dataset")
         self.files = [indexed_dataset.IndexedDataset(prefix) for prefix in prefixes]
-        self.sequence_lengths = np.concatenate([file.sequence_lengths for file in self.files])
         self._starts = np.cumsum([0] + [len(file) for file in self.files])
+
+    @cached_property
+    def sequence_lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int32. Only building indices needs them."""
+        return np.concatenate([file.sequence_lengths for file in self.files])
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Token ids of sequence ``index`` from ``offset``: ``length`` of them, or all."""

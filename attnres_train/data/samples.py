@@ -166,7 +166,7 @@ def _gpt_dataset(
     folder: Path,
     sequences: np.ndarray | None,
 ) -> Any:
-    """One epoch. Builds the indices of ``sequences``; reads those in ``folder`` where it is None."""
+    """One epoch. Builds the indices of ``sequences``, or reads those in ``folder`` if None."""
     gpt_dataset = megatron_datasets("gpt_dataset")
     settings = gpt_dataset.GPTDatasetConfig(
         random_seed=_seed(number, split, config),

@@ -112,8 +112,10 @@ def make_source(corpus: Corpus, tokenizer: Tokenizer | None, desk: Desk) -> Sour
     key = digest([CACHE_VERSION, corpus.fingerprint(), made_by])
     if indexed:
         prefixes = corpus.prefixes
-        sizes = [check_indexed(prefix) for prefix in prefixes]
-        told = f"{sum(size.num_tokens for size in sizes):,} tokens"
+        num_tokens = sum(check_indexed(prefix).num_tokens for prefix in prefixes)
+        if not num_tokens:
+            raise UserError(f"{corpus.key} ({corpus.name}) is empty: its files hold no token")
+        told = f"{num_tokens:,} tokens"
     else:
         folder = desk.cache / "shards" / key
         counts = tokenise(corpus, tokenizer, folder, progress=desk.progress)
