@@ -15,13 +15,12 @@ def short_conv(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None = None) -> T
     """SiLU of ``y_t = sum_j weight[:, 0, j] * x_{t - k + 1 + j}``; [B, T, P] -> [B, T, P].
 
     ``weight`` is [P, 1, k], its last tap the current token's. Tokens before the row, and before the
-    document when ``cu_seqlens`` [0, ..., B*T] packs several, count as zero. The backward pass keeps
-    x alone.
+    document when ``cu_seqlens`` [0, ..., B*T] packs several, count as zero. Sums are fp32 (fp64
+    stays fp64), the result has the dtype of x. The backward pass keeps x alone.
     """
-    taps = weight.shape[-1]
-    gaps = None
+    gaps = [None] * weight.shape[-1]
     if cu_seqlens is not None:
-        gaps = [_crossing(cu_seqlens, shift) for shift in range(taps)]
+        gaps = [_crossing(cu_seqlens, shift) for shift in range(weight.shape[-1])]
     return _ShortConv.apply(x, weight, gaps)
 
 
@@ -32,30 +31,27 @@ def _crossing(cu_seqlens: Tensor, shift: int) -> Tensor:
     return tokens[tokens < ends[:, None]]
 
 
-def _shifted(x: Tensor, shift: int, gaps: list[Tensor] | None) -> Tensor:
-    """x of ``shift`` tokens earlier [B, T, P], zero where that is another document."""
-    if shift == 0:
-        return x
-    x = F.pad(x, (0, 0, shift, 0))[:, : x.shape[1]]
-    if gaps is not None:
-        x = x.flatten(0, 1).index_fill(0, gaps[shift], 0).view_as(x)
-    return x
+def _clear(x: Tensor, tokens: Tensor | None) -> Tensor:
+    """x [B, T, P] with zeros at the flat indices ``tokens``."""
+    return x if tokens is None else x.flatten(0, 1).index_fill(0, tokens, 0).view_as(x)
 
 
-def _shifted_back(dy: Tensor, shift: int, gaps: list[Tensor] | None) -> Tensor:
-    """Adjoint of `_shifted`."""
-    if shift == 0:
-        return dy
-    if gaps is not None:
-        dy = dy.flatten(0, 1).index_fill(0, gaps[shift], 0).view_as(dy)
-    return F.pad(dy, (0, 0, 0, shift))[:, shift:]
+def _taps(x: Tensor, weight: Tensor, gaps: list[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """(x of earlier tokens, weight [P] of that tap) for shifts 0, 1, ...: in fp32 (fp64)."""
+    taps, length = weight.shape[-1], x.shape[1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    padded, weight = F.pad(x.to(dtype), (0, 0, taps - 1, 0)), weight.to(dtype)
+    return [
+        (_clear(padded[:, tap : tap + length], gaps[taps - 1 - tap]), weight[:, 0, tap])
+        for tap in reversed(range(taps))
+    ]
 
 
-def _convolve(x: Tensor, weight: Tensor, gaps: list[Tensor] | None) -> Tensor:
-    taps = weight.shape[-1]
-    y = x * weight[:, 0, -1]
-    for shift in range(1, taps):
-        y.addcmul_(_shifted(x, shift, gaps), weight[:, 0, taps - 1 - shift])
+def _convolve(taps: list[tuple[Tensor, Tensor]]) -> Tensor:
+    (x, weight), *earlier = taps
+    y = x * weight
+    for x, weight in earlier:
+        y.addcmul_(x, weight)
     return y
 
 
@@ -64,21 +60,20 @@ class _ShortConv(Function):
     def forward(ctx, x, weight, gaps):
         ctx.save_for_backward(x, weight)
         ctx.gaps = gaps
-        return F.silu(_convolve(x, weight, gaps), inplace=True)
+        return F.silu(_convolve(_taps(x, weight, gaps)), inplace=True).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        taps = weight.shape[-1]
-        y = _convolve(x, weight, ctx.gaps)
-        dy = torch.ops.aten.silu_backward(dy, y)
-        dx, dweight = torch.zeros_like(x), torch.empty_like(weight)
-        for shift in range(taps):
-            tap = taps - 1 - shift
-            dweight[:, 0, tap] = (_shifted(x, shift, ctx.gaps) * dy).sum((0, 1))
-            dx.addcmul_(_shifted_back(dy, shift, ctx.gaps), weight[:, 0, tap])
-        return dx, dweight, None
+        taps = _taps(x, weight, ctx.gaps)
+        y = _convolve(taps)
+        dy = torch.ops.aten.silu_backward(dy.to(y.dtype), y)
+        dweight = torch.stack([(earlier * dy).sum((0, 1)) for earlier, _ in reversed(taps)], dim=-1)
+        dx = dy * taps[0][1]
+        for shift, (_, tap) in enumerate(taps[1:], 1):
+            dx[:, :-shift].addcmul_(_clear(dy, ctx.gaps[shift])[:, shift:], tap)
+        return dx.to(x.dtype), dweight.unsqueeze(1).to(weight.dtype), None
 
 
 class ShortConv(nn.Module):
