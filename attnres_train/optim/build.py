@@ -14,6 +14,9 @@ from attnres_train.optim.muon import Muon
 
 _NS_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
+# Newton-Schulz wants few large launches on a GPU; on a CPU, batches beyond its cache cost a third.
+_GPU_BATCH, _CPU_BATCH = 2**26, 2**18
+
 
 def build_optimizer(
     named_parameters: Iterable[tuple[str, Tensor]],
@@ -51,6 +54,7 @@ def _muon(
         weight_decay=weight_decay,
         ns_steps=config.ns_steps,
         ns_dtype=_NS_DTYPES[auto if config.ns_dtype == "auto" else config.ns_dtype],
+        max_batch_elements=_GPU_BATCH if _is_cuda(device) else _CPU_BATCH,
     )
 
 

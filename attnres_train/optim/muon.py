@@ -106,8 +106,8 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, batch: list[_Piece], group: dict) -> None:
         lr, momentum = group["lr"], group["momentum"]
-        nesterov = [piece.grad.add(piece.momentum, alpha=momentum) for piece in batch]
-        update = newton_schulz(torch.cat(nesterov), self.ns_steps, self.ns_dtype)
+        nesterov = torch.cat([p.grad.add(p.momentum, alpha=momentum) for p in batch])
+        update = newton_schulz(nesterov, self.ns_steps, self.ns_dtype)
         scale = 0.2 * math.sqrt(max(update.shape[-2:]))
         parts = update.split([len(piece.weight) for piece in batch])
         for piece, part in zip(batch, parts, strict=True):
