@@ -9,7 +9,7 @@ from tests.parity.pool import WorkerPool
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[WorkerPool]:
-    """Worker processes for everything that needs several ranks: `pool.run(function, ranks, *args)`."""
+    """Worker processes for whatever needs several ranks: `pool.run(function, ranks, *args)`."""
     workers = WorkerPool()
     yield workers
     workers.close()

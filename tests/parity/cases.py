@@ -7,8 +7,9 @@ another number of micro-batches, whose gradients add to the first one's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,11 @@ class Case:
         extras = ("-recompute" if self.recompute == "full" else "") + "-debug" * self.debug
         shape = f"P{self.ranks}V{self.virtual}M{self.micro_batches}L{self.num_layers}"
         return f"{residual}-{shape}{layout}{extras}"
+
+    @property
+    def unspread(self) -> Case:
+        """The same model and micro-batches on one rank, in one chunk."""
+        return replace(self, ranks=1, virtual=1, layout=None, recompute="none", debug=False)
 
     @property
     def plan(self) -> TransportPlan:
@@ -129,7 +135,7 @@ def make_chunk(case: Case, first_layer: int, last_layer: int) -> ModelChunk:
             generator = torch.Generator().manual_seed(seed)
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         elif parameter.dim() > 1:
-            parameter.mul_(10)
+            parameter.mul_(4)
     return chunk
 
 
@@ -142,8 +148,9 @@ def gradients(chunks: Iterable[nn.Module]) -> dict[str, Tensor]:
     }
 
 
+@cache
 def run_plain(case: Case) -> RunResult:
-    """One chunk with every layer, micro-batch after micro-batch, by plain autograd."""
+    """An unspread case: one chunk, micro-batch after micro-batch, by plain autograd."""
     chunk, losses = make_chunk(case, 0, case.num_layers), []
     first, validation, second = inputs(case)
     for step in (first, second):
