@@ -146,12 +146,14 @@ def _check_fit(
         "in the checkpoint only": [
             name for name in saved if name not in asked and not name.startswith(unread)
         ],
-        "of another kind": [
-            f"{name} ({mine[name]} here, {saved[name]} in the checkpoint)"
-            for mine in wanted
-            for name in mine
-            if name in saved and not mine[name].like(saved[name])
-        ],
+        "of another kind": sorted(
+            {
+                f"{name} ({mine[name]} here, {saved[name]} in the checkpoint)"
+                for mine in wanted
+                for name in mine
+                if name in saved and not mine[name].like(saved[name])
+            }
+        ),
     }
     problems = [f"\n  {what}: {_some(names)}" for what, names in lines.items() if names]
     if problems:
@@ -172,7 +174,7 @@ def _read(path: Path, tensors: dict[str, Tensor], manifest: Manifest) -> list[st
 
 
 def _check_read(path: Path, problems: list[list[str]]) -> None:
-    damaged = [problem for mine in problems for problem in mine]
+    damaged = sorted({problem for mine in problems for problem in mine})
     if damaged:
         raise BrokenCheckpoint(f"{path} is damaged: {_some(damaged)}")
 
