@@ -1,0 +1,227 @@
+"""`attnres-train plan CONFIG`: what a layout sends, stores and costs, before any worker starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from attnres_train.config.checks import data_parallel_size
+from attnres_train.config.schema import RunConfig
+from attnres_train.errors import UserError
+from attnres_train.model.flops import training_flops_per_token
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.schedule import SCHEDULES, Schedule, peak_in_flight
+from attnres_train.pipeline.simulate import MODES, Costs, Mode, simulate
+from attnres_train.pipeline.validate import Report, validate
+from attnres_train.planning import build_plan
+from attnres_train.tools.costs import PARAMETER_BYTES, CostModel
+from attnres_train.tools.plan_text import as_text
+from attnres_train.tools.timeline import draw_timeline
+
+# Beyond this many passes only the slowest and the fastest of the exact transports are simulated.
+_MANY_PASSES = 50_000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What passes and transfers are timed with."""
+
+    flops_rate: float = 4e14
+    """FLOP/s that a rank attains in its passes."""
+    peak_flops: float = 989e12
+    """FLOP/s that MFU is measured against: an H100's in dense bf16."""
+    link_bandwidth: float = 5e10
+    """Bytes/s that a rank can send."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, besides config and overrides."""
+    default = Machine()
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--picture", metavar="FILE.svg", help="draw the simulated step")
+    parser.add_argument(
+        "--mode", choices=MODES, default="eager", help="transport in the picture (%(default)s)"
+    )
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="processes of the run (default: one replica)"
+    )
+    parser.add_argument(
+        "--flops-rate",
+        type=float,
+        default=default.flops_rate,
+        metavar="FLOP/S",
+        help="speed of a rank within its passes (%(default)g)",
+    )
+    parser.add_argument(
+        "--peak-flops",
+        type=float,
+        default=default.peak_flops,
+        metavar="FLOP/S",
+        help="peak of the device, for MFU (%(default)g)",
+    )
+    parser.add_argument(
+        "--link-bandwidth",
+        type=float,
+        default=default.link_bandwidth,
+        metavar="BYTES/S",
+        help="what a rank can send (%(default)g)",
+    )
+
+
+def run(config: RunConfig, args: argparse.Namespace) -> int:
+    """Print the plan of a checked ``config``; ``args`` as of `add_arguments`. Raises UserError for
+    rates that are not positive and for a picture that cannot be written."""
+    machine = Machine(args.flops_rate, args.peak_flops, args.link_bandwidth)
+    for name, value in asdict(machine).items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
+    planner = Planner(config, machine, args.nproc)
+    report = planner.report()
+    print(json.dumps(report) if args.json else as_text(report))
+    if args.picture:
+        _write(Path(args.picture), planner.picture(args.mode))
+    return 0
+
+
+def _write(path: Path, svg: str) -> None:
+    try:
+        path.write_text(svg, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--picture {path}: {error.strerror}") from error
+
+
+class Planner:
+    """Everything that follows from a config, a machine and the number of processes."""
+
+    def __init__(self, config: RunConfig, machine: Machine, world_size: int | None = None) -> None:
+        self.config, self.machine = config, machine
+        self.plan = build_plan(config)
+        self.layout = self.plan.layout
+        replicas = data_parallel_size(config, world_size)
+        train = config.train
+        self.micro_batches = train.global_batch_size // (train.micro_batch_size * replicas)
+        self.model = CostModel(config)
+        self.chunks = [
+            self.model.chunk(self.layout.layers(c)) for c in range(self.layout.num_chunks)
+        ]
+        shape = (self.layout.num_ranks, self.layout.num_virtual_stages, self.micro_batches)
+        self.schedules = {name: make(*shape) for name, make in SCHEDULES.items()}
+
+    @property
+    def schedule(self) -> Schedule:
+        """The run's own schedule."""
+        return self.schedules[self.config.pipeline.schedule]
+
+    def pass_costs(self) -> Costs:
+        rate = self.machine.flops_rate
+        return Costs(
+            [chunk.forward_flops / rate for chunk in self.chunks],
+            [chunk.backward_flops / rate for chunk in self.chunks],
+            self.model.unit_bytes / self.machine.link_bandwidth,
+        )
+
+    def report(self) -> dict:
+        """The plan, ready for JSON. Sizes in bytes, times in seconds, units and hops per
+        micro-batch and direction."""
+        stored = {name: validate(self.plan, one) for name, one in self.schedules.items()}
+        own, unit = stored[self.config.pipeline.schedule], self.model.unit_bytes
+        return {
+            "run": self.config.run.name,
+            "residual": self.config.model.residual.kind,
+            "pipeline_ranks": self.layout.num_ranks,
+            "virtual_stages": self.layout.num_virtual_stages,
+            "micro_batches": self.micro_batches,
+            "unit_bytes": unit,
+            "units": asdict(self.plan.units()),
+            "hops": _hops(self.plan, unit),
+            "peak_blocks": own.peak_blocks,
+            "peak_partials": own.peak_partials,
+            "ranks": [self._rank(rank, own) for rank in range(self.layout.num_ranks)],
+            "schedules": {name: self._schedule(name, one) for name, one in stored.items()},
+            "machine": asdict(self.machine),
+            "steps": self._steps(),
+        }
+
+    def _rank(self, rank: int, stored: Report) -> dict:
+        chunks = self.layout.chunks_of(rank)
+        costs = [self.chunks[chunk] for chunk in chunks]
+        parameters = sum(cost.parameters for cost in costs)
+        parameter_bytes = parameters * PARAMETER_BYTES[self.config.train.precision]
+        units = stored.peak_blocks[rank] + stored.peak_partials[rank]
+        memory = {
+            "parameters": parameter_bytes,
+            "gradients": parameter_bytes,
+            "optimizer": sum(cost.optimizer_bytes for cost in costs),
+            "activations": self._activations(rank, self.schedule),
+            "block_store": units * self.model.unit_bytes,
+        }
+        return {
+            "rank": rank,
+            "layers": [_span(self.layout.layers(chunk)) for chunk in chunks],
+            "parameters": parameters,
+            "flops": sum(cost.forward_flops + cost.backward_flops for cost in costs),
+            "memory": {**memory, "total": sum(memory.values())},
+        }
+
+    def _activations(self, rank: int, schedule: Schedule) -> float:
+        kept = peak_in_flight(schedule[rank], [chunk.activation_bytes for chunk in self.chunks])
+        rerun = [self.chunks[chunk].recompute_bytes for chunk in self.layout.chunks_of(rank)]
+        return kept + max(rerun)
+
+    def _schedule(self, name: str, stored: Report) -> dict:
+        schedule, costs = self.schedules[name], replace(self.pass_costs(), unit=0.0)
+        timeline = simulate(self.plan, schedule, costs, "standard", record=False)
+        ranks = range(len(schedule))
+        return {
+            "bubble": timeline.bubble,
+            "peak_blocks": max(stored.peak_blocks),
+            "activations": max(self._activations(rank, schedule) for rank in ranks),
+        }
+
+    def _steps(self) -> dict[str, dict]:
+        """Simulated step per transport. MFU counts useful FLOPs, no recomputation."""
+        schedule, costs = self.schedule, self.pass_costs()
+        many = sum(map(len, schedule)) > _MANY_PASSES
+        modes: tuple[Mode, ...] = ("standard", "eager") if many else MODES
+        train, ranks = self.config.train, self.layout.num_ranks
+        tokens = self.micro_batches * train.micro_batch_size * train.seq_length
+        useful = tokens * training_flops_per_token(self.config.model, train.seq_length)
+        steps: dict[str, dict] = {}
+        for mode in modes:
+            timeline = simulate(self.plan, schedule, costs, mode, record=False)
+            seconds = timeline.seconds
+            steps[mode] = {
+                "seconds": seconds,
+                "over_standard": seconds / steps["standard"]["seconds"] - 1 if steps else 0.0,
+                "bubble": timeline.bubble,
+                "mfu": useful / (seconds * ranks * self.machine.peak_flops),
+            }
+        return steps
+
+    def picture(self, mode: Mode) -> str:
+        """The simulated step as SVG."""
+        timeline = simulate(self.plan, self.schedule, self.pass_costs(), mode)
+        return draw_timeline(self.plan, timeline, mode)
+
+
+def _hops(plan: TransportPlan, unit_bytes: int) -> list[dict]:
+    return [
+        {
+            "src_chunk": hop.src_chunk,
+            "dst_chunk": hop.dst_chunk,
+            "src_rank": hop.src_rank,
+            "dst_rank": hop.dst_rank,
+            "held": hop.held,
+            "fresh": hop.fresh,
+            "partial": hop.partial,
+            "bytes": hop.units * unit_bytes,
+        }
+        for hop in plan.hops
+    ]
+
+
+def _span(layers: range) -> tuple[int, int]:
+    """First and last layer, 0-based, both in the chunk."""
+    return layers[0], layers[-1]
