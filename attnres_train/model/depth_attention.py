@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnres_train.model.depth_attention_lean import DepthMerge, DepthRead
+from attnres_train.model.depth_attention_lean import DepthRead
+from attnres_train.model.depth_attention_two_phase import DepthMerge, DepthPhase1
 
 
 class Phase1(NamedTuple):
@@ -60,11 +61,12 @@ def depth_attention(
     """
     folded = _fold([(query, key_norm_weight)], sources)
     if len(sources) == 1:
-        h, weights = sources[0], folded.new_ones(*sources[0].shape[:-1], 1)
+        h, logits = sources[0], folded.new_zeros(1, sources[0][..., 0].numel())
     else:
-        logits, h, _ = DepthRead.apply(folded, eps, *sources)
-        weights = logits[..., 0, :].softmax(-1) if return_weights else None
-    return (h, weights) if return_weights else h
+        h, logits = DepthRead.apply(folded[0], eps, *sources)
+    if not return_weights:
+        return h
+    return h, logits.softmax(0).T.reshape(*h.shape[:-1], len(sources))
 
 
 def depth_phase1(
@@ -81,7 +83,7 @@ def depth_phase1(
     if not queries:
         raise ValueError("depth_phase1 needs at least one (query, key_norm_weight) pair")
     count = len(queries)
-    logits, *results = DepthRead.apply(_fold(queries, sources), eps, *sources)
+    logits, *results = DepthPhase1.apply(_fold(queries, sources), eps, *sources)
     return list(map(Phase1, results[:count], results[count:], logits.unbind(-2)))
 
 
