@@ -10,6 +10,7 @@ Shapes: B samples of a micro-batch, T tokens, D hidden_size; M micro-batches, P 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from attnres_train.pipeline.store import BlockStore
 from attnres_train.pipeline.transport import Transport
 
 LOOK_AHEAD = 2
-"""Receives are posted this many actions ahead: in the steady state, the next F and the next B."""
+"""Receives are posted this many actions ahead: in the steady state, for the next F and next B."""
 
 
 class ChunkOutput(Protocol):
@@ -90,7 +91,9 @@ class Engine:
         """The losses alone."""
         return self._run(self.program(forward_only, len(batches)), batches)
 
-    def program(self, schedule: Callable[[int, int, int], Schedule], num_micro_batches: int):
+    def program(
+        self, schedule: Callable[[int, int, int], Schedule], num_micro_batches: int
+    ) -> Program:
         """The validated program of this rank, made once."""
         if num_micro_batches < 1:
             raise ValueError("a step needs at least one micro-batch")
@@ -130,8 +133,9 @@ class _Pass:
         self.engine, self.program, self.batches = engine, program, batches
         self.plan, self.training = engine.plan, program.training
         self.store = BlockStore(engine.plan, engine.rank, self.training)
+        make_buffer = functools.partial(_buffer, engine, batches)
         self.inbox = Inbox(
-            engine.rank, engine.transport, program.arrivals, self._make_buffer, engine.debug
+            engine.rank, engine.transport, program.arrivals, make_buffer, engine.debug
         )
         self.outbox = Outbox(engine.rank, engine.transport, engine.stream_dtype, engine.debug)
         self.partials: dict[tuple[int, int], Tensor] = {}
@@ -257,6 +261,7 @@ class _Pass:
         torch.autograd.backward([edge for edge, _ in used], [grad for _, grad in used])
 
     def _send(self, message: Message, tensor: Tensor) -> None:
+        # Passes do not all take one slot: a send is waited for only P slots behind its receipt.
         due = self.program.slots[message.action] + self.plan.layout.num_ranks
         self.outbox.send(message, tensor, due)
 
@@ -281,13 +286,13 @@ class _Pass:
                     f"{micro_batch} is left at the end of the step"
                 )
 
-    def _make_buffer(self, micro_batch: int) -> Tensor:
-        engine = self.engine
-        shape = *self.batches[micro_batch].tokens.shape, engine.hidden_size
-        return torch.empty(shape, dtype=engine.stream_dtype, device=engine.device)
-
     def _error(self, step: Step, what: str) -> PipelineError:
         return PipelineError(f"rank {self.engine.rank}: {step.action}: {what}")
+
+
+def _buffer(engine: Engine, batches: Sequence[Any], micro_batch: int) -> Tensor:
+    shape = *batches[micro_batch].tokens.shape, engine.hidden_size
+    return torch.empty(shape, dtype=engine.stream_dtype, device=engine.device)
 
 
 def _by_urgency(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:

@@ -10,7 +10,6 @@ behind history.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -142,10 +141,11 @@ class Program:
     @cached_property
     def arrivals(self) -> dict[Channel, list[Message]]:
         """Everything that reaches this rank, per channel in the sender's order."""
-        arrivals = defaultdict(list)
-        for actions in self._schedule:
-            for action in actions:
+        incoming = [c for c in channels(self._plan) if c.dst_rank == self._rank]
+        arrivals = {channel: [] for channel in incoming}
+        for sender in {channel.src_rank for channel in incoming}:
+            for action in self._schedule[sender]:
                 for message in leaving(self._plan, action):
-                    if message.channel.dst_rank == self._rank:
+                    if message.channel in arrivals:
                         arrivals[message.channel].append(message)
-        return dict(arrivals)
+        return arrivals

@@ -6,7 +6,7 @@ that share one process, so that a plan can be run and compared without any netwo
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from threading import Condition
@@ -91,27 +91,39 @@ class P2PTransport:
 
 
 class Mailboxes:
-    """What the `MailboxTransport`s of one pipeline share; thread-safe."""
+    """What the `MailboxTransport`s of one pipeline share; thread-safe. A channel's n-th tensor goes
+    to its n-th receive."""
 
     def __init__(self, timeout: timedelta) -> None:
         self._timeout = timeout.total_seconds()
-        self._boxes: defaultdict[Channel, deque[Tensor]] = defaultdict(deque)
+        self._tensors: dict[tuple[Channel, int], Tensor] = {}
+        self._put: Counter[Channel] = Counter()
+        self._reserved: Counter[Channel] = Counter()
         self._changed = Condition()
         self._closed = False
 
     def put(self, channel: Channel, tensor: Tensor) -> None:
         with self._changed:
-            self._boxes[channel].append(tensor)
+            self._tensors[channel, self._put[channel]] = tensor
+            self._put[channel] += 1
             self._changed.notify_all()
 
-    def take(self, channel: Channel) -> Tensor:
+    def reserve(self, channel: Channel) -> tuple[Channel, int]:
+        """A claim, for `take`, on the channel's next tensor that nobody has claimed."""
         with self._changed:
-            box = self._boxes[channel]
-            if not self._changed.wait_for(lambda: box or self._closed, self._timeout):
-                raise RuntimeError(f"nothing arrived on {channel} in {self._timeout} s")
-            if not box:
+            self._reserved[channel] += 1
+            return channel, self._reserved[channel] - 1
+
+    def take(self, claim: tuple[Channel, int]) -> Tensor:
+        """Wait for the tensor; raises RuntimeError behind the timeout or when closed."""
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: claim in self._tensors or self._closed, self._timeout
+            ):
+                raise RuntimeError(f"nothing arrived on {claim[0]} in {self._timeout} s")
+            if claim not in self._tensors:
                 raise RuntimeError("a peer failed")
-            return box.popleft()
+            return self._tensors.pop(claim)
 
     def close(self) -> None:
         """Make every waiting or later `take` of a missing tensor fail at once."""
@@ -120,7 +132,7 @@ class Mailboxes:
             self._changed.notify_all()
 
     def is_empty(self) -> bool:
-        return not any(self._boxes.values())
+        return not self._tensors
 
 
 class MailboxTransport:
@@ -133,17 +145,18 @@ class MailboxTransport:
     def send(self, channel: Channel, tensor: Tensor) -> Work:
         self.bytes_sent += tensor.nbytes
         self._mailboxes.put(channel, tensor.detach().clone())
-        return _MailboxWork(lambda: None)
+        return _MailboxWork(None)
 
     def receive(self, channel: Channel, buffer: Tensor) -> Work:
-        return _MailboxWork(lambda: buffer.copy_(self._mailboxes.take(channel)))
+        claim = self._mailboxes.reserve(channel)
+        return _MailboxWork(lambda: buffer.copy_(self._mailboxes.take(claim)))
 
 
 class _MailboxWork:
-    """Work that ``finish`` ends."""
+    """Work that ``finish`` ends; None: done."""
 
-    def __init__(self, finish: Callable[[], object]) -> None:
-        self._finish: Callable[[], object] | None = finish
+    def __init__(self, finish: Callable[[], object] | None) -> None:
+        self._finish = finish
 
     def is_completed(self) -> bool:
         return self._finish is None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition
 
 import pytest
 import torch
@@ -70,6 +73,47 @@ def plain(layout: Layout, batches: list[ToyBatch]) -> tuple[float, dict[str, Ten
     return loss.item(), gradients([chunk])
 
 
+class Rendezvous:
+    """A wire like gloo's: a send ends when its receive is posted, and only `wait` tells."""
+
+    def __init__(self, transport: Transport, posted: Condition, counts: Counter) -> None:
+        self.transport, self.posted, self.counts = transport, posted, counts
+        self.sent = Counter()
+
+    @property
+    def bytes_sent(self) -> int:
+        return self.transport.bytes_sent
+
+    def send(self, channel, tensor):
+        self.transport.send(channel, tensor)
+        self.sent[channel] += 1
+        return PostedBy(self, channel, self.sent[channel])
+
+    def receive(self, channel, buffer):
+        with self.posted:
+            self.counts[channel] += 1
+            self.posted.notify_all()
+        return self.transport.receive(channel, buffer)
+
+
+@dataclass
+class PostedBy:
+    wire: Rendezvous
+    channel: tuple
+    number: int
+
+    def is_completed(self) -> bool:
+        return False
+
+    def wait(self) -> None:
+        with self.wire.posted:
+            if not self.wire.posted.wait_for(self._is_posted, timeout=10):
+                raise RuntimeError("the receive was not posted")
+
+    def _is_posted(self) -> bool:
+        return self.wire.counts[self.channel] >= self.number
+
+
 @settings(deadline=None, max_examples=25)
 @given(layouts(), LENGTHS, st.sampled_from([one_f_one_b, gpipe]), st.booleans())
 def test_any_layout_and_batch_gives_the_gradients_of_plain_autograd(
@@ -77,7 +121,14 @@ def test_any_layout_and_batch_gives_the_gradients_of_plain_autograd(
 ):
     batches = toy_batches(lengths)
     loss, expected = plain(layout, batches)
-    results, found = train(layout, batches, schedule=schedule, debug=debug)
+    posted, counts = Condition(), Counter()
+    results, found = train(
+        layout,
+        batches,
+        wrap=lambda rank, transport: Rendezvous(transport, posted, counts),
+        schedule=schedule,
+        debug=debug,
+    )
     assert first_of([r.loss for r in results]).item() == pytest.approx(loss, rel=1e-12)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():

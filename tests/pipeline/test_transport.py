@@ -29,7 +29,7 @@ def test_mailboxes_keep_the_order_of_a_channel_and_copy():
         receiver.receive(c, b) for c, b in zip([THERE, THERE, HELD, THERE], buffers, strict=True)
     ]
     assert not works[0].is_completed()
-    for work in works:
+    for work in reversed(works):  # what counts is the order of the receives, not of the waits
         work.wait()
     sent.wait()
     assert works[0].is_completed()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import torch
+
+from attnres_train.pipeline.layout import make_layout
+from attnres_train.pipeline.mail import Inbox, Outbox
+from attnres_train.pipeline.messages import PeerError, PipelineError, Program, arriving
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.schedule import Action, one_f_one_b
+from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
+
+PLAN = TransportPlan(make_layout(4, 3, 2, 1))  # the hop carries blocks 0 and 1 and a partial
+FIRST, SECOND = (arriving(PLAN, Action("F", 1, micro_batch)) for micro_batch in (0, 1))
+
+
+class SendLikeGloo:
+    """Tells that it is done only to `wait`."""
+
+    def __init__(self, error: bool) -> None:
+        self.error, self.waited = error, False
+
+    def is_completed(self) -> bool:
+        return self.waited
+
+    def wait(self) -> None:
+        if self.error:
+            raise RuntimeError("connection closed")
+        self.waited = True
+
+
+class Wire:
+    def __init__(self, error: bool = False) -> None:
+        self.error, self.works = error, []
+
+    def send(self, channel, tensor):
+        self.works.append(SendLikeGloo(self.error))
+        return self.works[-1]
+
+
+def make_inbox() -> tuple[Inbox, MailboxTransport]:
+    transport = MailboxTransport(Mailboxes(timedelta(seconds=0.1)))
+    program = Program(PLAN, one_f_one_b(2, 1, 2), rank=1)
+    return Inbox(1, transport, program.arrivals, lambda _: torch.empty(1), False), transport
+
+
+def test_an_early_announcement_posts_what_comes_before_it():
+    inbox, transport = make_inbox()
+    for value, message in enumerate((*FIRST, *SECOND)):
+        transport.send(message.channel, torch.tensor([float(value)]))
+    inbox.announce(SECOND[1])
+    assert inbox.take(FIRST[2]).item() == 2
+    assert inbox.take(SECOND[0]).item() == 3
+    assert inbox.take(FIRST[0]).item() == 0
+    with pytest.raises(PipelineError, match=r"rank 1: block 1 for F.chunk 1, .* was never read"):
+        inbox.assert_empty()
+    for message in (FIRST[1], SECOND[1], SECOND[2]):
+        inbox.take(message)
+    inbox.assert_empty()
+    with pytest.raises(PipelineError, match=r"rank 1: the partial .* is not sent, or asked for tw"):
+        inbox.take(SECOND[2])
+
+
+def test_a_wait_in_vain_lists_everything_outstanding():
+    inbox, _ = make_inbox()
+    inbox.announce(FIRST[2])
+    with pytest.raises(PeerError, match=r"outstanding: block 1 for F.*, the partial for F.*, mic"):
+        inbox.take(FIRST[0])
+
+
+def test_sends_are_waited_for_only_when_they_are_overdue():
+    wire = Wire()
+    outbox = Outbox(0, wire, torch.float32, debug=False)
+    for due, message in enumerate(FIRST):
+        outbox.send(message, torch.zeros(1), due)
+    outbox.reap(1)
+    assert [work.waited for work in wire.works] == [True, False, False]
+    outbox.reap(1)
+    outbox.flush()
+    assert all(work.waited for work in wire.works)
+
+
+def test_a_send_that_is_done_is_let_go_before_it_is_due():
+    wire, tensor = Wire(), torch.zeros(1)
+    outbox = Outbox(0, wire, torch.float32, debug=False)
+    outbox.send(FIRST[0], tensor, due=9)
+    wire.works[0].waited = True
+    outbox.reap(0)
+    wire.works[0].error = True
+    outbox.flush()  # would raise if the send were still there
+
+
+def test_a_peer_that_takes_nothing_is_named():
+    outbox = Outbox(0, Wire(error=True), torch.float32, debug=False)
+    outbox.send(FIRST[2], torch.zeros(2), due=0)
+    with pytest.raises(PeerError, match=r"rank 0: rank 1 did not take the partial .*\(8 bytes"):
+        outbox.flush()
