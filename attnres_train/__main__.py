@@ -14,27 +14,36 @@ from attnres_train.errors import UserError
 
 
 def train(args: argparse.Namespace) -> int:
+    from attnres_train.launcher import run_worker
+
+    if "WORLD_SIZE" in os.environ:
+        return run_worker(lambda: _work(args))
+    return _launch(args)
+
+
+def _work(args: argparse.Namespace) -> int:
+    """Be one of the processes that a launcher has started."""
     from attnres_train.config import check_config, load_config
 
     config = load_config(args.config, args.overrides)
-    if "WORLD_SIZE" in os.environ:
-        from attnres_train.launcher import run_worker
-
-        check_config(config, int(os.environ["WORLD_SIZE"]))
-        return run_worker(lambda: _work(config))
-    check_config(config, args.nproc)
-    from attnres_train.launcher import default_world_size, launch, prepare_local
-
-    world_size = args.nproc or default_world_size(config)
-    check_config(config, world_size)
-    prepare_local(config)
-    return launch(["train", args.config, *args.overrides], world_size)
-
-
-def _work(config) -> int:
+    check_config(config, int(os.environ["WORLD_SIZE"]))
     from attnres_train.train import train as train_worker
 
     return train_worker(config)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    """Start the processes of the run on this machine, once nothing speaks against it."""
+    from attnres_train.config import check_config, load_config
+    from attnres_train.launcher import default_world_size, launch, prepare_local
+
+    config = load_config(args.config, args.overrides)
+    check_config(config, args.nproc)
+    world_size = args.nproc or default_world_size(config)
+    check_config(config, world_size)
+    prepare_local(config)
+    command = ["-m", "attnres_train", "train", args.config, *args.overrides]
+    return launch(command, world_size)
 
 
 def data(args: argparse.Namespace) -> int:
@@ -68,7 +77,7 @@ def schema(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     from attnres_train.tools.report import report as print_report
 
-    return print_report(args.run)
+    return print_report(args.folder)
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -106,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_configured("config", config, "Check a config and print it with its derived values.")
     add("schema", schema, "Print the JSON schema of the config, for editors.")
     command = add("report", report, "Summarise a run folder.")
-    command.add_argument("run", metavar="RUN", help="run folder, e.g. runs/quickstart")
+    command.add_argument("folder", metavar="RUN", help="run folder, e.g. runs/quickstart")
     add("doctor", doctor, "Show what is installed, what is used, and what a lack costs.")
     return parser
 
@@ -122,8 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

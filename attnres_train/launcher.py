@@ -26,6 +26,13 @@ MALLOC_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+# Seconds that workers have to finish their step and save behind a signal; torch gives them 30.
+SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+# Signals that end a run: the agent hands them to the workers, which save (see `train`).
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# An error on all ranks is told by rank 0. The others leave it this many seconds to do so, and to
+# take them down with it.
+RANK_0_FIRST_SECONDS = 5.0
 # How a collective or point-to-point call ends when the process at its other end has died.
 PEER_LOST = (
     "Connection closed by peer",
@@ -35,6 +42,11 @@ PEER_LOST = (
     "Socket Timeout",
     "remote process exited",
 )
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that end a run here; one that the caller ignores (nohup) is not among them."""
+    return tuple(s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN)
 
 
 def default_world_size(config: RunConfig) -> int:
@@ -47,16 +59,16 @@ def default_world_size(config: RunConfig) -> int:
     return max(1, torch.cuda.device_count() // replica) * replica
 
 
-def launch(arguments: list[str], world_size: int) -> int:
-    """Run ``python -m attnres_train <arguments>`` as ``world_size`` local workers; returns the exit
-    code. A worker that fails ends the others, and its traceback alone is printed."""
+def launch(command: list[str], world_size: int) -> int:
+    """Run ``python <command>`` as ``world_size`` local workers; returns the exit code. A worker
+    that fails ends the others, and its traceback alone is printed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    defaults = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size)), **MALLOC_ENVIRONMENT}
-    for name, value in defaults.items():
+    threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size))}
+    for name, value in (threads | MALLOC_ENVIRONMENT | SAVING_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     # The agent logs every signal it sends; what the user needs of that is reported below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -70,11 +82,11 @@ def launch(arguments: list[str], world_size: int) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.2,
+            signals_to_handle=",".join(s.name for s in stop_signals()),
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
-        command = ["-u", "-m", "attnres_train", *arguments]
         try:
-            elastic_launch(config, sys.executable)(*command)
+            elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
             return _report_failure(error)
         except SignalException as stop:
@@ -84,15 +96,8 @@ def launch(arguments: list[str], world_size: int) -> int:
 
 
 def _report_failure(error) -> int:
-    """Print the failure that came first by cause: a crash, then an error, then lost peers."""
-
-    def order(item) -> tuple[int, float]:
-        _, failure = item
-        crashed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        lost = not crashed and any(text in str(failure.message) for text in PEER_LOST)
-        return (0 if crashed else 2 if lost else 1), failure.timestamp
-
-    rank, failure = min(error.failures.items(), key=order)
+    """Print the failure that came first by cause; returns the exit code."""
+    rank, failure = min(error.failures.items(), key=lambda item: _by_cause(item[1]))
     if failure.exitcode == 2:
         return 2  # the worker itself has told the user what is wrong
     if failure.exitcode < 0:
@@ -104,36 +109,60 @@ def _report_failure(error) -> int:
     return 1
 
 
+def _by_cause(failure) -> tuple[int, float]:
+    """Crashes, then errors, then losses of a peer, then what the agent ended because of those."""
+    if failure.exitcode == -signal.SIGTERM:
+        order = 3
+    elif failure.exitcode < 0:
+        order = 0
+    else:
+        order = 2 if _is_lost_peer(failure.message) else 1
+    return order, failure.timestamp
+
+
+def _is_lost_peer(message: object) -> bool:
+    return any(text in str(message) for text in PEER_LOST)
+
+
 def _traceback_of(failure) -> str:
-    message = failure.message
-    if isinstance(message, dict):
-        message = message.get("extraInfo", {}).get("py_callstack") or message.get("message", "")
-    return str(message).rstrip()
+    if isinstance(failure.message, dict):
+        return failure.message["extraInfo"]["py_callstack"].rstrip()
+    return f"exit code {failure.exitcode}, without a traceback"
 
 
 def run_worker(work: Callable[[], int]) -> int:
-    """Run a worker's ``work``. An exception is handed to the agent that started the process (the
-    local launcher or torchrun), which prints the cause once; without an agent it is printed here,
-    with the rank."""
+    """Run a worker's ``work``; returns its exit code.
+
+    An exception ends the process, exit code 2 for a UserError, else 1. It is told once: a UserError
+    here, by the lowest rank that has it; any other by the agent that started the process (the local
+    launcher or torchrun), or here without one.
+    """
     rank = os.environ.get("RANK", "0")
     try:
         return work()
     except UserError as error:
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
+        _tell(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
+        _leave(2)
+    except BaseException as error:  # also SystemExit: a normal exit would wait for the peers
         if os.environ.get("TORCHELASTIC_ERROR_FILE"):
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
             handler = get_error_handler()
             handler.initialize()
             handler.record_exception(error)
-        elif any(text in str(error) for text in PEER_LOST):
-            print(f"rank {rank}: stopped, a peer is gone: {error}", file=sys.stderr)
+        elif _is_lost_peer(error):
+            _tell(f"rank {rank} stopped, a peer is gone: {error}")
         else:
-            print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr)
+            _tell(f"rank {rank} failed:\n{traceback.format_exc()}")
         _leave(1)
+
+
+def _tell(what: str) -> None:
+    """Print what ended this worker, unless rank 0 has the same to say and ends this process too."""
+    if os.environ.get("RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(RANK_0_FIRST_SECONDS)
+    print(what, file=sys.stderr)
 
 
 def _leave(code: int) -> None:

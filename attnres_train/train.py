@@ -15,6 +15,7 @@ from attnres_train.config import describe, save_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import prepare, read_prepared
+from attnres_train.launcher import stop_signals
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -39,7 +40,6 @@ PARAMETER_DTYPE = {
     "bf16_params": torch.bfloat16,
 }
 STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": torch.bfloat16}
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def train(config: RunConfig) -> int:
@@ -61,17 +61,18 @@ def train(config: RunConfig) -> int:
 
 
 def catch_stop_signals():
-    """From now on the first SIGTERM, SIGINT or SIGUSR1 sets a flag; returns the function that reads
-    it. The loop saves and leaves behind the step in which any rank was told; a second signal ends
-    the process at once."""
+    """From now on the first of `stop_signals` sets a flag; returns the function that reads it. The
+    loop saves and leaves behind the step in which any rank was told; a second signal ends the
+    process at once."""
     received: list[int] = []
+    signals = stop_signals()
 
     def stop(number: int, _: object) -> None:
         received.append(number)
-        for again in STOP_SIGNALS:
+        for again in signals:
             signal.signal(again, signal.SIG_DFL)
 
-    for number in STOP_SIGNALS:
+    for number in signals:
         signal.signal(number, stop)
     return lambda: bool(received)
 
