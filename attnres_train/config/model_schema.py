@@ -45,7 +45,14 @@ class KDAConfig(Section):
     short_conv_kernel_size: int = Field(4, ge=1)
     """Taps of the causal depthwise convolutions on q, k and v."""
     chunk_size: int = Field(64, ge=1)
-    """Tokens per chunk of the chunked form."""
+    """Tokens per chunk of the chunked form, a power of two."""
+
+    @field_validator("chunk_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("must be a power of two")
+        return value
 
 
 class MLAConfig(Section):

@@ -151,9 +151,8 @@ class _ChunkKDA(Function):
         inputs = (q, k, v, g, beta)
         for chunks in _groups(num_chunks, rows):
             tiles = Tiles.build(inputs, chunks, chunk_size, dtype, for_backward=False)
-            from_tiles(
-                _forward_group(tiles, states[chunks.start : chunks.stop + 1], scale), o, chunks
-            )
+            o_tiles = _forward_group(tiles, states[chunks.start : chunks.stop + 1], scale)
+            from_tiles(o_tiles, o, chunks)
         ctx.save_for_backward(*inputs, states)
         ctx.scale, ctx.chunk_size = scale, chunk_size
         ctx.initial_dtype = None if initial_state is None else initial_state.dtype
@@ -181,7 +180,8 @@ class _ChunkKDA(Function):
 def _forward_group(tiles: Tiles, states: Tensor, scale: float) -> Tensor:
     """Outputs [N, C, V] of n chunks; fills ``states`` [n + 1, R, K, V] behind its first."""
     values = tiles.beta * tiles.v
-    reads, updates = torch.cat((values, values), dim=1), torch.empty_like(values)
+    updates = torch.empty_like(values)
+    reads = values.new_empty(values.shape[0], 2 * values.shape[1], values.shape[2])
     per_chunk = (
         x.split(states.shape[1])
         for x in (tiles.rows, tiles.keys.mT, tiles.inverse, tiles.decay, values, reads, updates)
@@ -206,7 +206,7 @@ def _backward_group(
     updates = tiles.inverse @ values
 
     dupdates = tiles.scores.mT @ do
-    dreads = torch.stack((do, do), dim=2).flatten(1, 2)
+    dreads = torch.stack((do, torch.empty_like(do)), dim=2).flatten(1, 2)
     dstates = torch.empty_like(states)
     per_chunk = [
         x.split(states.shape[1])

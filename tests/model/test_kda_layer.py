@@ -119,6 +119,11 @@ def test_initial_decay():
         init_decay_(torch.empty(3), "q_proj")
 
 
+def test_chunk_size_is_checked_by_the_config():
+    with pytest.raises(ValueError, match="chunk_size\n.*power of two"):
+        KDAConfig(chunk_size=48)
+
+
 def test_flops_of_the_48b_layer():
     projections = 2 * (4 * 2304 * 4096 + 2 * (2304 * 128 + 128 * 4096) + 2304 * 32)
     convolutions = 2 * 3 * 4096 * 4
