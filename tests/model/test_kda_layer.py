@@ -120,7 +120,7 @@ def test_initial_decay():
 
 
 def test_chunk_size_is_checked_by_the_config():
-    with pytest.raises(ValueError, match="chunk_size\n.*power of two"):
+    with pytest.raises(ValueError, match=r"chunk_size\n.*power of two"):
         KDAConfig(chunk_size=48)
 
 
