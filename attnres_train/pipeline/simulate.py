@@ -101,9 +101,13 @@ class _Simulation:
         hops: list[Payload],
         record: bool,
     ) -> None:
-        self.layout, self.schedule, self.costs, self.record = plan.layout, schedule, costs, record
-        # What the pass of a chunk takes in; None where a micro-batch's way starts.
-        self.incoming = {"F": [None, *hops], "B": [*hops, None]}
+        self.schedule, self.costs, self.record = schedule, costs, record
+        self.rank_of = [plan.layout.rank_of(chunk) for chunk in range(plan.layout.num_chunks)]
+        # By chunk, what its pass takes in and what it sends; nothing at the ends of the model.
+        nothing = Payload(0, 0)
+        before, after = [nothing, *hops], [*hops, nothing]
+        self.incoming = {"F": before, "B": after}
+        self.outgoing = {"F": after, "B": before}
         self.timeline = Timeline([0.0] * len(schedule))
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.sequence = count()  # events of one time run in the order they were made
@@ -112,7 +116,9 @@ class _Simulation:
         self.ports = [
             Port(rank, costs.unit, self.at, self._delivered) for rank in range(len(schedule))
         ]
-        self.arrived: dict[tuple[Action, bool], int] = {}
+        # Units that have arrived for each pass.
+        self.urgent: dict[Action, int] = {}
+        self.relaxed: dict[Action, int] = {}
 
     def at(self, time: float, event: Callable[[float], None]) -> None:
         heapq.heappush(self.events, (time, next(self.sequence), event))
@@ -125,28 +131,31 @@ class _Simulation:
             event(self.timeline.seconds)
         return self.timeline
 
-    def _has(self, action: Action, *, urgent: bool) -> bool:
-        payload = self.incoming[action.kind][action.chunk]
-        if payload is None:
-            return True
-        # A hop between chunks of one rank sends nothing, but its pass still has to come first.
-        needed = max(payload.urgent, 1) if urgent else payload.relaxed
-        return self.arrived.get((action, urgent), 0) == needed
-
     def _start(self, rank: int, now: float) -> None:
         """Start the rank's next pass if it is free and everything for it has arrived."""
         if self.running[rank] or self.position[rank] == len(self.schedule[rank]):
             return
         action = self.schedule[rank][self.position[rank]]
         forward = action.kind == "F"
-        if not self._has(action, urgent=True) or (forward and not self._has(action, urgent=False)):
+        if not self._has_urgent(action) or (forward and not self._has_relaxed(action)):
             return
         seconds = (self.costs.forward if forward else self.costs.backward)[action.chunk]
         self.running[rank] = Pass(rank, action, now, now + seconds, now + seconds)
         self.timeline.compute_seconds[rank] += seconds
         if forward:
-            self._send(rank, action, urgent=False, now=now)
+            self._send_relaxed(rank, action, now)
         self.at(now + seconds, partial(self._finish, rank))
+
+    def _has_urgent(self, action: Action) -> bool:
+        """Between chunks of one rank nothing is sent, but the pass before still has to be over:
+        its end counts as the arrival of nothing."""
+        kind, chunk, _ = action
+        first = chunk == (0 if kind == "F" else len(self.rank_of) - 1)
+        return first or self.urgent.get(action) == self.incoming[kind][chunk].urgent
+
+    def _has_relaxed(self, action: Action) -> bool:
+        needed = self.incoming[action.kind][action.chunk].relaxed
+        return not needed or self.relaxed.get(action) == needed
 
     def _finish(self, rank: int, now: float) -> None:
         """End the rank's pass, unless gradients that are due behind it are still on their way."""
@@ -154,28 +163,38 @@ class _Simulation:
         if one is None or now < one.compute_end:
             return
         action = one.action
-        if action.kind == "B" and not self._has(action, urgent=False):
+        backward = action.kind == "B"
+        if backward and not self._has_relaxed(action):
             return
         self.running[rank] = None
         self.position[rank] += 1
         if self.record:
             self.timeline.passes.append(one._replace(end=now))
-        self._send(rank, action, urgent=True, now=now)
-        if action.kind == "B":
-            self._send(rank, action, urgent=False, now=now)
+        self._send_urgent(rank, action, now)
+        if backward:
+            self._send_relaxed(rank, action, now)
         self._start(rank, now)
 
-    def _send(self, rank: int, action: Action, *, urgent: bool, now: float) -> None:
+    def _send_urgent(self, rank: int, action: Action, now: float) -> None:
+        enabled = self._next_pass(action)
+        if enabled is None:
+            return
+        units = self.outgoing[action.kind][action.chunk].urgent
+        if units:
+            self.ports[rank].send(Message(self.rank_of[enabled.chunk], enabled, True, units), now)
+        else:
+            self._arrive(enabled, True, 0, now)
+
+    def _send_relaxed(self, rank: int, action: Action, now: float) -> None:
+        units = self.outgoing[action.kind][action.chunk].relaxed
+        enabled = self._next_pass(action)
+        if units and enabled:
+            self.ports[rank].send(Message(self.rank_of[enabled.chunk], enabled, False, units), now)
+
+    def _next_pass(self, action: Action) -> Action | None:
         kind, chunk, micro_batch = action
         chunk += 1 if kind == "F" else -1
-        if not 0 <= chunk < self.layout.num_chunks:
-            return
-        enabled, payload = Action(kind, chunk, micro_batch), self.incoming[kind][chunk]
-        units, dst = payload.urgent if urgent else payload.relaxed, self.layout.rank_of(chunk)
-        if units:
-            self.ports[rank].send(Message(dst, enabled, urgent, units), now)
-        elif urgent:
-            self._arrive(enabled, True, 1, now)
+        return Action(kind, chunk, micro_batch) if 0 <= chunk < len(self.rank_of) else None
 
     def _delivered(self, transfer: Transfer) -> None:
         if self.record:
@@ -183,8 +202,9 @@ class _Simulation:
         self._arrive(transfer.enables, transfer.urgent, transfer.units, transfer.end)
 
     def _arrive(self, action: Action, urgent: bool, units: int, now: float) -> None:
-        self.arrived[action, urgent] = self.arrived.get((action, urgent), 0) + units
-        rank = self.layout.rank_of(action.chunk)
+        arrived = self.urgent if urgent else self.relaxed
+        arrived[action] = arrived.get(action, 0) + units
+        rank = self.rank_of[action.chunk]
         if self.running[rank]:
             self._finish(rank, now)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,8 +78,12 @@ def run(config: RunConfig, args: argparse.Namespace) -> int:
     for name, value in asdict(machine).items():
         if not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
-    planner = Planner(config, machine, args.nproc)
-    report = planner.report()
+    gc.disable()  # a million small tuples and no cycles: looking for them takes half the time
+    try:
+        planner = Planner(config, machine, args.nproc)
+        report = planner.report()
+    finally:
+        gc.enable()
     print(json.dumps(report) if args.json else as_text(report))
     if args.picture:
         _write(Path(args.picture), planner.picture(args.mode))
