@@ -11,6 +11,7 @@ import sys
 
 from attnres_train import __version__
 from attnres_train.errors import UserError
+from attnres_train.tools.plan_options import add_arguments as add_plan_arguments
 
 
 def train(args: argparse.Namespace) -> int:
@@ -65,6 +66,15 @@ def config(args: argparse.Namespace) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace) -> int:
+    from attnres_train.config import check_config, load_config
+    from attnres_train.tools.plan import run
+
+    run_config = load_config(args.config, args.overrides)
+    check_config(run_config, args.nproc)
+    return run(run_config, args)
+
+
 def schema(args: argparse.Namespace) -> int:
     import json
 
@@ -111,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--nproc", type=int, metavar="N", help="local processes (default: what the config needs)"
     )
+    command = add_configured("plan", plan, "What a layout sends, stores and costs; no workers.")
+    add_plan_arguments(command)
     add_configured("data", data, "Build tokenizer and token shards of a config, once.")
     add_configured("config", config, "Check a config and print it with its derived values.")
     add("schema", schema, "Print the JSON schema of the config, for editors.")

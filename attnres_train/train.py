@@ -28,10 +28,10 @@ from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.layout import make_layout
 from attnres_train.pipeline.messages import channels
 from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.transport import P2PTransport
+from attnres_train.planning import build_plan
 from attnres_train.trainer import Parts, Progress, Trainer
 
 PARAMETER_DTYPE = {
@@ -110,18 +110,6 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         flops_per_token=training_flops_per_token(config.model, config.train.seq_length),
         peak_flops=peak_flops(ranks.device),
     )
-
-
-def build_plan(config: RunConfig) -> TransportPlan:
-    parallel = config.parallel
-    layout = make_layout(
-        config.model.num_layers,
-        config.model.block_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size,
-        parallel.layout,
-    )
-    return TransportPlan(layout)
 
 
 def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[int, ModelChunk]:

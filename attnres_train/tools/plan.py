@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from attnres_train.config.checks import data_parallel_size
@@ -18,57 +18,12 @@ from attnres_train.pipeline.simulate import MODES, Costs, Mode, simulate
 from attnres_train.pipeline.validate import Report, validate
 from attnres_train.planning import build_plan
 from attnres_train.tools.costs import PARAMETER_BYTES, CostModel
+from attnres_train.tools.plan_options import Machine
 from attnres_train.tools.plan_text import as_text
 from attnres_train.tools.timeline import draw_timeline
 
 # Beyond this many passes only the slowest and the fastest of the exact transports are simulated.
 _MANY_PASSES = 50_000
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What passes and transfers are timed with."""
-
-    flops_rate: float = 4e14
-    """FLOP/s that a rank attains in its passes."""
-    peak_flops: float = 989e12
-    """FLOP/s that MFU is measured against: an H100's in dense bf16."""
-    link_bandwidth: float = 5e10
-    """Bytes/s that a rank can send."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command, besides config and overrides."""
-    default = Machine()
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--picture", metavar="FILE.svg", help="draw the simulated step")
-    parser.add_argument(
-        "--mode", choices=MODES, default="eager", help="transport in the picture (%(default)s)"
-    )
-    parser.add_argument(
-        "--nproc", type=int, metavar="N", help="processes of the run (default: one replica)"
-    )
-    parser.add_argument(
-        "--flops-rate",
-        type=float,
-        default=default.flops_rate,
-        metavar="FLOP/S",
-        help="speed of a rank within its passes (%(default)g)",
-    )
-    parser.add_argument(
-        "--peak-flops",
-        type=float,
-        default=default.peak_flops,
-        metavar="FLOP/S",
-        help="peak of the device, for MFU (%(default)g)",
-    )
-    parser.add_argument(
-        "--link-bandwidth",
-        type=float,
-        default=default.link_bandwidth,
-        metavar="BYTES/S",
-        help="what a rank can send (%(default)g)",
-    )
 
 
 def run(config: RunConfig, args: argparse.Namespace) -> int:

@@ -10,8 +10,7 @@ from attnres_train.config import load_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.sinks import Record, read_records
-from attnres_train.pipeline.layout import make_layout
-from attnres_train.pipeline.plan import TransportPlan, Units
+from attnres_train.planning import build_plan
 
 
 def report(folder: str) -> int:
@@ -56,7 +55,7 @@ def summary(
 
 
 def _traffic(config: RunConfig, sent: float) -> str:
-    units = transport_units(config)
+    units = build_plan(config).units()
     if not units.exact:
         return "nothing between stages: one stage"
     naive = sent * units.naive / units.exact
@@ -64,19 +63,6 @@ def _traffic(config: RunConfig, sent: float) -> str:
         f"{_size(sent)} between stages; the full history on every hop would have been "
         f"{_size(naive)} ({naive / sent:.2f}x)"
     )
-
-
-def transport_units(config: RunConfig) -> Units:
-    """Tensors per micro-batch and direction that the config's layout sends."""
-    parallel = config.parallel
-    layout = make_layout(
-        config.model.num_layers,
-        config.model.block_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size,
-        parallel.layout,
-    )
-    return TransportPlan(layout).units()
 
 
 def _size(count: float) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from attnres_train.config import load_config
 from attnres_train.errors import UserError
-from attnres_train.tools.plan import add_arguments, run
+from attnres_train.tools.plan import run
+from attnres_train.tools.plan_options import add_arguments
 
 
 def plan(capsys, config: str, *arguments: str, overrides: tuple[str, ...] = ()) -> str:

@@ -1,0 +1,54 @@
+"""Options of `attnres-train plan`. Apart from `tools.plan`, so that `--help` loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from attnres_train.pipeline.simulate import MODES
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What passes and transfers are timed with."""
+
+    flops_rate: float = 4e14
+    """FLOP/s that a rank attains in its passes."""
+    peak_flops: float = 989e12
+    """FLOP/s that MFU is measured against: an H100's in dense bf16."""
+    link_bandwidth: float = 5e10
+    """Bytes/s that a rank can send."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, besides config and overrides."""
+    default = Machine()
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--picture", metavar="FILE.svg", help="draw the simulated step")
+    parser.add_argument(
+        "--mode", choices=MODES, default="eager", help="transport in the picture (%(default)s)"
+    )
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="processes of the run (default: one replica)"
+    )
+    parser.add_argument(
+        "--flops-rate",
+        type=float,
+        default=default.flops_rate,
+        metavar="FLOP/S",
+        help="speed of a rank within its passes (%(default)g)",
+    )
+    parser.add_argument(
+        "--peak-flops",
+        type=float,
+        default=default.peak_flops,
+        metavar="FLOP/S",
+        help="peak of the device, for MFU (%(default)g)",
+    )
+    parser.add_argument(
+        "--link-bandwidth",
+        type=float,
+        default=default.link_bandwidth,
+        metavar="BYTES/S",
+        help="what a rank can send (%(default)g)",
+    )
