@@ -27,7 +27,7 @@ _MANY_PASSES = 50_000
 
 
 def run(config: RunConfig, args: argparse.Namespace) -> int:
-    """Print the plan of a checked ``config``; ``args`` as of `add_arguments`. Raises UserError for
+    """Print the plan of a checked ``config``; ``args`` as of `plan_options`. Raises UserError for
     rates that are not positive and for a picture that cannot be written."""
     machine = Machine(args.flops_rate, args.peak_flops, args.link_bandwidth)
     for name, value in asdict(machine).items():
