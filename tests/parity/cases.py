@@ -33,8 +33,6 @@ from attnres_train.pipeline.schedule import forward_only, one_f_one_b
 from attnres_train.pipeline.transport import P2PTransport, Transport
 
 TIMEOUT = timedelta(seconds=30)
-FIRST_LENGTH, SECOND_LENGTH = 7, 5
-VALIDATION_BATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,6 @@ class Case:
         split = "even" if self.layout is None else self.layout
         layout = make_layout(self.num_layers, self.block_size, self.ranks, self.virtual, split)
         return TransportPlan(layout)
-
-    @property
-    def second_micro_batches(self) -> int:
-        return max(1, self.micro_batches - 2)
 
     @property
     def config(self) -> ModelConfig:
@@ -116,9 +110,9 @@ def batches(count: int, length: int, seed: int) -> list[MicroBatch]:
 def inputs(case: Case) -> tuple[list[MicroBatch], list[MicroBatch], list[MicroBatch]]:
     """Micro-batches of the first step, the validation and the second step."""
     return (
-        batches(case.micro_batches, FIRST_LENGTH, seed=1),
-        batches(VALIDATION_BATCHES, SECOND_LENGTH, seed=2),
-        batches(case.second_micro_batches, SECOND_LENGTH, seed=3),
+        batches(case.micro_batches, length=7, seed=1),
+        batches(3, length=5, seed=2),
+        batches(max(1, case.micro_batches - 2), length=5, seed=3),
     )
 
 

@@ -50,6 +50,8 @@ class _Outcome:
     traceback: str = ""
     is_echo: bool = False
     """Whether the failure is that of a peer, seen from here."""
+    ended: float = 0.0
+    """When the function failed, by the clock that all processes share."""
 
 
 class WorkerPool:
@@ -76,7 +78,8 @@ class WorkerPool:
                 worker.connection.send_bytes(pickle.dumps((sys.path, job)))
             outcomes = self._collect(workers, time.monotonic() + timeout)
         failed = {rank: o for rank, o in outcomes.items() if o.traceback}
-        for rank, outcome in sorted(failed.items(), key=lambda item: item[1].is_echo):
+        by_cause = sorted(failed.items(), key=lambda item: (item[1].is_echo, item[1].ended))
+        for rank, outcome in by_cause:
             raise RankFailedError(f"rank {rank} of {world_size}:\n{outcome.traceback}")
         if hanging := sorted(set(range(world_size)) - set(outcomes)):
             raise RankFailedError(f"ranks {hanging} of {world_size} took more than {timeout} s")
@@ -151,7 +154,11 @@ def _outcome(pickled: bytes) -> _Outcome:
         )
         return _Outcome(job.function(*job.args))
     except Exception as error:
-        return _Outcome(traceback=traceback.format_exc(), is_echo=isinstance(error, PeerError))
+        return _Outcome(
+            traceback=traceback.format_exc(),
+            is_echo=isinstance(error, PeerError),
+            ended=time.monotonic(),
+        )
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -31,12 +31,11 @@ def run_ranks(
             for rank in range(num_ranks)
         ]
         wait(futures, return_when=FIRST_EXCEPTION)
-        mailboxes_left = None if any(f.done() and f.exception() for f in futures) else mailboxes
         mailboxes.close()
-        errors = [error for f in futures if (error := f.exception())]
+        errors = [error for future in futures if (error := future.exception())]
     for error in sorted(errors, key=lambda error: isinstance(error, PeerError)):
         raise error
-    assert mailboxes_left is None or mailboxes_left.is_empty()
+    assert mailboxes.is_empty()
     return [future.result() for future in futures]
 
 

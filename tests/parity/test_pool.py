@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from attnres_train.pipeline.messages import PeerError
+from tests.parity.pool import RankFailedError
+
+
+def sum_of_ranks(offset: int) -> tuple[int, int]:
+    total = torch.tensor(dist.get_rank() + offset)
+    dist.all_reduce(total)
+    return os.getpid(), total.item()
+
+
+def fail_on_the_last_rank() -> None:
+    if dist.get_rank() == 0:
+        raise PeerError("rank 1 is silent")
+    if dist.get_rank() == 2:
+        raise ValueError("the cause")
+    dist.barrier()
+
+
+def hang_on_rank_1() -> None:
+    if dist.get_rank() == 1:
+        time.sleep(60)
+
+
+def die_on_rank_1() -> None:
+    if dist.get_rank() == 1:
+        os._exit(3)
+    dist.barrier()
+
+
+def test_processes_are_used_again(pool):
+    first, second = pool.run(sum_of_ranks, 3, 0), pool.run(sum_of_ranks, 2, 10)
+    assert [total for _, total in first] == [3, 3, 3]
+    assert [total for _, total in second] == [21, 21]
+    assert {pid for pid, _ in second} < {pid for pid, _ in first}
+
+
+def test_the_cause_is_raised_rather_than_its_echo(pool):
+    with pytest.raises(RankFailedError, match=r"(?s)rank 2 of 3:.*fail_on_the_last.*the cause"):
+        pool.run(fail_on_the_last_rank, 3)
+    assert pool.run(sum_of_ranks, 3, 0)[0][1] == 3
+
+
+def test_a_rank_that_hangs_is_named_and_replaced(pool):
+    with pytest.raises(RankFailedError, match=r"ranks \[1\] of 2 took more than 3 s"):
+        pool.run(hang_on_rank_1, 2, timeout=3)
+    assert pool.run(sum_of_ranks, 2, 0)[0][1] == 1
+
+
+def test_a_rank_that_dies_is_named(pool):
+    with pytest.raises(RankFailedError, match=r"rank 1 of 2:\nthe process died"):
+        pool.run(die_on_rank_1, 2, timeout=20)
