@@ -64,7 +64,7 @@ def save(
     the disk. Raises RuntimeError where writing fails or replicas differ: nothing is published then.
     """
     peers = Peers(group)
-    unfinished = peers.on_first(partial(_start, folder, step))
+    unfinished = peers.on_first(partial(begin, folder, step))
     with _failures_as(RuntimeError, f"checkpoint of step {step} could not be written"):
         dcp.save(
             tensors,
@@ -73,30 +73,42 @@ def save(
             no_dist=not peers.distributed,
         )
     written = {name: with_checksum(tensor) for name, tensor in tensors.items()}
-
-    def finish(reports: list[tuple[dict[str, TensorSpec], dict[str, str]]]) -> Path:
-        manifest = Manifest(
-            step=step,
-            serial=folders.next_serial(folder),
-            extras=extras,
-            rng=[rng for _, rng in reports],
-            files=file_sizes(unfinished),
-            tensors=_merge([specs for specs, _ in reports]),
-        )
-        write_manifest(unfinished, manifest)
-        published = folders.publish(unfinished, step)
-        folders.prune(folder, keep_last, loaded_from)
-        return published
-
-    return peers.decide((written, rng_state()), finish)
+    complete = partial(publish, unfinished, step, extras, keep_last, loaded_from)
+    return peers.decide((written, rng_state()), complete)
 
 
-def _start(folder: Path, step: int) -> Path:
+def begin(folder: Path, step: int) -> Path:
+    """Make the folder that a checkpoint is written into until it is published in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     folders.remove_partial(folder)
     unfinished = folder / f"{folders.step_name(step)}.tmp-{os.getpid()}"
     unfinished.mkdir()
     return unfinished
+
+
+def publish(
+    unfinished: Path,
+    step: int,
+    extras: dict,
+    keep_last: int,
+    loaded_from: Path | None,
+    reports: list[tuple[dict[str, TensorSpec], dict[str, str]]],
+) -> Path:
+    """List what is in ``unfinished`` (a report per rank: its tensors, its `rng_state`), give it its
+    final name and delete older checkpoints. Returns the final path."""
+    folder = unfinished.parent
+    manifest = Manifest(
+        step=step,
+        serial=folders.next_serial(folder),
+        extras=extras,
+        rng=[rng for _, rng in reports],
+        files=file_sizes(unfinished),
+        tensors=_merge([specs for specs, _ in reports]),
+    )
+    write_manifest(unfinished, manifest)
+    published = folders.publish(unfinished, step)
+    folders.prune(folder, keep_last, loaded_from)
+    return published
 
 
 def _merge(specs: list[dict[str, TensorSpec]]) -> dict[str, TensorSpec]:
@@ -105,7 +117,7 @@ def _merge(specs: list[dict[str, TensorSpec]]) -> dict[str, TensorSpec]:
         differing = [name for name, entry in mine.items() if merged.get(name, entry) != entry]
         if differing:
             raise RuntimeError(
-                f"rank {rank} holds other values than a lower rank for {_some(differing)}: "
+                f"rank {rank} holds other values than a lower rank for {some_of(differing)}: "
                 "the replicas have drifted apart"
             )
         merged |= mine
@@ -155,7 +167,7 @@ def _check_fit(
             }
         ),
     }
-    problems = [f"\n  {what}: {_some(names)}" for what, names in lines.items() if names]
+    problems = [f"\n  {what}: {some_of(names)}" for what, names in lines.items() if names]
     if problems:
         raise UserError(
             f"checkpoint {path} does not fit this run's model, optimizer.kind or train.precision:"
@@ -176,7 +188,7 @@ def _read(path: Path, tensors: dict[str, Tensor], manifest: Manifest) -> list[st
 def _check_read(path: Path, problems: list[list[str]]) -> None:
     damaged = sorted({problem for mine in problems for problem in mine})
     if damaged:
-        raise BrokenCheckpoint(f"{path} is damaged: {_some(damaged)}")
+        raise BrokenCheckpoint(f"{path} is damaged: {some_of(damaged)}")
 
 
 @contextmanager
@@ -192,7 +204,8 @@ def _failures_as(kind: type[Exception], message: str) -> Iterator[None]:
         raise kind(f"{message} (rank {rank}: {type(cause).__name__}: {cause})") from error
 
 
-def _some(names: Iterable[str], shown: int = 5) -> str:
+def some_of(names: Iterable[str], shown: int = 5) -> str:
+    """The first few names, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
