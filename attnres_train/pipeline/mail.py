@@ -76,18 +76,20 @@ class Inbox:
         Raises PeerError if it does not come, in debug mode PipelineError if it is another tensor.
         """
         self.announce(message)
-        receipt, started = self._posted[message], time.monotonic()
-        try:
-            if receipt.identity_work is not None:
-                receipt.identity_work.wait()
-                self._check_identity(message, receipt.identity)
-            receipt.work.wait()
-        except PipelineError:
-            raise
-        except RuntimeError as error:
-            raise PeerError(self._complaint(message, started)) from error
+        receipt = self._posted[message]
+        if receipt.identity is not None:
+            self._wait(receipt.identity_work, message)
+            self._check_identity(message, receipt.identity)
+        self._wait(receipt.work, message)
         del self._posted[message]
         return receipt.buffer
+
+    def _wait(self, work: Work, message: Message) -> None:
+        started = time.monotonic()
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise PeerError(self._complaint(message, started)) from error
 
     def _check_identity(self, message: Message, found: Tensor) -> None:
         block, micro_batch, chunk = found.tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition
 
@@ -15,62 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from attnres_train.pipeline.engine import Engine, StepResult
-from attnres_train.pipeline.layout import Layout, make_layout
-from attnres_train.pipeline.messages import PeerError, PipelineError
+from attnres_train.pipeline.engine import StepResult
+from attnres_train.pipeline.layout import make_layout
 from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import gpipe, one_f_one_b
-from attnres_train.pipeline.store import BlockStore
 from attnres_train.pipeline.transport import Transport
 from tests.pipeline.layouts import layouts
 from tests.pipeline.threads import first_of, run_ranks
-from tests.pipeline.toy import HIDDEN_SIZE, ToyBatch, ToyChunk, gradients, toy_batches
+from tests.pipeline.toy import HIDDEN_SIZE, toy_batches
+from tests.pipeline.toy_runs import Recorder, make_chunks, make_engine, plain, train
 
-LAYOUT = make_layout(8, 3, 2, 1)
 LENGTHS = st.lists(st.integers(1, 4), min_size=1, max_size=7)
-
-
-def make_engine(
-    layout: Layout, rank: int, transport: Transport, chunks: dict[int, nn.Module], **options
-) -> Engine:
-    own = {index: chunks[index] for index in layout.chunks_of(rank)}
-    return Engine(
-        own, TransportPlan(layout), rank, transport, HIDDEN_SIZE, torch.float64, **options
-    )
-
-
-def make_chunks(layout: Layout) -> dict[int, nn.Module]:
-    return {index: ToyChunk(layout, index) for index in range(layout.num_chunks)}
-
-
-def train(
-    layout: Layout,
-    batches: list[ToyBatch],
-    chunks: dict[int, nn.Module] | None = None,
-    wrap: Callable[[int, Transport], Transport] = lambda rank, transport: transport,
-    timeout: float = 10,
-    **options,
-) -> tuple[list[StepResult], dict[str, Tensor]]:
-    """One training step on every rank: results by rank, and all gradients."""
-    chunks = chunks or make_chunks(layout)
-    results = run_ranks(
-        layout.num_ranks,
-        lambda rank, transport: make_engine(layout, rank, transport, chunks, **options).train_step(
-            batches
-        ),
-        wrap=wrap,
-        timeout=timeout,
-    )
-    return results, gradients(chunks.values())
-
-
-def plain(layout: Layout, batches: list[ToyBatch]) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients by autograd through one chunk with every sublayer."""
-    whole = Layout(layout.blocks, (0, layout.bounds[-1]), 1, layout.sublayers_per_layer)
-    chunk = ToyChunk(whole, 0)
-    loss = sum(chunk(batch, {}, None).loss for batch in batches) / len(batches)
-    loss.backward()
-    return loss.item(), gradients([chunk])
 
 
 class Rendezvous:
@@ -158,25 +112,6 @@ def test_a_step_without_micro_batches_is_refused():
         train(layout, [])
 
 
-class Recorder:
-    """A transport that notes what it is asked for."""
-
-    def __init__(self, transport: Transport, events: list) -> None:
-        self.transport, self.events = transport, events
-
-    @property
-    def bytes_sent(self) -> int:
-        return self.transport.bytes_sent
-
-    def send(self, channel, tensor):
-        self.events.append(f"send {channel.kind} {channel.urgency}")
-        return self.transport.send(channel, tensor)
-
-    def receive(self, channel, buffer):
-        self.events.append(f"receive {channel.kind} {channel.urgency}")
-        return self.transport.receive(channel, buffer)
-
-
 class Noting(nn.Module):
     """A chunk that notes when it is computed, forward and backward."""
 
@@ -252,170 +187,3 @@ def test_steps_leave_no_tensor_behind():
         gc.collect()
         counts.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
     assert counts[0] == counts[1] == counts[2]
-
-
-class Dropping(nn.Module):
-    """A chunk that gives one tensor of one micro-batch no gradient."""
-
-    def __init__(self, chunk: nn.Module, batch: ToyBatch, block: int | None) -> None:
-        super().__init__()
-        self.chunk, self.batch, self.block = chunk, batch, block
-
-    def forward(self, batch, blocks, partial):
-        if batch is self.batch and self.block is None:
-            partial = partial.detach()
-        elif batch is self.batch:
-            blocks = blocks | {self.block: blocks[self.block].detach()}
-        return self.chunk(batch, blocks, partial)
-
-
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        (1, r"rank 0: block 1 of micro-batch 2, which chunk 0 .* with 1 gradient deposits, not 2"),
-        (None, r"rank 0: B\(chunk 2, micro-batch 2\): .*incoming partial no gradient"),
-    ],
-)
-def test_a_dropped_gradient_is_found(block, message):
-    layout = make_layout(8, 3, 2, 2)
-    chunks, batches = make_chunks(layout), toy_batches([2] * 4)
-    chunks[2] = Dropping(chunks[2], batches[2], block)
-    with pytest.raises(PipelineError, match=message):
-        train(layout, batches, chunks)
-
-
-class Done:
-    """A send that has nothing left to do."""
-
-    def is_completed(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        pass
-
-
-class Reordering(Recorder):
-    """A wire that gathers the first four tensors of a channel and sends them in another order."""
-
-    def __init__(self, transport: Transport, channel: tuple, order: list[int]) -> None:
-        super().__init__(transport, [])
-        self.channel, self.order, self.gathered = channel, order, []
-
-    def send(self, channel, tensor):
-        if channel != self.channel or len(self.gathered) == 4:
-            return self.transport.send(channel, tensor)
-        self.gathered.append(tensor.clone())
-        if len(self.gathered) == 4:
-            for index in self.order:
-                self.transport.send(channel, self.gathered[index])
-        return Done()
-
-
-def train_reordered(
-    channel: tuple, order: list[int], batches: list[ToyBatch], debug: bool, timeout: float = 10
-) -> dict[str, Tensor]:
-    """Gradients of a step with one faulty channel, on 16 sublayers in blocks of 3 on two ranks: the
-    only hop carries blocks 0, 1, 2 and a partial, in this order, their gradients in reverse."""
-
-    def wrap(rank: int, transport: Transport) -> Transport:
-        return Reordering(transport, channel, order) if rank == channel[0] else transport
-
-    return train(LAYOUT, batches, wrap=wrap, debug=debug, timeout=timeout)[1]
-
-
-FORWARD, BACKWARD = (0, 1, "F", "fresh"), (1, 0, "B", "fresh")
-SWAPPED, DOUBLED = [2, 3, 0, 1], [0, 1, 0, 1, 2, 3]  # each tensor with its identity before it
-
-
-@pytest.mark.parametrize(
-    ("channel", "order", "message"),
-    [
-        (
-            FORWARD,
-            SWAPPED,
-            r"rank 1: rank 0 sent block 1 of micro-batch 0 for chunk 1 in the place of block 0 for "
-            r"F\(chunk 1, micro-batch 0\)",
-        ),
-        (
-            FORWARD,
-            DOUBLED,
-            r"rank 1: rank 0 sent block 0 of micro-batch 0 for chunk 1 in the place of block 1 for "
-            r"F\(chunk 1, micro-batch 0\)",
-        ),
-        (
-            BACKWARD,
-            SWAPPED,
-            r"rank 0: rank 1 sent block 2 of micro-batch 0 for chunk 0 in the place of the "
-            r"gradient of the partial for B\(chunk 0, micro-batch 0\)",
-        ),
-    ],
-)
-def test_debug_mode_finds_tensors_that_are_swapped_or_come_twice(channel, order, message):
-    with pytest.raises(PipelineError, match=message):
-        train_reordered(channel, order, toy_batches([2] * 4), debug=True)
-
-
-def test_without_debug_mode_a_swap_runs_on_with_wrong_gradients():
-    batches = toy_batches([2])
-    _, expected = plain(LAYOUT, batches)
-    found = train_reordered(FORWARD, [1, 0, 2, 3], batches, debug=False)
-    assert any((found[name] - expected[name]).norm() > 1e-3 for name in found)
-
-
-def test_a_tensor_that_never_comes_is_named_with_all_that_is_known_of_it():
-    message = (
-        r"rank 0 could not start or finish B\(chunk 0, micro-batch 0\): it waited 0\.\d s "
-        r"\(posted \d\.\d s ago\) for the gradient of block 0 for B\(chunk 0, micro-batch 0\), "
-        r"256 bytes, from rank 1 over its fresh channel; also outstanding: nothing"
-    )
-    with pytest.raises(PeerError, match=message):
-        train_reordered(BACKWARD, [0, 1, 2], toy_batches([2]), debug=False, timeout=0.5)
-
-
-def test_a_late_release_is_found(monkeypatch):
-    release = BlockStore.release
-
-    def forgetful(store: BlockStore, micro_batch: int, block: int) -> Tensor | None:
-        if (store._rank, micro_batch, block) != (1, 2, 1):
-            return release(store, micro_batch, block)
-        return store.leaf(micro_batch, block).grad
-
-    monkeypatch.setattr(BlockStore, "release", forgetful)
-    with pytest.raises(
-        PipelineError, match=r"rank 1: block 1 of micro-batch 2, which chunk 1 .* end"
-    ):
-        train(LAYOUT, toy_batches([2] * 4))
-
-
-class Wrong(nn.Module):
-    """A chunk whose output is changed by ``change``."""
-
-    def __init__(self, chunk: nn.Module, change: Callable) -> None:
-        super().__init__()
-        self.chunk, self.change = chunk, change
-
-    def forward(self, batch, blocks, partial):
-        output = self.chunk(batch, blocks, partial)
-        self.change(output)
-        return output
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda o: o.blocks.pop(1),
-            r"F\(chunk 0, micro-batch 0\): .* blocks \[0, 2\], not \[0, 1, 2\]",
-        ),
-        (lambda o: setattr(o, "partial", None), r"F\(chunk 0, .* plan has partial=True"),
-        (
-            lambda o: setattr(o, "partial", o.partial.float()),
-            r"rank 0: the partial for F\(chunk 1, .* is torch.float32, but the stream is torch",
-        ),
-    ],
-)
-def test_output_that_does_not_fit_the_plan_is_refused(change, message):
-    chunks = make_chunks(LAYOUT)
-    chunks[0] = Wrong(chunks[0], change)
-    with pytest.raises(PipelineError, match=message):
-        train(LAYOUT, toy_batches([2]), chunks)
