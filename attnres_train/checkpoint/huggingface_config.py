@@ -1,0 +1,154 @@
+"""The released ``config.json`` (moonshotai/Kimi-Linear-48B-A3B; Attention Residuals by the key of
+Kimi-K3) and the model section of a run's configuration, one against the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.errors import UserError
+
+CONFIG = "config.json"
+
+# Keys whose values shape the model: released name -> ours below `model`.
+_SAME = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "intermediate_size",
+    "rms_norm_eps": "norm_eps",
+    "linear_attn_config.num_heads": "kda.num_heads",
+    "linear_attn_config.head_dim": "kda.head_dim",
+    "linear_attn_config.short_conv_kernel_size": "kda.short_conv_kernel_size",
+    "num_attention_heads": "mla.num_heads",
+    "num_key_value_heads": "mla.num_heads",
+    "kv_lora_rank": "mla.kv_lora_rank",
+    "qk_nope_head_dim": "mla.qk_nope_head_dim",
+    "qk_rope_head_dim": "mla.qk_rope_head_dim",
+    "v_head_dim": "mla.v_head_dim",
+    "first_k_dense_replace": "moe.first_dense_layers",
+    "num_experts": "moe.num_experts",
+    "num_experts_per_token": "moe.num_experts_per_token",
+    "num_shared_experts": "moe.num_shared_experts",
+    "moe_intermediate_size": "moe.intermediate_size",
+    "routed_scaling_factor": "moe.routed_scaling_factor",
+}
+# Keys that have one value in every model there is here.
+_FIXED = {
+    "model_type": "kimi_linear",
+    "hidden_act": "silu",
+    "q_lora_rank": None,
+    "mla_use_nope": True,
+    "moe_layer_freq": 1,
+    "moe_renormalize": True,
+    "moe_router_activation_func": "sigmoid",
+    "num_expert_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 0,
+    "tie_word_embeddings": False,
+}
+# Keys that are written for other programs and mean nothing to the model.
+_UNUSED = {
+    "architectures": ["KimiLinearForCausalLM"],
+    "dtype": "bfloat16",
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "use_cache": True,
+    "use_grouped_topk": True,
+}
+_BLOCK_SIZE = "attn_res_block_size"
+
+
+def released_config(model: ModelConfig, context_length: int) -> dict[str, Any]:
+    """The content of ``config.json`` for ``model``, trained on ``context_length`` tokens.
+
+    Layers are counted from 1. ``attn_res_block_size``, in decoder layers, is there with blocks only.
+    Raises UserError where blocks do not consist of whole layers: the key cannot say so.
+    """
+    same = {theirs: _ours(model, ours) for theirs, ours in _SAME.items()}
+    linear = {k.partition(".")[2]: value for k, value in same.items() if "." in k}
+    config = _UNUSED | _FIXED | {k: value for k, value in same.items() if "." not in k}
+    config["linear_attn_config"] = linear | _layers(model)
+    config["head_dim"] = model.hidden_size // model.mla.num_heads
+    config["initializer_range"] = model.initializer_range
+    config["model_max_length"] = context_length
+    if model.block_size is not None:
+        config[_BLOCK_SIZE] = _layers_per_block(model)
+    return dict(sorted(config.items()))
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def left_unsaid(model: ModelConfig) -> list[str]:
+    """Values of ``model`` that have no key in ``config.json`` and are not what readers assume."""
+    notes = []
+    if model.mla.kv_norm_eps != model.norm_eps:
+        notes.append(f"model.mla.kv_norm_eps is {model.mla.kv_norm_eps:g}")
+    if model.block_size is not None and model.residual.norm_eps != model.norm_eps:
+        notes.append(f"model.residual.norm_eps is {model.residual.norm_eps:g}")
+    return [f"{note}, but {CONFIG} has rms_norm_eps {model.norm_eps:g} alone" for note in notes]
+
+
+def check_same_model(folder: Path, model: ModelConfig) -> None:
+    """Raise UserError with every key of ``folder``'s config.json that describes another model.
+
+    Keys that are absent there are not compared, nor is the block size where it has none.
+    """
+    file = folder / CONFIG
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error})") from error
+    problems = [f"\n  {problem}" for problem in _differences(theirs, model)]
+    if problems:
+        raise UserError(f"{file} describes another model than the config:" + "".join(problems))
+
+
+def _differences(theirs: dict[str, Any], model: ModelConfig) -> Iterator[str]:
+    linear = theirs.get("linear_attn_config") or {}
+    found = theirs | {f"linear_attn_config.{key}": value for key, value in linear.items()}
+    for key, value in _FIXED.items():
+        if found.get(key, value) != value:
+            yield f"{key} is {json.dumps(found[key])}, but here it is always {json.dumps(value)}"
+    for key, ours in _SAME.items():
+        if found.get(key, _ours(model, ours)) != _ours(model, ours):
+            yield f"{key} is {found[key]}, but model.{ours} is {_ours(model, ours)}"
+    for key, layers in _layers(model).items():
+        if sorted(linear.get(key, layers)) != layers:
+            yield f"linear_attn_config.{key} is {linear[key]}, but the config makes it {layers}"
+    layers_per_block = found.get(_BLOCK_SIZE)
+    if layers_per_block is not None and 2 * layers_per_block != model.block_size:
+        sublayers = model.block_size or "none: model.residual.kind is standard"
+        yield (
+            f"{_BLOCK_SIZE} is {layers_per_block} decoder layers, that is "
+            f"model.residual.block_size {2 * layers_per_block}, but the config's is {sublayers}"
+        )
+
+
+def _ours(model: ModelConfig, path: str) -> Any:
+    return reduce(getattr, path.split("."), model)
+
+
+def _layers(model: ModelConfig) -> dict[str, list[int]]:
+    full = [i + 1 for i in range(model.num_layers) if model.is_full_attention(i)]
+    kda = [i + 1 for i in range(model.num_layers) if not model.is_full_attention(i)]
+    return {"full_attn_layers": full, "kda_layers": kda}
+
+
+def _layers_per_block(model: ModelConfig) -> int:
+    layers, half = divmod(model.block_size, 2)
+    if half:
+        raise UserError(
+            f"blocks of {model.block_size} sublayers (model.residual) cannot be exported: "
+            f"{_BLOCK_SIZE} counts decoder layers of two sublayers each, so readers need an even "
+            "model.residual.block_size"
+        )
+    return layers
