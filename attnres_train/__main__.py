@@ -90,6 +90,18 @@ def report(args: argparse.Namespace) -> int:
     return print_report(args.folder)
 
 
+def export(args: argparse.Namespace) -> int:
+    from attnres_train.tools.weights import export_weights
+
+    return export_weights(args.run_folder, args.target)
+
+
+def import_(args: argparse.Namespace) -> int:
+    from attnres_train.tools.weights import import_weights
+
+    return import_weights(args.source, args.config, args.overrides)
+
+
 def doctor(args: argparse.Namespace) -> int:
     from attnres_train.tools.doctor import doctor as print_doctor
 
@@ -109,12 +121,15 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    def add_configured(name: str, run, text: str) -> argparse.ArgumentParser:
-        command = add(name, run, text)
-        command.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    def add_overrides(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "overrides", metavar="KEY=VALUE", nargs="*", help="e.g. train.train_iters=20"
         )
+
+    def add_configured(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = add(name, run, text)
+        command.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+        add_overrides(command)
         return command
 
     command = add_configured("train", train, "Train, or resume, the run of a config.")
@@ -128,6 +143,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("schema", schema, "Print the JSON schema of the config, for editors.")
     command = add("report", report, "Summarise a run folder.")
     command.add_argument("folder", metavar="RUN", help="run folder, e.g. runs/quickstart")
+    command = add("export", export, "Write a run's weights in the layout of the released models.")
+    command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")
+    command = add("import", import_, "Make weights in the released layout step 0 of a run.")
+    command.add_argument("source", metavar="DIR", help="folder with safetensors and config.json")
+    command.add_argument("config", metavar="RUN", help="YAML file of the run, or run folder")
+    add_overrides(command)
     add("doctor", doctor, "Show what is installed, what is used, and what a lack costs.")
     return parser
 

@@ -36,8 +36,8 @@ def write_weights(
 ) -> int:
     """Write ``model-000NN-of-000MM.safetensors`` of up to ``file_bytes`` each, then the index.
 
-    ``layout`` gives the tensors' order, shapes and dtypes; ``load`` the values of those of one file.
-    No more than these are in memory. Returns the number of files.
+    ``layout`` gives order, shapes and dtypes of the tensors; ``load`` the values of one file's. No
+    more than these are in memory. Returns the number of files.
     """
     shards = in_groups(layout, lambda name: layout[name].nbytes, file_bytes)
     file_of: dict[str, str] = {}

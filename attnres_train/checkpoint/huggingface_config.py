@@ -66,7 +66,7 @@ _BLOCK_SIZE = "attn_res_block_size"
 def released_config(model: ModelConfig, context_length: int) -> dict[str, Any]:
     """The content of ``config.json`` for ``model``, trained on ``context_length`` tokens.
 
-    Layers are counted from 1. ``attn_res_block_size``, in decoder layers, is there with blocks only.
+    Layers count from 1. ``attn_res_block_size``, in decoder layers, is there where blocks are.
     Raises UserError where blocks do not consist of whole layers: the key cannot say so.
     """
     same = {theirs: _ours(model, ours) for theirs, ours in _SAME.items()}

@@ -93,7 +93,7 @@ def import_weights(
 
 
 def released_layout(model: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor of the released layout on the meta device, in model order: name, shape, dtype."""
+    """Name, shape and dtype of every released tensor, in model order and on the meta device."""
     chunk = ModelChunk(model, 0, model.num_layers, device="meta")
     named = released_tensors(chunk.state_dict().items())
     return {name: tensor.to(released_dtype(name)) for name, tensor in named}
@@ -120,7 +120,7 @@ def _load(
     step_folder: Path, manifest: Manifest, layout: dict[str, Tensor], names: list[str]
 ) -> dict[str, Tensor]:
     """Tensors ``names`` of a checkpoint, in the dtypes of ``layout``."""
-    specs = {name: manifest.tensors[name] for name in names if name in manifest.tensors}
+    specs = {name: manifest.tensors[name] for name in names}
     saved = {n: torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for n, s in specs.items()}
     store.load(step_folder, saved, unread=("",))
     # One by one, so that the two precisions of the whole file are never there together.
