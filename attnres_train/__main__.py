@@ -85,9 +85,14 @@ def schema(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    from attnres_train.config import load_config
     from attnres_train.tools.report import report as print_report
 
-    return print_report(args.folder)
+    folder = args.run_or_config
+    if folder.endswith((".yaml", ".yml")):
+        run = load_config(folder, args.overrides).run
+        folder = os.path.join(run.dir, run.name)
+    return print_report(folder)
 
 
 def export(args: argparse.Namespace) -> int:
@@ -142,7 +147,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_configured("config", config, "Check a config and print it with its derived values.")
     add("schema", schema, "Print the JSON schema of the config, for editors.")
     command = add("report", report, "Summarise a run folder.")
-    command.add_argument("folder", metavar="RUN", help="run folder, e.g. runs/quickstart")
+    command.add_argument(
+        "run_or_config", metavar="RUN", help="run folder, e.g. runs/quickstart, or its config"
+    )
+    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="of a config")
     command = add("export", export, "Write a run's weights in the layout of the released models.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")

@@ -9,8 +9,8 @@ config=configs/quickstart.yaml
 attnres=.venv/bin/attnres-train
 
 echo "== first half: train, save, stop"
-$attnres train $config train.stop_after=100 "$@"
+$attnres train $config train.stop_after=60 "$@"
 echo "== second half: resume from the checkpoint"
-$attnres train $config "$@"
+$attnres train $config "$@" train.stop_after=null
 echo "== summary"
-$attnres report runs/quickstart
+$attnres report $config "$@"
