@@ -117,8 +117,7 @@ class ModelChunk(nn.Module):
         """
         with self._autocast(batch):
             sources, partial = self._run(batch, blocks, partial)
-            first_new = 0 if self.is_first else len(blocks)
-            completed = dict(enumerate(sources[first_new:], first_new))
+            completed = dict(enumerate(sources[len(blocks) :], len(blocks)))
             if not self.is_last:
                 return ChunkOutput(completed, partial, loss=None)
             loss = linear_cross_entropy(
