@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.parity.pool import WorkerPool
+from tests.tiny import TinyRuns
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,9 @@ def pool() -> Iterator[WorkerPool]:
     workers = WorkerPool()
     yield workers
     workers.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, pool: WorkerPool) -> TinyRuns:
+    """Trains a tiny configuration: `tiny.train(name, *overrides, ranks=1)` gives the run folder."""
+    return TinyRuns(tmp_path_factory.mktemp("tiny"), pool)
