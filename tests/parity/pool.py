@@ -66,8 +66,8 @@ class WorkerPool:
         """``function(*args)`` on ``world_size`` ranks of a gloo group; returns results by rank.
 
         ``function`` must be importable, arguments and results picklable. Raises RankFailedError
-        with the traceback of the rank that failed first, or of all that hang behind ``timeout``
-        seconds; processes that hang are ended.
+        with the traceback of the rank that failed first, or naming those that hang behind
+        ``timeout`` seconds; the processes of a failed run are ended.
         """
         self._start(world_size)
         workers = self._workers[:world_size]
@@ -77,11 +77,14 @@ class WorkerPool:
                 job = pickle.dumps(_Job(function, args, rank, world_size, store, timeout))
                 worker.connection.send_bytes(pickle.dumps((sys.path, job)))
             outcomes = self._collect(workers, time.monotonic() + timeout)
-        failed = {rank: o for rank, o in outcomes.items() if o.traceback}
-        by_cause = sorted(failed.items(), key=lambda item: (item[1].is_echo, item[1].ended))
-        for rank, outcome in by_cause:
-            raise RankFailedError(f"rank {rank} of {world_size}:\n{outcome.traceback}")
-        if hanging := sorted(set(range(world_size)) - set(outcomes)):
+        failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.traceback}
+        hanging = [rank for rank in range(world_size) if rank not in outcomes]
+        if failed or hanging:
+            self._end(workers)  # gloo does not always recover from a lost peer
+        if failed:
+            rank = min(failed, key=lambda rank: (failed[rank].is_echo, failed[rank].ended))
+            raise RankFailedError(f"rank {rank} of {world_size}:\n{failed[rank].traceback}")
+        if hanging:
             raise RankFailedError(f"ranks {hanging} of {world_size} took more than {timeout} s")
         return [outcomes[rank].result for rank in range(world_size)]
 
@@ -94,8 +97,7 @@ class WorkerPool:
             self._workers.append(_Worker(process, here))
 
     def _collect(self, workers: list[_Worker], deadline: float) -> dict[int, _Outcome]:
-        """Outcomes by rank, in the order of arrival. Once one rank has failed the others get a few
-        seconds to say so too."""
+        """Outcomes by rank. Once one rank has failed the others get a few seconds to end too."""
         outcomes: dict[int, _Outcome] = {}
         waiting = {worker.connection: rank for rank, worker in enumerate(workers)}
         while waiting and (left := deadline - time.monotonic()) > 0:
@@ -104,25 +106,21 @@ class WorkerPool:
                 try:
                     outcomes[rank] = pickle.loads(connection.recv_bytes())
                 except EOFError:
-                    workers[rank].process.join()
                     outcomes[rank] = _Outcome(traceback="the process died")
                 if outcomes[rank].traceback:
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-        for rank, worker in enumerate(workers):
-            if rank not in outcomes or not worker.process.is_alive():
-                self._end(worker)
         return outcomes
 
-    def _end(self, worker: _Worker) -> None:
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
-        self._workers.remove(worker)
+    def _end(self, workers: list[_Worker]) -> None:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+            self._workers.remove(worker)
 
     def close(self) -> None:
         """End all processes."""
-        for worker in list(self._workers):
-            self._end(worker)
+        self._end(list(self._workers))
 
 
 def _serve(connection: Connection) -> None:

@@ -50,11 +50,11 @@ def test_the_cause_is_raised_rather_than_its_echo(pool):
 
 
 def test_a_rank_that_hangs_is_named_and_replaced(pool):
-    with pytest.raises(RankFailedError, match=r"ranks \[1\] of 2 took more than 3 s"):
-        pool.run(hang_on_rank_1, 2, timeout=3)
+    with pytest.raises(RankFailedError, match=r"ranks .*1\] of 2 took more than 4 s"):
+        pool.run(hang_on_rank_1, 2, timeout=4)
     assert pool.run(sum_of_ranks, 2, 0)[0][1] == 1
 
 
 def test_a_rank_that_dies_is_named(pool):
     with pytest.raises(RankFailedError, match=r"rank 1 of 2:\nthe process died"):
-        pool.run(die_on_rank_1, 2, timeout=20)
+        pool.run(die_on_rank_1, 2, timeout=40)
