@@ -30,6 +30,7 @@ from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.pipeline.engine import Engine
 from attnres_train.pipeline.messages import channels
 from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.schedule import forward_only
 from attnres_train.pipeline.transport import P2PTransport
 from attnres_train.planning import build_plan
 from attnres_train.trainer import Parts, Progress, Trainer
@@ -93,6 +94,10 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         device=ranks.device,
         debug=config.pipeline.debug,
     )
+    train = config.train
+    num_micro_batches = train.global_batch_size // (train.micro_batch_size * ranks.dp_size)
+    for schedule in (engine.schedule, forward_only):
+        engine.program(schedule, num_micro_batches)  # validated now, before step 1
     folder = Path(config.run.dir) / config.run.name
     prepared = read_prepared(config)
     info = {

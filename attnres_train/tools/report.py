@@ -36,7 +36,7 @@ def summary(
         ("run", f"{run}: step {last['step']} of {config.train.train_iters}"),
         ("model", f"{info['num_parameters']:,} parameters, residual {config.model.residual.kind}"),
         ("tokens", f"{last['tokens']:,} of a corpus of {info['num_tokens']:,}"),
-        ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} now"),
+        ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at the last"),
         ("unigram", f"{info['unigram_entropy']:.4f} is the entropy of single corpus tokens"),
     ]
     if validations:
