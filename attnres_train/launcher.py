@@ -153,7 +153,7 @@ def run_worker(work: Callable[[], int]) -> int:
         elif _is_lost_peer(error):
             _tell(f"rank {rank} stopped, a peer is gone: {error}")
         else:
-            _tell(f"rank {rank} failed:\n{traceback.format_exc()}")
+            _tell(f"rank {rank} failed:\n{traceback.format_exc().rstrip()}")
         _leave(1)
 
 

@@ -1,0 +1,116 @@
+"""Local workers: what ends one of them is told once, with its rank, and ends the others."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.launcher import default_world_size, stop_signals
+from tests.tiny import environment
+
+
+def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "code", "first_line", "last_line"),
+    [
+        ("error", "1", 1, "rank 1 failed:", "ValueError: the real cause"),
+        ("crash", "1", 1, "rank 1 was killed by SIGKILL (out of memory?)", None),
+        ("user error", "1", 2, "error on rank 1: the user's fault", None),
+    ],
+)
+def test_the_cause_alone_is_on_the_screen(fault, rank, code, first_line, last_line):
+    """Of two workers one fails, and the other waits for it."""
+    arguments = ["-m", "tests.launch.worker", fault, rank]
+    start = f"from attnres_train.launcher import launch; raise SystemExit(launch({arguments}, 2))"
+    result = python("-c", start)
+    assert result.returncode == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "[Gloo]" not in line]
+    assert lines[0] == first_line
+    assert lines[-1] == (last_line or first_line)
+    assert result.stderr.count("Traceback") == (0 if last_line is None else 1)
+    assert result.stderr.count(first_line) == 1
+    assert "done" not in result.stdout
+
+
+def run_worker_alone(failing: str, rank: str) -> subprocess.CompletedProcess[str]:
+    """A worker that SLURM has started: nobody but itself tells what happened."""
+    code = f"""
+from attnres_train.errors import UserError
+from attnres_train.launcher import run_worker
+def work():
+    {failing}
+run_worker(work)
+"""
+    return python("-c", code, RANK=rank, WORLD_SIZE="8")
+
+
+@pytest.mark.parametrize(
+    ("failing", "rank", "code", "first", "last"),
+    [
+        ("raise UserError('no data')", "0", 2, "error: no data", None),
+        ("1 / 0", "0", 1, "rank 0 failed:", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(7)", "0", 1, "rank 0 failed:", "SystemExit: 7"),
+        ("1 / 0", "3", 1, "rank 3 failed:", "ZeroDivisionError: division by zero"),
+        (
+            "raise RuntimeError('x: Connection closed by peer')",
+            "0",
+            1,
+            "rank 0 stopped, a peer is gone: x: Connection closed by peer",
+            None,
+        ),
+    ],
+)
+def test_without_an_agent_a_worker_tells_itself(failing, rank, code, first, last):
+    result = run_worker_alone(failing, rank)
+    assert result.returncode == code
+    lines = result.stderr.splitlines()
+    assert (lines[0], lines[-1]) == (first, last or first)
+
+
+def test_a_rank_that_is_ended_by_the_others_adds_nothing():
+    """All ranks have the same error: rank 0 tells it, and srun ends the others."""
+    failing = "import os, signal, threading; signal.signal(15, lambda *_: None); "
+    failing += "threading.Timer(1, os.kill, (os.getpid(), 15)).start(); raise UserError('no data')"
+    result = run_worker_alone(failing, "3")
+    assert result.returncode == -signal.SIGTERM
+    assert result.stderr == ""
+
+
+@pytest.fixture
+def ignore_hangup() -> Iterator[None]:
+    """What nohup does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_a_run_unless_nohup_says_otherwise(ignore_hangup):
+    assert signal.SIGHUP not in stop_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"} == {s.name for s in stop_signals()}
+
+
+def test_default_number_of_processes_is_one_replica_on_cpu():
+    config = RunConfig.model_validate(
+        {
+            "model": {"hidden_size": 32, "num_layers": 4, "vocab_size": 300},
+            "parallel": {"pipeline_model_parallel_size": 2},
+            "train": {"train_iters": 1, "seq_length": 8, "global_batch_size": 4, "device": "cpu"},
+        }
+    )
+    assert default_world_size(config) == 2

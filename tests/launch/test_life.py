@@ -1,0 +1,91 @@
+"""The life of a run as its user sees it: a worker is killed, the machine wants its cores back, and
+in the end it is done."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attnres_train.__main__ import main
+from tests.tiny import column, command, environment, grid, records, write_config
+
+STEP_SAVED = re.compile(r"saved \S+/step_(\d+)")
+
+
+class Launched:
+    """`attnres-train train`, running in the background."""
+
+    def __init__(self, config: Path, *overrides: str) -> None:
+        self.process = subprocess.Popen(
+            command("train", config, *grid(2, 2), "checkpoint.save_interval=2", *overrides),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def worker(self, rank: int) -> int:
+        """Process id of a worker."""
+        parent = self.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        wanted = f"RANK={rank}".encode()
+        return next(int(p) for p in children if wanted in _environ(p))
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end; exit code, stdout, stderr."""
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+def _environ(pid: str) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds workers in /proc")
+def test_killed_then_stopped_then_finished(tmp_path, capsys):
+    config, run = write_config(tmp_path), tmp_path / "runs" / "tiny"
+
+    first = Launched(config, "train.train_iters=5000")
+    first.wait_until(lambda: len(records(run)) >= 5)
+    os.kill(first.worker(rank=1), signal.SIGKILL)
+    code, out, err = first.end()
+    assert code == 1
+    assert err.splitlines()[-1] == "rank 1 was killed by SIGKILL (out of memory?)"
+    assert "Traceback" not in err
+    saved = int(STEP_SAVED.findall(out)[-1])
+    logged = len(records(run))
+    assert 4 <= saved <= logged
+
+    second = Launched(config, "train.train_iters=5000")
+    second.wait_until(lambda: len(records(run)) >= logged + 3)
+    second.process.send_signal(signal.SIGTERM)
+    code, out, err = second.end()
+    assert code == 128 + signal.SIGTERM
+    assert err.splitlines()[-1] == "stopped by SIGTERM"
+    assert f"checkpoints/step_{saved:08d}\n" in out.split("resumed from ")[1]
+    stopped = int(STEP_SAVED.findall(out)[-1])
+    assert f"stopped behind step {stopped}, saved; the same command resumes" in out
+    assert column(run, "step") == list(range(1, stopped + 1))
+
+    third = Launched(config, f"train.train_iters={stopped + 2}")
+    code, out, err = third.end()
+    assert code == 0, err
+    assert f"checkpoints/step_{stopped:08d}\n" in out.split("resumed from ")[1]
+    assert column(run, "step") == list(range(1, stopped + 3))
+
+    assert main(["report", str(run)]) == 0
+    assert f"step {stopped + 2} of {stopped + 2}" in capsys.readouterr().out

@@ -1,0 +1,34 @@
+"""A worker for the launcher's tests: joins the others, fails as it is told to on one rank, and
+leaves the rest in a collective operation that never ends by itself.
+
+python -m tests.launch.worker (error|user error|crash) RANK
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from attnres_train.errors import UserError
+from attnres_train.launcher import run_worker
+
+
+def work(fault: str, faulty_rank: str) -> int:
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    if str(dist.get_rank()) == faulty_rank:
+        if fault == "error":
+            raise ValueError("the real cause")
+        if fault == "user error":
+            raise UserError("the user's fault")
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))
+    print("done", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(lambda: work(*sys.argv[1:])))

@@ -1,0 +1,182 @@
+"""The command line: every kind of bad input ends with exit code 2 and a message that names it,
+before a worker starts; the small commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from attnres_train.__main__ import main
+from tests.data.tiny import write_indexed
+from tests.tiny import CONFIG, TinyRuns, grid, run_cli, write_config
+
+
+@pytest.fixture
+def refuse(
+    tiny: TinyRuns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Start training with arguments that must be refused; returns the message."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(
+        "attnres_train.launcher.launch", lambda *_: pytest.fail("workers were started")
+    )
+
+    def run(*arguments: str) -> str:
+        runs = set((tiny.folder / "runs").glob("*"))
+        assert main(["train", str(tiny.path), "run.name=refused", *arguments]) == 2
+        assert set((tiny.folder / "runs").glob("*")) == runs
+        output = capsys.readouterr()
+        errors = output.err.splitlines()
+        first = next(line for line in errors if not line.startswith("data: "))
+        assert first.startswith("error: "), output.err
+        assert "Traceback" not in output.err
+        assert output.out == ""
+        return output.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.train_iter=5"], ["train.train_iter ", "did you mean train.train_iters?"]),
+        (["model.residual.blocksize=2"], ["did you mean model.residual.block_size?"]),
+        (["trane.train_iters=5"], ["trane", "did you mean train"]),
+        (["model.num_layers=four"], ["model.num_layers", "integer", '"four"']),
+        (["log.tensorboard=7"], ["log.tensorboard", "true or false"]),
+        (["train.global_batch_size=7"], ["train.global_batch_size 7", "divisible", "6 or 8"]),
+        (["parallel.pipeline_model_parallel_size=5"], ["5 chunks", "model.num_layers is 4"]),
+        (["model.residual.block_size=0"], ["model.residual.block_size", "at least 1"]),
+        (["model.moe.num_experts=1"], ["model.moe.num_experts_per_token is 2", "experts"]),
+        (["parallel.tensor_model_parallel_size=2"], ["tensor parallelism is not there yet"]),
+        (["data.corpus.0.path=/no/where.txt"], ["data.corpus.0.path", "/no/where.txt"]),
+        (["data.tokenizer.vocab_size=400"], ["400", "model.vocab_size is 300"]),
+        (["checkpoint.resume=/no/where"], ["checkpoint.resume", "/no/where"]),
+        (["train.train_iters"], ["train.train_iters", "="]),
+        (
+            ["train.train_iters=0", "model.hidden_size=-1"],
+            ["2 problems", "train.train_iters", "model.hidden_size"],
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_bad_values(refuse, overrides, told):
+    message = refuse(*overrides)
+    for text in told:
+        assert text in message
+
+
+def test_the_number_of_processes_must_fit(refuse):
+    message = refuse("--nproc", "3", "parallel.pipeline_model_parallel_size=2")
+    assert "--nproc) is 3" in message and "start 2 or 4 processes" in message
+    message = refuse("--nproc", "3")
+    assert "train.global_batch_size 8 is not divisible by 6" in message
+
+
+def test_too_few_processes_under_a_launcher(tiny):
+    overrides = ["run.name=alone", "parallel.pipeline_model_parallel_size=2"]
+    result = run_cli("train", tiny.path, *overrides, WORLD_SIZE="1", RANK="0")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the number of processes (WORLD_SIZE or --nproc) is 1")
+    assert "start 2 processes" in result.stderr
+    assert not (tiny.folder / "runs" / "alone").exists()
+
+
+def test_a_missing_config_file_is_named_with_what_is_beside_it(tiny, capsys):
+    assert main(["train", str(tiny.folder / "tinny.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "tinny.yaml" in message
+
+
+@pytest.mark.parametrize("ending", [".idx", ".bin"])
+def test_truncated_token_files(refuse, tmp_path, ending):
+    prefix = write_indexed(tmp_path / "tokens", [[1, 2, 3] * 40] * 20)
+    overrides = [f"data.corpus=[{{kind: indexed, path: {prefix}}}]", "data.tokenizer.kind=none"]
+    damaged = Path(prefix + ending)
+    os.truncate(damaged, damaged.stat().st_size - 5)
+    message = refuse(*overrides, f"data.cache_dir={tmp_path / 'cache'}")
+    assert f"{damaged} is truncated: expected" in message
+
+
+def test_a_tokenizer_that_is_larger_than_the_model(refuse, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    words = {f"word{i}": i for i in range(500)} | {"<|endoftext|>": 500}
+    Tokenizer(models.WordLevel(words, "word0")).save(str(path))
+    message = refuse("data.tokenizer.kind=file", f"data.tokenizer.path={path}")
+    assert f"{path} has a vocabulary of 501, but model.vocab_size is 300" in message
+
+
+def test_a_folder_without_a_checkpoint(refuse, tmp_path):
+    message = refuse(f"checkpoint.resume={tmp_path}")
+    assert f"no checkpoint (step_*) in {tmp_path}" in message
+
+
+def test_a_broken_checkpoint_is_refused_with_a_list_of_whole_ones(refuse, tiny, tmp_path):
+    run = tiny.train("whole-1x1", *grid(1, 1))
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    whole, broken = sorted((tmp_path / "checkpoints").iterdir())
+    os.truncate(next(broken.glob("*.distcp")), 100)
+    message = refuse(f"checkpoint.resume={broken}")
+    assert f"checkpoint.resume={broken}: " in message
+    assert f"{whole} (complete)" in message
+
+
+def test_validation_data_that_is_too_short(refuse):
+    message = refuse("train.seq_length=4000", "train.global_batch_size=8")
+    assert "train.seq_length" in message and "too few" in message
+
+
+def test_config_prints_derived_values(tiny, capsys):
+    assert main(["config", str(tiny.path), "parallel.pipeline_model_parallel_size=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 sublayers / 3 per block = 3 blocks, + embedding = 4 sources" in printed
+    assert "2 ranks x 1 virtual stage" in printed
+
+
+def test_schema_documents_every_key(capsys):
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(CONFIG) <= set(schema["properties"])
+    for section in schema["$defs"].values():
+        for name, field in section["properties"].items():
+            assert field.get("description"), name
+
+
+def test_data_prepares_once(tmp_path, capsys):
+    path = write_config(tmp_path)
+    assert main(["data", str(path)]) == 0
+    first = capsys.readouterr().err
+    assert "training a byte-level BPE of 300 tokens" in first
+    assert "unigram entropy" in first
+    assert main(["data", str(path)]) == 0
+    assert "training a byte-level BPE" not in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["train"], ["schema", "extra=1"], ["train", "x.yaml", "--fast"]]
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: attnres-train" in capsys.readouterr().err
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(refuse):
+    message = refuse("train.train_iters=x", "--nproc", "1", "train.seq_length=y")
+    assert "2 problems" in message
+
+
+def test_help_and_version_in_their_own_process():
+    listing = run_cli("--help")
+    assert listing.returncode == 0
+    for name in ("train", "data", "config", "schema", "report", "doctor"):
+        assert f"  {name} " in listing.stdout
+    assert run_cli("--version").stdout.strip().count(".") == 2
