@@ -46,6 +46,11 @@ class KDAConfig(Section):
     """Taps of the causal depthwise convolutions on q, k and v."""
     chunk_size: int = Field(64, ge=1)
     """Tokens per chunk of the chunked form, a power of two."""
+    gate: Literal["softplus", "lower_bound"] = "softplus"
+    """Log of the decay: `softplus` -exp(A_log) softplus(a + dt_bias), as in Kimi-Linear;
+    `lower_bound` b sigmoid(exp(A_log) (a + dt_bias)) with b = `gate_lower_bound`, as in Kimi-K3."""
+    gate_lower_bound: float = Field(-5.0, lt=0)
+    """Strongest log-decay of a token; read for `gate: lower_bound` only."""
 
     @field_validator("chunk_size")
     @classmethod
@@ -53,6 +58,11 @@ class KDAConfig(Section):
         if value & (value - 1):
             raise ValueError("must be a power of two")
         return value
+
+    @property
+    def lower_bound(self) -> float | None:
+        """Lower bound of the log-decay; None for the softplus gate, which has none."""
+        return self.gate_lower_bound if self.gate == "lower_bound" else None
 
 
 class MLAConfig(Section):

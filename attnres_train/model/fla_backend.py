@@ -5,6 +5,7 @@ fla is imported on first use only: it needs Triton and a GPU.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 _CHUNK_SIZES = (32, 64)  # of fla's kernels
 _MAX_KEY_SIZE = 256
+_SAFE_LOWER_BOUND = -5.0  # down to here fla multiplies by powers of the decay on tensor cores
+_GATES = ("use_qk_l2norm_in_kernel", "use_gate_in_kernel", "use_beta_sigmoid_in_kernel")
 
 
 def kda_kernel(k: Tensor, chunk_size: int) -> Callable[..., Any] | None:
@@ -27,6 +30,37 @@ def kda_kernel(k: Tensor, chunk_size: int) -> Callable[..., Any] | None:
     except ImportError:
         return None
     return chunk_kda
+
+
+def gated_kda_kernel(k: Tensor, chunk_size: int) -> Callable[..., Any] | None:
+    """`kda_kernel` if it also computes the L2 norms, both forms of the decay and the sigmoid of
+    beta, as that of fla-core 0.6 does."""
+    kernel = kda_kernel(k, chunk_size)
+    if kernel is None:
+        return None
+    offered = inspect.signature(kernel).parameters
+    return kernel if all(name in offered for name in (*_GATES, "lower_bound")) else None
+
+
+def run_gated_kda_kernel(
+    kernel: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    lower_bound: float | None,
+    **options: Any,
+) -> Tensor:
+    """o [B, T, H, V] of q, k, ``decay`` [B, T, H, K] and ``beta`` [B, T, H] as they leave their
+    projections; ``A_log``, ``dt_bias`` and ``lower_bound`` as in `kda_layer.log_decay`. The
+    backward pass recomputes the decay, so that no [B, T, H, K] of fp32 is kept for it."""
+    bounded = lower_bound is not None and lower_bound >= _SAFE_LOWER_BOUND
+    gates = {"A_log": A_log.flatten(), "dt_bias": dt_bias, "lower_bound": lower_bound}
+    options |= gates | dict.fromkeys(_GATES, True) | {"safe_gate": bounded}
+    return run_kda_kernel(kernel, q, k, v, decay, beta, initial_state=None, **options)[0]
 
 
 def run_kda_kernel(

@@ -39,7 +39,7 @@ def _draw(name: str, shape: torch.Size, rng: torch.Generator, config: ModelConfi
     if name.endswith("_res_proj.weight"):
         return value.zero_()
     if name.endswith(("A_log", "dt_bias")):
-        return init_decay_(value, name.rsplit(".", 1)[1], rng)
+        return init_decay_(value, name.rsplit(".", 1)[1], config.kda, rng)
     if name.endswith("conv1d.weight"):
         bound = shape[-1] ** -0.5
         return nn.init.uniform_(value, -bound, bound, generator=rng)

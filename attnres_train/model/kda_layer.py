@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import KDAConfig
+from attnres_train.model.fla_backend import gated_kda_kernel, run_gated_kda_kernel
 from attnres_train.model.kda import chunk_kda
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.short_conv import ShortConv
@@ -33,14 +34,15 @@ class KimiDeltaAttention(nn.Module):
         heads, size = config.num_heads, config.head_dim
         width = heads * size
         self.heads, self.chunk_size = heads, config.chunk_size
+        self.lower_bound = config.lower_bound
         self.q_proj = nn.Linear(hidden_size, width, bias=False)
         self.k_proj = nn.Linear(hidden_size, width, bias=False)
         self.v_proj = nn.Linear(hidden_size, width, bias=False)
         self.q_conv1d = ShortConv(width, config.short_conv_kernel_size)
         self.k_conv1d = ShortConv(width, config.short_conv_kernel_size)
         self.v_conv1d = ShortConv(width, config.short_conv_kernel_size)
-        self.A_log = nn.Parameter(init_decay_(torch.empty(1, 1, heads, 1), "A_log"))
-        self.dt_bias = nn.Parameter(init_decay_(torch.empty(width), "dt_bias"))
+        self.A_log = nn.Parameter(init_decay_(torch.empty(1, 1, heads, 1), "A_log", config))
+        self.dt_bias = nn.Parameter(init_decay_(torch.empty(width), "dt_bias", config))
         self.f_a_proj = nn.Linear(hidden_size, size, bias=False)
         self.f_b_proj = nn.Linear(size, width, bias=False)
         self.g_a_proj = nn.Linear(hidden_size, size, bias=False)
@@ -60,26 +62,57 @@ class KimiDeltaAttention(nn.Module):
                 (self.v_proj, self.v_conv1d),
             )
         )
-        beta = self.b_proj(x).to(self.A_log.dtype).sigmoid()
-        o, _ = chunk_kda(
-            _l2_norm(q),
-            _l2_norm(k),
-            v,
-            self._log_decay(x),
-            beta,
-            cu_seqlens=cu_seqlens,
-            chunk_size=self.chunk_size,
-        )
+        decay, beta = self._heads(self.f_b_proj(self.f_a_proj(x))), self.b_proj(x)
+        gates = (self.A_log, self.dt_bias, self.lower_bound)
+        options = {"cu_seqlens": cu_seqlens, "chunk_size": self.chunk_size}
+        o = gated_kda(q, k, v, decay, beta, *gates, **options)
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
         return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
 
-    def _log_decay(self, x: Tensor) -> Tensor:
-        """Log of the decay per key channel [B, T, H, K], below 0, in the dtype of ``A_log``."""
-        a = self.f_b_proj(self.f_a_proj(x)).to(self.A_log.dtype) + self.dt_bias
-        return -self.A_log.exp() * self._heads(F.softplus(a))
+
+def gated_kda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    lower_bound: float | None,
+    *,
+    cu_seqlens: Tensor | None,
+    chunk_size: int,
+) -> Tensor:
+    """`chunk_kda` with L2 norms of q and k, `log_decay` of ``decay`` and the sigmoid of ``beta``.
+
+    q, k, v and ``decay`` are [B, T, H, K], ``beta`` [B, T, H]; o [B, T, H, K] has the dtype of v.
+    A kernel that has norms and gates of its own gets the raw tensors.
+    """
+    options = {"cu_seqlens": cu_seqlens, "chunk_size": chunk_size}
+    gates = (A_log, dt_bias, lower_bound)
+    kernel = gated_kda_kernel(k, chunk_size)
+    if kernel is not None:
+        return run_gated_kda_kernel(kernel, q, k, v, decay, beta, *gates, **options)
+    g, beta = log_decay(decay, *gates), beta.to(A_log.dtype).sigmoid()
+    return chunk_kda(_l2_norm(q), _l2_norm(k), v, g, beta, **options)[0]
+
+
+def log_decay(
+    a: Tensor, A_log: Tensor, dt_bias: Tensor, lower_bound: float | None = None
+) -> Tensor:
+    """Log of the decay per key channel, below 0, in the dtype of ``A_log``.
+
+    ``a`` is [B, T, H, K], ``A_log`` [1, 1, H, 1], ``dt_bias`` [H K]. It is
+    ``-exp(A_log) softplus(a + dt_bias)`` without ``lower_bound``, and
+    ``lower_bound sigmoid(exp(A_log) (a + dt_bias))`` with it.
+    """
+    a = a.to(A_log.dtype) + dt_bias.view(a.shape[-2:])
+    if lower_bound is None:
+        return -A_log.exp() * F.softplus(a)
+    return lower_bound * torch.sigmoid(A_log.exp() * a)
 
 
 def _l2_norm(x: Tensor) -> Tensor:
@@ -89,13 +122,18 @@ def _l2_norm(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def init_decay_(tensor: Tensor, name: str, generator: torch.Generator | None = None) -> Tensor:
+def init_decay_(
+    tensor: Tensor, name: str, config: KDAConfig, generator: torch.Generator | None = None
+) -> Tensor:
     """Initialises ``A_log`` or ``dt_bias`` (the ``name``) in place, as Kimi-Linear's code does.
 
-    A_log is log U(1, 16). dt_bias is the inverse softplus of a step size that is log-uniform in
-    [1e-3, 1e-1], so that a token without input decays by exp(-A dt).
+    A_log is log U(1, 16), and 0 for the gate with a lower bound b. dt_bias is the inverse softplus
+    of a step size dt that is log-uniform in [1e-3, 1e-1]: a token without input has the log-decay
+    -A dt, or b (1 - exp(-dt)).
     """
     if name == "A_log":
+        if config.lower_bound is not None:
+            return tensor.zero_()
         return tensor.uniform_(1, 16, generator=generator).log_()
     if name != "dt_bias":
         raise ValueError(f"no initialisation for {name}: it is A_log or dt_bias")

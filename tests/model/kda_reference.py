@@ -25,7 +25,20 @@ def recurrence(q, k, v, g, beta, state=None, scale=None) -> tuple[Tensor, Tensor
     return torch.stack(outputs, 1), state
 
 
-def layer(weights: dict[str, Tensor], x: Tensor, heads: int, eps: float) -> Tensor:
+def log_decay(a: Tensor, rate: Tensor, lower_bound: float | None) -> Tensor:
+    """Both gates of ``a`` (with its bias) by their formulas; ``rate`` is exp(A_log)."""
+    if lower_bound is None:
+        return -rate * torch.log1p(torch.exp(a))
+    return lower_bound / (1 + torch.exp(-rate * a))
+
+
+def layer(
+    weights: dict[str, Tensor],
+    x: Tensor,
+    heads: int,
+    eps: float,
+    lower_bound: float | None = None,
+) -> Tensor:
     """The KDA sublayer of one document ``x`` [T, D], token by token and head by head."""
     length, size = x.shape[0], weights["o_norm.weight"].shape[0]
 
@@ -40,8 +53,8 @@ def layer(weights: dict[str, Tensor], x: Tensor, heads: int, eps: float) -> Tens
 
     q, k, v = unit(conv("q")), unit(conv("k")), conv("v")
     a = x @ weights["f_a_proj.weight"].T @ weights["f_b_proj.weight"].T + weights["dt_bias"]
-    softplus = torch.log1p(torch.exp(a)).view(length, heads, size)
-    g = -torch.exp(weights["A_log"].view(heads, 1)) * softplus
+    rate = torch.exp(weights["A_log"].view(heads, 1))
+    g = log_decay(a.view(length, heads, size), rate, lower_bound)
     beta = 1 / (1 + torch.exp(-(x @ weights["b_proj.weight"].T)))
     o = recurrence(*(z.unsqueeze(0) for z in (q, k, v, g, beta)))[0][0]
     o = o / torch.sqrt((o * o).mean(-1, keepdim=True) + eps) * weights["o_norm.weight"]

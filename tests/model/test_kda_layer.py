@@ -9,16 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnres_train.config.model_schema import KDAConfig
-from attnres_train.model.kda_layer import KimiDeltaAttention, init_decay_, kda_flops_per_token
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.init import init_weights
+from attnres_train.model.kda_layer import (
+    KimiDeltaAttention,
+    init_decay_,
+    kda_flops_per_token,
+    log_decay,
+)
 from attnres_train.model.short_conv import short_conv
 from tests.model.kda_reference import layer as reference_layer
+from tests.model.tiny import tiny_config
 
 HIDDEN, CONFIG = 12, KDAConfig(num_heads=3, head_dim=4, chunk_size=8)
+BOUNDED = CONFIG.model_copy(update={"gate": "lower_bound", "gate_lower_bound": -3.0})
 
 
-def make_layer(dtype: torch.dtype = torch.float64) -> KimiDeltaAttention:
+def make_layer(
+    dtype: torch.dtype = torch.float64, config: KDAConfig = CONFIG
+) -> KimiDeltaAttention:
     torch.manual_seed(0)
-    layer = KimiDeltaAttention(HIDDEN, CONFIG, norm_eps=1e-5)
+    layer = KimiDeltaAttention(HIDDEN, config, norm_eps=1e-5)
     for name, parameter in layer.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5)
         wide = torch.promote_types(dtype, torch.float32)
@@ -31,10 +42,11 @@ def random_input(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
-def test_layer_equals_the_reference():
-    layer, x = make_layer(), random_input(2, 21, HIDDEN).requires_grad_()
-    weights = dict(layer.named_parameters())
-    wanted = torch.stack([reference_layer(weights, row, 3, 1e-5) for row in x])
+@pytest.mark.parametrize("config", [CONFIG, BOUNDED], ids=lambda config: config.gate)
+def test_layer_equals_the_reference(config):
+    layer, x = make_layer(config=config), random_input(2, 21, HIDDEN).requires_grad_()
+    weights, bound = dict(layer.named_parameters()), config.lower_bound
+    wanted = torch.stack([reference_layer(weights, row, 3, 1e-5, bound) for row in x])
     got = layer(x)
     assert torch.allclose(got, wanted, rtol=1e-10, atol=1e-12)
     dy = random_input(*got.shape)
@@ -93,30 +105,63 @@ def test_bf16_keeps_the_decay_in_fp32():
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("config", [CONFIG, BOUNDED], ids=lambda config: config.gate)
 @pytest.mark.parametrize("a", [-60.0, 60.0, 1e4])
-def test_extreme_decay_gates_stay_finite(a):
-    layer, x = make_layer(torch.float32), random_input(1, 40, HIDDEN).float()
+def test_extreme_decay_gates_stay_finite(a, config):
+    layer, x = make_layer(torch.float32, config), random_input(1, 40, HIDDEN).float()
     with torch.no_grad():
         layer.dt_bias.fill_(a)
     layer(x).sum().backward()
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+def test_the_gate_has_its_bound():
+    """Kimi-K3's gate by hand: -5 sigmoid(exp(A_log) (a + dt_bias)), two heads of two channels."""
+    a = torch.tensor([[0.0, 2.0], [-1e3, 1e3]], dtype=torch.float64).view(1, 1, 2, 2)
+    rates = torch.tensor([2.0, 1.0], dtype=torch.float64).log().view(1, 1, 2, 1)
+    bias = torch.tensor([1.0, -2.0, 3.0, 4.0], dtype=torch.float64)
+    got = log_decay(a, rates, bias, -5.0).flatten().tolist()
+    assert got == pytest.approx([-5 / (1 + math.exp(-2)), -2.5, 0.0, -5.0], rel=1e-14)
+    assert KDAConfig(gate="lower_bound").lower_bound == -5.0
+    assert KDAConfig().lower_bound is None
+
+
+def test_both_gates_have_the_same_parameters_and_flops():
+    layers = [KimiDeltaAttention(HIDDEN, config, 1e-5) for config in (CONFIG, BOUNDED)]
+    shapes = [{name: p.shape for name, p in layer.named_parameters()} for layer in layers]
+    assert shapes[0] == shapes[1]
+    assert kda_flops_per_token(HIDDEN, CONFIG) == kda_flops_per_token(HIDDEN, BOUNDED)
+
+
+def test_initial_decay_of_the_bounded_gate():
+    """A token without input decays by -3 (1 - exp(-dt)), dt as for the other gate."""
+    chunk = ModelChunk(tiny_config(kda={**vars(BOUNDED), "head_dim": 64}), 0, 1)
+    init_weights(chunk, seed=1)
+    kda = chunk.layers["0"].self_attn
+    assert kda.A_log.count_nonzero() == 0
+    g = log_decay(torch.zeros(1, 1, 3, 64), kda.A_log, kda.dt_bias, kda.lower_bound)
+    dt = -torch.log1p(g / 3)
+    assert 0.99e-3 < dt.min() < 2e-3
+    assert 0.05 < dt.max() < 0.1001
+
+
 def test_initial_decay():
     rng = torch.Generator().manual_seed(5)
-    a = init_decay_(torch.empty(1, 1, 4096, 1), "A_log", rng).exp()
+    a = init_decay_(torch.empty(1, 1, 4096, 1), "A_log", CONFIG, rng).exp()
     assert 1 <= a.min() < 1.05
     assert 15.95 < a.max() <= 16.001
     assert abs(a.mean() - 8.5) < 0.3
-    dt = F.softplus(init_decay_(torch.empty(4096), "dt_bias", rng))
+    dt = F.softplus(init_decay_(torch.empty(4096), "dt_bias", CONFIG, rng))
     assert 0.99e-3 < dt.min() < 1.05e-3
     assert 0.095 < dt.max() < 0.1001
     assert abs(dt.log().mean() - math.log(1e-2)) < 0.1
-    again = init_decay_(torch.empty(4096), "dt_bias", torch.Generator().manual_seed(5))
-    same = init_decay_(torch.empty(4096), "dt_bias", torch.Generator().manual_seed(5))
+    again, same = (
+        init_decay_(torch.empty(4096), "dt_bias", CONFIG, torch.Generator().manual_seed(5))
+        for _ in range(2)
+    )
     assert torch.equal(again, same)
     with pytest.raises(ValueError, match="q_proj"):
-        init_decay_(torch.empty(3), "q_proj")
+        init_decay_(torch.empty(3), "q_proj", CONFIG)
 
 
 def test_chunk_size_is_checked_by_the_config():
