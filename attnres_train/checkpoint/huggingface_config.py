@@ -60,19 +60,24 @@ _UNUSED = {
     "use_cache": True,
     "use_grouped_topk": True,
 }
+# Keys of Kimi-K3; absent means no blocks, and the gate without a bound.
 _BLOCK_SIZE = "attn_res_block_size"
+_LOWER_BOUND = "gate_lower_bound"
 
 
 def released_config(model: ModelConfig, context_length: int) -> dict[str, Any]:
     """The content of ``config.json`` for ``model``, trained on ``context_length`` tokens.
 
-    Layers count from 1. ``attn_res_block_size``, in decoder layers, is there where blocks are.
+    Layers count from 1. ``attn_res_block_size``, in decoder layers, is there where blocks are, and
+    ``gate_lower_bound`` where the gate of KDA has one.
     Raises UserError where blocks do not consist of whole layers: the key cannot say so.
     """
     same = {theirs: _ours(model, ours) for theirs, ours in _SAME.items()}
     linear = {k.partition(".")[2]: value for k, value in same.items() if "." in k}
     config = _UNUSED | _FIXED | {k: value for k, value in same.items() if "." not in k}
     config["linear_attn_config"] = linear | _layers(model)
+    if model.kda.lower_bound is not None:
+        config["linear_attn_config"][_LOWER_BOUND] = model.kda.lower_bound
     config["head_dim"] = model.hidden_size // model.mla.num_heads
     config["initializer_range"] = model.initializer_range
     config["model_max_length"] = context_length
@@ -124,6 +129,11 @@ def _differences(theirs: dict[str, Any], model: ModelConfig) -> Iterator[str]:
     for key, layers in _layers(model).items():
         if sorted(linear.get(key, layers)) != layers:
             yield f"linear_attn_config.{key} is {linear[key]}, but the config makes it {layers}"
+    if linear and linear.get(_LOWER_BOUND) != model.kda.lower_bound:
+        yield (
+            f"linear_attn_config.{_LOWER_BOUND} is {json.dumps(linear.get(_LOWER_BOUND))}, but "
+            f"model.kda.gate is {model.kda.gate} ({json.dumps(model.kda.lower_bound)})"
+        )
     layers_per_block = found.get(_BLOCK_SIZE)
     if layers_per_block is not None and 2 * layers_per_block != model.block_size:
         sublayers = model.block_size or "none: model.residual.kind is standard"

@@ -137,6 +137,10 @@ def test_48b_fills_as_many_files_as_were_released():
             "linear_attn_config.num_heads is 4, but model.kda.num_heads is 3",
         ),
         (
+            {"linear_attn_config": CONFIG["linear_attn_config"] | {"gate_lower_bound": -5.0}},
+            "linear_attn_config.gate_lower_bound is -5.0, but model.kda.gate is softplus (null)",
+        ),
+        (
             {"linear_attn_config": {"kda_layers": [0, 1, 3], "full_attn_layers": [5, 3]}},
             "linear_attn_config.kda_layers is [0, 1, 3], but the config makes it [1, 2, 4]",
         ),
@@ -163,6 +167,16 @@ def test_block_sizes_the_key_cannot_say():
     full = ModelConfig(**RUN["model"] | {"residual": {"kind": "full"}})
     with pytest.raises(UserError, match="blocks of 1 sublayers"):
         released_config(full, 32)
+
+
+def test_the_gate_with_a_lower_bound_is_said(tmp_path):
+    kda = RUN["model"]["kda"] | {"gate": "lower_bound", "gate_lower_bound": -4.0}
+    bounded = ModelConfig(**RUN["model"] | {"kda": kda})
+    config = released_config(bounded, 32)
+    assert config["linear_attn_config"]["gate_lower_bound"] == -4.0
+    check_same_model(write(tmp_path, config), bounded)
+    with pytest.raises(UserError, match=r"gate_lower_bound is null, .* lower_bound \(-4\.0\)"):
+        check_same_model(write(tmp_path, CONFIG), bounded)
 
 
 def test_what_config_json_leaves_unsaid_is_noted():
