@@ -65,16 +65,16 @@ class DepthRead(torch.autograd.Function):
                 grad_tD = grad_MD[tile].to(query_D.dtype)
                 logits_Nt, inv_rms_Nt = logits_NM[:, tile], inv_rms_NM[:, tile]
                 weights_Nt = logits_Nt.softmax(0)
-                dots_Nt = torch.stack([dot(grad_tD, v_tD) for v_tD in values])
+                dots_Nt = torch.stack([(grad_tD * v_tD).sum(-1) for v_tD in values])
                 grad_logits_Nt = weights_Nt * (dots_Nt - (weights_Nt * dots_Nt).sum(0))
                 along_query_Nt, along_source_Nt = logit_gradient(
                     grad_logits_Nt, logits_Nt, inv_rms_Nt, len(query_D)
                 )
                 for n, v_tD in enumerate(values):
                     with writing(grads_MD[n][tile], query_D.dtype) as grad_v_tD:
-                        torch.mul(grad_tD, weights_Nt[n, :, None], out=grad_v_tD)
-                        grad_v_tD.addr_(along_query_Nt[n], query_D)
+                        torch.outer(along_query_Nt[n], query_D, out=grad_v_tD)
                         grad_v_tD.addcmul_(v_tD, along_source_Nt[n, :, None])
+                        grad_v_tD.addcmul_(grad_tD, weights_Nt[n, :, None])
                     grad_query_D.addmv_(v_tD.T, along_query_Nt[n])
         return grad_query_D, None, *grad_sources
 
@@ -123,8 +123,3 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) over the last dimension."""
     norm = torch.linalg.vector_norm(x, dim=-1)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def dot(a_tD: Tensor, b_tD: Tensor) -> Tensor:
-    """Row by row."""
-    return torch.bmm(a_tD.unsqueeze(1), b_tD.unsqueeze(2)).flatten()

@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from attnres_train.model.depth_attention_lean import (
     contiguous_like,
-    dot,
     inverse_rms,
     logit_gradient,
     rows,
@@ -75,10 +74,11 @@ class DepthPhase1(torch.autograd.Function):
                     grad_logits_tSN, logits_tSN, inv_rms_MN[tile].unsqueeze(1), dim
                 )
                 grad_tND = weights_tSN.mT @ grad_tSD
-                grad_tND += along_query_tSN.mT @ queries_SD
+                along_query_RS = along_query_tSN.mT.reshape(-1, count)  # R = t x N
+                grad_tND.view(-1, dim).addmm_(along_query_RS, queries_SD)
                 grad_tND.addcmul_(v_tND, along_source_tSN.sum(1).unsqueeze(-1))
+                grad_queries_SD.addmm_(along_query_RS.T, v_tND.view(-1, dim))
                 _apart(grad_tND, rows(*grad_sources), tile)
-                grad_queries_SD += torch.einsum("tsn,tnd->sd", along_query_tSN, v_tND)
         return grad_queries_SD, None, *grad_sources
 
 
@@ -127,16 +127,16 @@ class DepthMerge(torch.autograd.Function):
             for tile in tiles(inputs):
                 grad_tD, partial_tD, output_tD = (x[tile].to(query_D.dtype) for x in inputs)
                 weight_t = weight_M[tile]
-                grad_logit_t = weight_t * dot(grad_tD, partial_tD - output_tD)
+                grad_logit_t = weight_t * (grad_tD * (partial_tD - output_tD)).sum(-1)
                 along_query_t, along_source_t = logit_gradient(
                     grad_logit_t, logit.view(-1)[tile], inv_rms.view(-1)[tile], len(query_D)
                 )
                 with writing(grad_read_MD[tile], query_D.dtype) as grad_read_tD:
                     torch.mul(grad_tD, (1 - weight_t).unsqueeze(-1), out=grad_read_tD)
                 with writing(grad_partial_MD[tile], query_D.dtype) as grad_partial_tD:
-                    torch.mul(grad_tD, weight_t.unsqueeze(-1), out=grad_partial_tD)
-                    grad_partial_tD.addr_(along_query_t, query_D)
+                    torch.outer(along_query_t, query_D, out=grad_partial_tD)
                     grad_partial_tD.addcmul_(partial_tD, along_source_t.unsqueeze(-1))
+                    grad_partial_tD.addcmul_(grad_tD, weight_t.unsqueeze(-1))
                 grad_query_D.addmv_(partial_tD.T, along_query_t)
                 grad_lse_M[tile] = -grad_logit_t
         return grad_query_D, grad_read, grad_lse, grad_partial, None
