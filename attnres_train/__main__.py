@@ -59,10 +59,11 @@ def data(args: argparse.Namespace) -> int:
 
 def config(args: argparse.Namespace) -> int:
     from attnres_train.config import check_config, describe, load_config
+    from attnres_train.planning import chunk_layers
 
     run_config = load_config(args.config, args.overrides)
     check_config(run_config, None)
-    print(describe(run_config))
+    print(describe(run_config, chunk_layers(run_config)))
     return 0
 
 

@@ -30,9 +30,9 @@ from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.pipeline.engine import Engine
 from attnres_train.pipeline.messages import channels
 from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import forward_only
+from attnres_train.pipeline.schedule import SCHEDULES, forward_only
 from attnres_train.pipeline.transport import P2PTransport
-from attnres_train.planning import build_plan
+from attnres_train.planning import build_plan, chunk_layers
 from attnres_train.trainer import Parts, Progress, Trainer
 
 PARAMETER_DTYPE = {
@@ -54,7 +54,7 @@ def train(config: RunConfig) -> int:
     with join_run(config) as ranks:
         parts = build_parts(config, ranks)
         if ranks.is_main:
-            print(describe(config, ranks.world_size), flush=True)
+            print(describe(config, chunk_layers(config), ranks.world_size), flush=True)
         progress = Trainer(config, ranks, parts, stop_requested).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
             print(f"stopped behind step {progress.step}, saved; the same command resumes")
@@ -93,6 +93,7 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         stream_dtype=STREAM_DTYPE[config.train.precision],
         device=ranks.device,
         debug=config.pipeline.debug,
+        schedule=SCHEDULES[config.pipeline.schedule],
     )
     train = config.train
     num_micro_batches = train.global_batch_size // (train.micro_batch_size * ranks.dp_size)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.files import file_problems
+from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
 
 Problems = Iterator[str]
@@ -88,17 +89,25 @@ def _split(config: RunConfig) -> str:
 
 def _layout(config: RunConfig) -> Problems:
     layout, layers = config.parallel.layout, config.model.num_layers
+    try:
+        stated = stated_layers(layout)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    named = f"parallel.layout '{layout}'" if isinstance(layout, str) else "parallel.layout"
     if config.parallel.num_chunks > layers:
         yield (
             f"{_split(config)}, but model.num_layers is {layers}: every chunk needs at least one "
             "layer, so lower one of the two sizes"
         )
-    elif layout != "even" and len(layout) != config.parallel.num_chunks:
-        yield f"parallel.layout has {len(layout)} entries, but {_split(config)}: one entry for each"
-    elif layout != "even" and min(layout) < 1:
-        yield f"parallel.layout is {layout}: every chunk needs at least one layer"
-    elif layout != "even" and sum(layout) != layers:
-        yield (f"parallel.layout adds up to {sum(layout)} layers, but model.num_layers is {layers}")
+    elif stated is None:
+        return
+    elif len(stated) != config.parallel.num_chunks:
+        yield f"{named} has {len(stated)} chunks, but {_split(config)}"
+    elif min(stated) < 1:
+        yield f"{named} is {stated}: every chunk needs at least one layer"
+    elif sum(stated) != layers:
+        yield f"{named} adds up to {sum(stated)} layers, but model.num_layers is {layers}"
 
 
 def _processes(config: RunConfig, world_size: int | None) -> Problems:

@@ -19,8 +19,6 @@ from attnres_train.config.yaml_text import Dumper, KeyPath, dotted
 # Values that are planned for a key but that no part of the program understands so far.
 _NOT_THERE_YET = {
     "model.residual.kind": {"sliding_window", "dense_former", "mhc_lite"},
-    "parallel.layout": {"auto"},
-    "train.recompute": {"selective"},
 }
 
 

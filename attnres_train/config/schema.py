@@ -30,8 +30,10 @@ class ParallelConfig(Section):
     """Expert-parallel size."""
     context_parallel_size: int = Field(1, ge=1)
     """Context-parallel size."""
-    layout: Literal["even"] | list[int] = "even"
-    """Decoder layers per chunk: `even`, or one count per chunk in model order (P*V of them)."""
+    layout: Literal["even", "auto"] | list[int] | str = "even"
+    """Decoder layers per chunk: `even`; `auto`, balanced by the FLOPs of each layer and of the head
+    (see `pipeline.layout.balanced_bounds`); one count per chunk in model order (P*V of them); or
+    Megatron's layout string, e.g. `Et*3|(tt|)*2ttL` (see `config.layout_text`)."""
 
     @property
     def num_chunks(self) -> int:
@@ -48,8 +50,9 @@ class ParallelConfig(Section):
 
 
 class PipelineConfig(Section):
-    schedule: Literal["1f1b"] = "1f1b"
-    """Order of forward and backward passes; interleaved where V > 1."""
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of forward and backward passes. `1f1b`: interleaved where V > 1; `gpipe`: all forward
+    passes, then all backward ones, with every micro-batch's activations alive at once."""
     debug: bool = False
     """Send the identity of every block beside it and check it on arrival."""
     timeout_seconds: float = Field(600, gt=0)
@@ -69,8 +72,9 @@ class TrainSection(Section):
     """Stop (saved, resumable) behind this step although `train_iters` is larger."""
     precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
     """`bf16`: autocast over fp32 parameters; `bf16_params`: bf16 parameters, fp32 masters."""
-    recompute: Literal["none", "full"] = "none"
-    """Activation recomputation: `full` reruns each decoder layer in its backward."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation in the backward pass: `selective` reruns what each sublayer reads,
+    the depth read and the norm behind it; `full` reruns each decoder layer."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
     eval_interval: int = Field(0, ge=0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 
 
-def describe(config: RunConfig, world_size: int | None = None) -> str:
+def describe(config: RunConfig, chunk_layers: Sequence[int], world_size: int | None = None) -> str:
     """The derived values of a checked configuration, one ``name  value`` line each.
 
-    ``world_size`` as in `check_config`: None takes the processes of one replica.
+    ``chunk_layers`` are the decoder layers of each chunk (`planning.chunk_layers`); ``world_size``
+    as in `check_config`: None takes the processes of one replica.
     """
     parallel = config.parallel
     replicas = data_parallel_size(config, world_size)
@@ -19,7 +23,7 @@ def describe(config: RunConfig, world_size: int | None = None) -> str:
         "residual": _residual(config),
         "pipeline": f"{_count(parallel.pipeline_model_parallel_size, 'rank')} x "
         f"{_count(parallel.virtual_pipeline_model_parallel_size, 'virtual stage')} = "
-        f"{_chunks(config)}",
+        f"{_chunks(chunk_layers)}",
         "processes": f"{processes} / {parallel.model_parallel_size} per replica = "
         f"{_count(replicas, 'data-parallel replica')}",
         "micro-batches": _micro_batches(config, replicas),
@@ -56,13 +60,11 @@ def _residual(config: RunConfig) -> str:
     )
 
 
-def _chunks(config: RunConfig) -> str:
-    layout, chunks = config.parallel.layout, config.parallel.num_chunks
-    if layout != "even":
-        return f"{_count(chunks, 'chunk')} of {', '.join(map(str, layout))} layers"
-    size, larger = divmod(config.model.num_layers, chunks)
-    sizes = f"{size}" if not larger else f"{size + 1} ({larger} of them) or {size}"
-    return f"{_count(chunks, 'chunk')} of {config.model.num_layers} / {chunks} = {sizes} layers"
+def _chunks(layers: Sequence[int]) -> str:
+    """``12 chunks of 2 (x 11), 5 layers``, in model order."""
+    runs = [(size, len(list(run))) for size, run in groupby(layers)]
+    sizes = ", ".join(f"{size} (x {times})" if times > 1 else f"{size}" for size, times in runs)
+    return f"{_count(len(layers), 'chunk')} of {sizes} layer{'' if runs[-1][0] == 1 else 's'}"
 
 
 def _micro_batches(config: RunConfig, replicas: int) -> str:

@@ -40,15 +40,41 @@ def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: int) -> d
     return parts
 
 
+def head_flops_per_token(config: ModelConfig) -> dict[str, float]:
+    """Forward FLOPs per token behind the last layer: ``head``, the output projection, and
+    ``depth_reads``, the read of all blocks before it."""
+    parts = {"head": 2.0 * config.hidden_size * config.vocab_size}
+    blocks = Blocks(config.num_sublayers, config.block_size)
+    if blocks.has_blocks:
+        parts["depth_reads"] = depth_read_flops(config, blocks.num_blocks)
+    return parts
+
+
+def recomputed_flops(parts: dict[str, float], recompute: str) -> float:
+    """FLOPs of a layer's ``parts`` that its backward pass runs again under `train.recompute`."""
+    return {"none": 0.0, "selective": parts.get("depth_reads", 0.0), "full": sum(parts.values())}[
+        recompute
+    ]
+
+
+def layer_costs(config: ModelConfig, seq_length: int, recompute: str) -> list[float]:
+    """FLOPs per token of each decoder layer in training, for balancing: forward, a backward of
+    twice its cost and what that recomputes. The head's are in the last layer's; the embedding, a
+    table, has none."""
+    costs = []
+    for layer in range(config.num_layers):
+        parts = layer_flops_per_token(config, layer, seq_length)
+        costs.append(3 * sum(parts.values()) + recomputed_flops(parts, recompute))
+    costs[-1] += 3 * sum(head_flops_per_token(config).values())
+    return costs
+
+
 def forward_flops_per_token(config: ModelConfig, seq_length: int) -> dict[str, float]:
-    """Forward FLOPs per token of the whole model, by part; ``head`` is the output projection."""
-    total = {"head": 2.0 * config.hidden_size * config.vocab_size}
+    """Forward FLOPs per token of the whole model, by part."""
+    total = head_flops_per_token(config)
     for layer in range(config.num_layers):
         for part, flops in layer_flops_per_token(config, layer, seq_length).items():
             total[part] = total.get(part, 0.0) + flops
-    blocks = Blocks(config.num_sublayers, config.block_size)
-    if blocks.has_blocks:
-        total["depth_reads"] += depth_read_flops(config, blocks.num_blocks)
     return total
 
 

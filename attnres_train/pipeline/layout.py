@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 from attnres_train.errors import UserError
 from attnres_train.model.blocks import Blocks
 
+_HALVINGS = 50  # of the interval in which the lowest limit of a balanced layout lies
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -77,12 +79,14 @@ def make_layout(
     num_ranks: int,
     num_virtual_stages: int,
     layout: str | Sequence[int] = "even",
+    costs: Sequence[float] = (),
 ) -> Layout:
     """The layout of a model of ``num_layers`` decoder layers on ``num_ranks`` pipeline ranks.
 
-    ``layout`` is ``"even"`` or the number of layers of each chunk in model order; ``block_size``
-    counts sublayers and is None for the standard residual stream. Raises UserError, naming the
-    configuration key, if the layers cannot be split that way.
+    ``layout`` is ``"even"``, ``"auto"`` (balanced by ``costs``, one number per decoder layer), or
+    the number of layers of each chunk in model order; ``block_size`` counts sublayers and is None
+    for the standard residual stream. Raises UserError, naming the configuration key, if the layers
+    cannot be split that way.
     """
     num_chunks = num_ranks * num_virtual_stages
     split = (
@@ -98,9 +102,11 @@ def make_layout(
         )
     if layout == "even":
         bounds = even_bounds(num_layers, num_chunks)
+    elif layout == "auto":
+        bounds = balanced_bounds(costs, num_ranks, num_virtual_stages)
     elif isinstance(layout, str):
         raise UserError(
-            f"parallel.layout is '{layout}': write 'even' or a list of layers per chunk"
+            f"parallel.layout is '{layout}': write 'even', 'auto' or a list of layers per chunk"
         )
     elif len(layout) != num_chunks:
         raise UserError(
@@ -118,44 +124,50 @@ def even_bounds(num_layers: int, num_chunks: int) -> tuple[int, ...]:
     return tuple(size * chunk + min(chunk, larger) for chunk in range(num_chunks + 1))
 
 
-def balanced_bounds(costs: Sequence[float], num_chunks: int) -> tuple[int, ...]:
-    """Bounds that minimise the cost of the most expensive chunk, exactly.
+def balanced_bounds(
+    costs: Sequence[float], num_ranks: int, num_virtual_stages: int
+) -> tuple[int, ...]:
+    """Bounds that keep the most expensive chunk as cheap as can be, each chunk with a layer at
+    least. ``costs`` has one non-negative number per decoder layer, the head's in the last.
 
-    ``costs`` has one non-negative number per decoder layer; every chunk gets at least one layer.
-    Dynamic programming over (chunk, layers so far); the cost of the best split never falls as
-    layers are added, so each cell is a binary search. Raises ValueError if there are fewer layers
-    than chunks.
+    With more than one virtual stage the last layer, with the head, may alone cost more than any
+    other chunk has to. Its virtual stage is then slow anyhow: all its chunks may cost as much, so
+    that those of the other virtual stages get by with less. For one virtual stage the result is
+    the lowest maximum there is. Raises ValueError if there are fewer layers than chunks.
     """
-    num_layers = len(costs)
-    if not 1 <= num_chunks <= num_layers:
-        raise ValueError(f"cannot split {num_layers} layers into {num_chunks} chunks")
-    total = (0.0, *accumulate(costs))
-    best = [0.0] + [float("inf")] * num_layers  # best[n]: first n layers in the chunks so far
-    last_starts = []
-    for chunk in range(num_chunks):
-        following, starts = [float("inf")] * (num_layers + 1), [0] * (num_layers + 1)
-        for end in range(chunk + 1, num_layers + 1):
-            starts[end] = _best_start(best, total, chunk, end)
-            following[end] = max(best[starts[end]], total[end] - total[starts[end]])
-        best = following
-        last_starts.append(starts)
-    bounds = [num_layers]
-    for starts in reversed(last_starts):
-        bounds.append(starts[bounds[-1]])
-    return tuple(reversed(bounds))
+    num_chunks = num_ranks * num_virtual_stages
+    if not 1 <= num_chunks <= len(costs):
+        raise ValueError(f"cannot split {len(costs)} layers into {num_chunks} chunks")
 
+    def split(limit: float) -> tuple[int, ...] | None:
+        limits = [limit] * (num_chunks - num_ranks) + [max(limit, costs[-1])] * num_ranks
+        return _fill(costs, limits, evenly=True) or _fill(costs, limits, evenly=False)
 
-def _best_start(best: Sequence[float], total: Sequence[float], first: int, end: int) -> int:
-    """The start in ``first..end-1`` of a chunk up to ``end`` that keeps the maximum lowest.
-
-    ``best`` rises and the chunk's own cost falls with the start: the optimum lies where they cross.
-    """
-    low, high = first, end - 1
-    while low < high:
-        middle = (low + high) // 2
-        if best[middle] >= total[end] - total[middle]:
-            high = middle
+    low, high = max(costs[:-1], default=0.0), float(sum(costs))
+    bounds = split(high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if found := split(middle):
+            bounds, high = found, middle
         else:
-            low = middle + 1
-    candidates = (low - 1, low) if low > first else (low,)
-    return min(candidates, key=lambda start: max(best[start], total[end] - total[start]))
+            low = middle
+    return bounds
+
+
+def _fill(costs: Sequence[float], limits: Sequence[float], evenly: bool) -> tuple[int, ...] | None:
+    """Bounds of chunks within ``limits``, filled from the last to the first; None if layers are
+    left over. ``evenly``: a chunk is full, too, when it has its share of what was left."""
+    total = (0.0, *accumulate(costs))
+    bounds = [len(costs)]
+    for chunk in reversed(range(len(limits))):
+        end = bounds[-1]
+        start = end - 1
+        share = total[end] / (chunk + 1) if evenly else float("inf")
+        while (
+            start > chunk
+            and total[end] - total[start] < share
+            and total[end] - total[start - 1] <= limits[chunk]
+        ):
+            start -= 1
+        bounds.append(start)
+    return tuple(reversed(bounds)) if bounds[-1] == 0 else None

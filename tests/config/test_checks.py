@@ -61,17 +61,31 @@ class TestLayout:
     @pytest.mark.parametrize(
         ("layout", "part"),
         [
-            ("[2, 2]", "parallel.layout has 2 entries"),
+            ("[2, 2]", "parallel.layout has 2 chunks"),
             ("[2, 0, 1, 1]", "every chunk needs at least one layer"),
             ("[3, -1, 1, 1]", "every chunk needs at least one layer"),
             ("[2, 1, 1, 1]", "adds up to 5 layers, but model.num_layers is 4"),
+            ("Ett|ttL", "parallel.layout 'Ett|ttL' has 2 chunks, but parallel.pipeline"),
+            ("E(tt|)*3tL", "parallel.layout 'E(tt|)*3tL' adds up to 7 layers, but model.num_la"),
+            ("E|(t|)*2ttL", "parallel.layout 'E|(t|)*2ttL': chunk 1 of 4 holds only E, but every"),
         ],
     )
     def test_explicit(self, problems, layout, part):
         says(problems(*self.SPLIT, f"parallel.layout={layout}"), part)
 
-    def test_explicit_and_right(self, problems):
-        assert problems(*self.SPLIT, "model.num_layers=7", "parallel.layout=[1, 3, 2, 1]") == []
+    @pytest.mark.parametrize("layout", ["[1, 3, 2, 1]", "Et|t*3|tt|tL", "auto", "even"])
+    def test_right(self, problems, layout):
+        assert problems(*self.SPLIT, "model.num_layers=7", f"parallel.layout={layout}") == []
+
+    @pytest.mark.parametrize("layout", ["even", "auto"])
+    def test_27_layers_on_32_chunks(self, problems, layout):
+        found = problems(
+            "model.num_layers=27",
+            "parallel.pipeline_model_parallel_size=8",
+            "parallel.virtual_pipeline_model_parallel_size=4",
+            f"parallel.layout={layout}",
+        )
+        says(found, "32 chunks, but model.num_layers is 27: every chunk needs at least one layer")
 
 
 class TestProcesses:

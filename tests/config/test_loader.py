@@ -58,7 +58,7 @@ class TestMessages:
             ("run.name=5", "non-empty text, not 5"),
             ("run.name=", "non-empty text, not null"),
             ("data.corpus=[]", "a non-empty list of sections, not []"),
-            ("parallel.layout=[1, x]", 'even or a list of integers, not [1, "x"]'),
+            ("parallel.layout=[1, x]", "one of even, auto or a list of integers or text, not"),
             ("model.kda=null", "a section with the keys num_heads, head_dim"),
             ("train.device=tpu", 'one of auto, cpu, cuda, not "tpu"'),
         ],
@@ -78,7 +78,7 @@ class TestMessages:
 
     @pytest.mark.parametrize(
         "override",
-        ["parallel.layout=auto", "train.recompute=selective", "model.residual.kind=mhc_lite"],
+        ["model.residual.kind=mhc_lite", "model.residual.kind=dense_former"],
     )
     def test_planned_values_are_not_there_yet(self, small_file, override):
         assert error_of(small_file, override).endswith("which is not there yet")
@@ -120,7 +120,7 @@ class TestSave:
             small_file,
             [
                 "optimizer={lr: 1e-5, betas: [0.8, 0.99], eps: 1e-12}",
-                "parallel.layout=[2, 2]",
+                "parallel.layout=E(t|)*3,tL",
                 "log={progress: off, wandb: {enabled: true}}",
                 "data.corpus=[{kind: jsonl, path: [a, b], weight: 0.1}]",
                 "model.full_attention_layers=[1, 3]",
@@ -157,7 +157,7 @@ def test_loading_needs_neither_torch_nor_megatron(small_file):
         "import sys, attnres_train.config as c\n"
         "assert 'pydantic' not in sys.modules\n"
         f"config = c.load_config({str(small_file)!r})\n"
-        "c.check_config(config, 1); c.describe(config); c.json_schema()\n"
+        "c.check_config(config, 1); c.describe(config, [4]); c.json_schema()\n"
         "print({'torch', 'megatron', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 
 from attnres_train.config import describe, load_config
+from attnres_train.planning import chunk_layers
 
 
 def lines(path, *overrides: str, world_size: int | None = None) -> dict[str, str]:
-    text = describe(load_config(path, overrides), world_size)
+    config = load_config(path, overrides)
+    text = describe(config, chunk_layers(config), world_size)
     return {
         name.strip(): rest for name, _, rest in (line.partition("  ") for line in text.split("\n"))
     }
@@ -37,14 +39,27 @@ def test_residual(small_file, overrides, text):
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        ([], "1 rank x 1 virtual stage = 1 chunk of 4 / 1 = 4 layers"),
+        ([], "1 rank x 1 virtual stage = 1 chunk of 4 layers"),
         (
             ["parallel.pipeline_model_parallel_size=3"],
-            "3 chunks of 4 / 3 = 2 (1 of them) or 1 layers",
+            "3 chunks of 2, 1 (x 2) layer",
         ),
         (
             ["parallel.pipeline_model_parallel_size=2", "parallel.layout=[3, 1]"],
-            "2 ranks x 1 virtual stage = 2 chunks of 3, 1 layers",
+            "2 ranks x 1 virtual stage = 2 chunks of 3, 1 layer",
+        ),
+        (
+            ["parallel.pipeline_model_parallel_size=2", "parallel.layout=Et|t*3L"],
+            "2 chunks of 1, 3 layers",
+        ),
+        (
+            # The head costs more than any two layers of this size.
+            [
+                "parallel.pipeline_model_parallel_size=2",
+                "parallel.layout=auto",
+                "model.vocab_size=1000000",
+            ],
+            "2 chunks of 3, 1 layer",
         ),
     ],
 )
