@@ -1,0 +1,166 @@
+"""launch/ and scripts/: torchrun on two agents of one machine, SLURM against stand-ins for its
+commands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import column, environment, free_port, grid
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ROOT / "launch" / "torchrun.sh"
+SBATCH = ROOT / "launch" / "slurm.sbatch"
+BIN = Path(sys.executable).parent
+
+
+def test_shellcheck_has_nothing_to_say():
+    scripts = [*ROOT.glob("scripts/*.sh"), *ROOT.glob("launch/*"), ROOT / ".ci" / "run"]
+    assert len(scripts) >= 6
+    checked = subprocess.run(
+        [BIN / "shellcheck", *scripts], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    for script in scripts:
+        assert os.access(script, os.X_OK), script
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return ["bash", str(TORCHRUN), *arguments]
+
+
+def test_torchrun_dry_run_prints_the_command():
+    arguments = ["--nnodes", "2", "--", "configs/quickstart.yaml", "run.name=a b"]
+    printed = subprocess.check_output(torchrun("--dry-run", *arguments), text=True)
+    words = shlex.split(printed)
+    module = words.index("-m", words.index("torch.distributed.run"))
+    assert words[1:3] == ["-m", "torch.distributed.run"]
+    assert words[3:module] == ["--nnodes", "2"]
+    assert words[module:] == [
+        "-m", "attnres_train", "train", "configs/quickstart.yaml", "run.name=a b"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [[], ["--nnodes", "2"], ["--nnodes", "2", "--"]])
+def test_torchrun_without_a_config_tells_its_usage(arguments):
+    result = subprocess.run(torchrun(*arguments), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"usage: {TORCHRUN}")
+
+
+def test_two_torchrun_agents_train_together(tiny):
+    """The way of two machines, one process each."""
+    port, overrides = free_port(), [*grid(2, 1), "run.name=agents", "train.train_iters=2"]
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    agents = []
+    for node in ("0", "1"):
+        options = ["--nnodes", "2", "--node-rank", node, "--nproc-per-node", "1"]
+        options += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+        agents.append(
+            subprocess.Popen(
+                torchrun(*options, "--", str(tiny.path), *overrides),
+                env=environment(**path),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    first, second = (agent.communicate(timeout=120) for agent in agents)
+    assert [agent.returncode for agent in agents] == [0, 0], first[1] + second[1]
+    assert "step 2/2" in first[0]
+    assert "step" not in second[0]
+    whole = tiny.train("whole-1x1", *grid(1, 1))
+    run = tiny.folder / "runs" / "agents"
+    assert column(run, "loss") == pytest.approx(column(whole, "loss")[:2], rel=1e-5)
+
+
+# Stand-ins, in the folder $CLUSTER: srun starts two tasks, scancel signals them, scontrol knows two
+# hosts and notes a requeue. `python` notes what a task is given and ends as $TASK says.
+COMMANDS = {
+    "srun": """
+while [[ $1 == --* ]]; do shift; done
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" &
+    echo $! >> "$CLUSTER/pids"
+done
+code=0
+for pid in $(cat "$CLUSTER/pids"); do wait "$pid" || code=$?; done
+exit $code
+""",
+    "scancel": """
+echo "$*" > "$CLUSTER/scancel"
+xargs kill -USR1 < "$CLUSTER/pids"
+""",
+    "scontrol": """
+case $1 in
+    show) [[ $2 == hostnames && $3 == "node[1-2]" ]] && printf 'node1\\nnode2\\n' ;;
+    requeue) echo "$2" > "$CLUSTER/requeued" ;;
+esac
+""",
+    "python": """
+trap 'echo saved > "$CLUSTER/task$RANK.saved"; exit 0' USR1
+echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*" > "$CLUSTER/part$RANK"
+mv "$CLUSTER/part$RANK" "$CLUSTER/task$RANK"
+[[ $TASK != wait ]] && exit "$TASK"
+while true; do sleep 0.05; done
+""",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Starts a batch job with the arguments given: `cluster(task, *arguments)`."""
+    for name, text in COMMANDS.items():
+        script = tmp_path / name
+        script.write_text(f"#!/usr/bin/env bash\n{text}")
+        script.chmod(0o755)
+
+    def start(task: str, *arguments: str) -> subprocess.Popen[str]:
+        job = {"SLURM_JOB_ID": "20003", "SLURM_JOB_NODELIST": "node[1-2]"}
+        places = {"CLUSTER": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.Popen(
+            ["bash", str(SBATCH), *arguments],
+            env=environment(**job, **places, TASK=task),
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_slurm_gives_every_task_its_rank_and_takes_its_exit_code(cluster, tmp_path, code):
+    job = cluster(str(code), "c.yaml", "run.name=a b")
+    assert job.wait(30) == code, job.stderr.read()
+    arguments = "-u -m attnres_train train c.yaml run.name=a b\n"
+    assert (tmp_path / "task0").read_text() == f"0/2 0 node1:20003 {arguments}"
+    assert (tmp_path / "task1").read_text() == f"1/2 1 node1:20003 {arguments}"
+    assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_slurm_saves_and_requeues_before_the_time_limit(cluster, tmp_path, number):
+    job = cluster("wait", "c.yaml")
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / f"task{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.02)
+    job.send_signal(number)
+    assert job.wait(30) == 0, job.stderr.read()
+    assert (tmp_path / "scancel").read_text() == "--signal=USR1 20003\n"
+    assert (tmp_path / "task0.saved").exists() and (tmp_path / "task1.saved").exists()
+    assert (tmp_path / "requeued").read_text() == "20003\n"
+
+
+def test_slurm_without_a_config_tells_its_usage(cluster):
+    job = cluster("0")
+    assert job.wait(30) == 2
+    assert job.stderr.read().startswith("usage: sbatch launch/slurm.sbatch CONFIG")
