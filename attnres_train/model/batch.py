@@ -14,13 +14,16 @@ class MicroBatch:
     ``tokens`` and ``labels`` are int64 [B, T] (labels are the tokens one position later),
     ``loss_mask`` float [B, T] weights each position's loss. ``cu_seqlens`` int32 gives the
     cumulative document lengths [0, ..., B*T] of packed samples, None when every sample is one
-    document.
+    document; the end of a sample always ends a document. ``loss_tokens``, a float scalar, is what
+    the sum of the weighted losses is divided by, None for the sum of ``loss_mask``: the same for
+    all micro-batches of a step, it makes the mean of their losses one over the step's tokens.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
     cu_seqlens: Tensor | None = None
+    loss_tokens: Tensor | None = None
 
     def to(self, device) -> MicroBatch:
         move = [None if x is None else x.to(device) for x in vars(self).values()]

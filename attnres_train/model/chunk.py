@@ -125,6 +125,7 @@ class ModelChunk(nn.Module):
                 self.lm_head.weight,
                 batch.labels.flatten(),
                 batch.loss_mask.flatten(),
+                divisor=batch.loss_tokens,
             )
             return ChunkOutput(completed, None, loss)
 

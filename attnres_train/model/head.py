@@ -15,21 +15,28 @@ _LOGITS_AT_ONCE = 1 << 27  # elements: 0.5 GiB of fp32 logits, 819 tokens of a 1
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor, logits_at_once=_LOGITS_AT_ONCE
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    logits_at_once: int = _LOGITS_AT_ONCE,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Mean over tokens, weighted by ``mask``, of ``-log softmax(hidden @ weight.T)[label]``.
 
     ``hidden`` [N, D], ``weight`` [V, D], ``labels`` int64 [N], ``mask`` [N]; a scalar in fp32
-    (fp64 stays fp64), 0 when the mask is. The matmul follows autocast, everything behind it is
-    fp32 (fp64). Gradients are computed along with the loss, some tokens at a time: nothing is
-    recomputed, and of the logits at most ``logits_at_once`` elements exist at any moment.
+    (fp64 stays fp64), 0 when the mask is. ``divisor``, a scalar, takes the place of the mask's sum.
+    The matmul follows autocast, everything behind it is fp32 (fp64). Gradients are computed along
+    with the loss, some tokens at a time: nothing is recomputed, and of the logits at most
+    ``logits_at_once`` elements exist at any moment.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     mask = mask.to(torch.promote_types(hidden.dtype, torch.float32))
-    share = mask / mask.sum().clamp_min(torch.finfo(mask.dtype).tiny)
+    divisor = mask.sum() if divisor is None else divisor.to(mask.dtype)
+    share = mask / divisor.clamp_min(torch.finfo(mask.dtype).tiny)
     tokens = max(1, logits_at_once // weight.shape[0])
     return _LinearCrossEntropy.apply(hidden, weight, labels, share, tokens, torch.is_grad_enabled())
 

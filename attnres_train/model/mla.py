@@ -6,6 +6,8 @@ latent, E key size shared by all heads, V value size per head.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,31 +47,38 @@ class MultiHeadLatentAttention(nn.Module):
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(per_head)
         nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)], dim=-1)
-        o = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), cu_seqlens)
-        return self.o_proj(o.transpose(1, 2).reshape(batch, length, -1))
+        o = causal_attention(q, k, v, cu_seqlens)
+        return self.o_proj(o.reshape(batch, length, -1))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Causal attention within documents; q, k [B, H, T, N+E], v [B, H, T, V] -> [B, H, T, V]."""
+    """Causal attention within documents; q, k [B, T, H, N+E], v [B, T, H, V] -> [B, T, H, V].
+
+    Packed documents are attended one by one: that costs what they cost alone and needs no [T, T]
+    mask. On a GPU it waits for ``cu_seqlens``, since every document is a launch of its own.
+    """
     value_size, padding = v.shape[-1], q.shape[-1] - v.shape[-1]
     if padding > 0 and v.device.type == "cpu":
         v = F.pad(v, (0, padding))  # torch's fused CPU kernel wants keys and values of one size
-    mask = None if cu_seqlens is None else document_mask(cu_seqlens, q.shape[0], q.shape[2])
-    scale = q.shape[-1] ** -0.5
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
-    return o[..., :value_size]
+    if cu_seqlens is None:
+        return _attend(q, k, v)[..., :value_size]
+    lengths = document_lengths(cu_seqlens, *q.shape[:2])
+    flat = (x.flatten(0, 1).unsqueeze(0).split(lengths, dim=1) for x in (q, k, v))
+    o = torch.cat([_attend(*document) for document in zip(*flat, strict=True)], dim=1)
+    return o.view_as(v)[..., :value_size]
 
 
-def document_mask(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:
-    """Bool [B, 1, T, T], true where a query (dim 2) may attend to a key (dim 3).
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=q.shape[-1] ** -0.5)
+    return o.transpose(1, 2)
 
-    ``cu_seqlens`` [documents + 1] are cumulative lengths over the B*T tokens of the micro-batch;
-    the end of a sample always ends a document too.
-    """
-    positions = torch.arange(batch * length, device=cu_seqlens.device)
-    document = torch.searchsorted(cu_seqlens, positions, right=True).view(batch, 1, length)
-    same = document.unsqueeze(-1) == document.unsqueeze(-2)
-    return same & same.new_ones(length, length).tril()
+
+def document_lengths(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
+    """Tokens of each document of a micro-batch [``batch``, ``length``], in order, without empty
+    ones. ``cu_seqlens`` as in `MicroBatch`: the end of a sample ends a document too."""
+    borders = {*cu_seqlens.tolist(), *range(0, batch * length + 1, length)}
+    return [end - start for start, end in pairwise(sorted(borders))]
 
 
 def mla_flops_per_token(hidden_size: int, config: MLAConfig, seq_length: int) -> float:

@@ -31,6 +31,18 @@ def test_loss_and_gradients_equal_whole_logits(at_once):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-14)
 
 
+def test_a_common_divisor_makes_parts_of_a_mean_over_all_tokens():
+    """Two parts with 3 and 9 tokens in the loss: the mean of their losses is that of all."""
+    hidden, weight, labels, _ = problem(tokens=24)
+    mask = torch.cat((torch.ones(3), torch.zeros(9), torch.ones(9), torch.zeros(3)))
+    whole = linear_cross_entropy(hidden, weight, labels, mask)
+    parts = [
+        linear_cross_entropy(hidden[part], weight, labels[part], mask[part], divisor=mask.sum() / 2)
+        for part in (slice(0, 12), slice(12, 24))
+    ]
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-13, atol=0)
+
+
 def test_gradcheck():
     hidden, weight, labels, mask = problem(tokens=4)
     mask[0] = 0.5

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from attnres_train.config.model_schema import MLAConfig
-from attnres_train.model.mla import MultiHeadLatentAttention
+from attnres_train.model.mla import (
+    MultiHeadLatentAttention,
+    causal_attention,
+    document_lengths,
+)
 
 CONFIG = MLAConfig(
     num_heads=3, kv_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
@@ -74,13 +79,34 @@ def test_released_shapes_of_the_48b_layer():
     }
 
 
-def test_packed_documents_equal_separate_ones(layer):
-    lengths = [3, 5, 1, 7]  # two samples of eight tokens; documents end with each sample
-    x = torch.randn(2, 8, HIDDEN, dtype=torch.float64)
-    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
-    packed = layer(x, cu_seqlens).view(16, HIDDEN)
-    separate = [layer(document[None])[0] for document in x.view(16, HIDDEN).split(lengths)]
-    torch.testing.assert_close(packed, torch.cat(separate), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("borders", [[0, 3, 8, 9, 16], [0, 3, 9, 9, 16, 16], [0, 16]], ids=str)
+def test_packed_documents_equal_separate_ones(layer, borders):
+    """Two samples of eight tokens: a document ends with its sample, whatever ``borders`` say."""
+    lengths = document_lengths(torch.tensor(borders), 2, 8)
+    assert sum(lengths) == 16
+    x = torch.randn(2, 8, HIDDEN, dtype=torch.float64, requires_grad=True)
+    packed = layer(x, torch.tensor(borders, dtype=torch.int32)).view(16, HIDDEN)
+    documents = x.view(16, HIDDEN).split(lengths)
+    separate = torch.cat([layer(document[None])[0] for document in documents])
+    torch.testing.assert_close(packed, separate, rtol=1e-12, atol=1e-12)
+    dy, variables = torch.randn_like(packed), [x, *layer.parameters()]
+    got, wanted = (torch.autograd.grad(y, variables, dy) for y in (packed, separate))
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_document_lengths():
+    assert document_lengths(torch.tensor([0, 3, 3, 10, 16]), 2, 8) == [3, 5, 2, 6]
+    assert document_lengths(torch.tensor([0, 8]), 1, 8) == [8]
+
+
+def test_the_work_is_that_of_the_documents():
+    """No pair of tokens of two documents is multiplied: FLOPs of 16 documents of 16 tokens."""
+    q, k, v = torch.empty(3, 2, 128, 2, 8, device="meta")
+    with FlopCounterMode(display=False) as packed:
+        causal_attention(q, k, v, torch.arange(0, 257, 16))
+    with FlopCounterMode(display=False) as separate:
+        causal_attention(*(x.reshape(16, 16, 2, 8) for x in (q, k, v)), None)
+    assert packed.get_total_flops() == separate.get_total_flops() > 0
 
 
 def test_is_causal(layer):
