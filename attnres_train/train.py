@@ -89,7 +89,7 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         plan,
         ranks.pp_rank,
         P2PTransport(channels(plan), ranks.pipelines, ranks.timeout, ranks.device),
-        hidden_size=config.model.hidden_size,
+        hidden_size=config.model.stream_size,
         stream_dtype=STREAM_DTYPE[config.train.precision],
         device=ranks.device,
         debug=config.pipeline.debug,

@@ -26,15 +26,38 @@ class Section(BaseModel):
 
 
 class ResidualConfig(Section):
-    kind: Literal["standard", "full", "block"] = "block"
+    kind: Literal["standard", "full", "block", "dense_former", "mhc_lite"] = "block"
     """Residual stream: `standard` PreNorm sum, `full` attention over every sublayer output,
-    `block` attention over sums of `block_size` sublayers."""
+    `block` attention over sums of `block_size` sublayers; for comparison `dense_former`, averages
+    of layers by learned scalars, and `mhc_lite`, hyper-connections of `num_streams` streams."""
     block_size: int = Field(6, ge=1)
     """Sublayers per block (attention and MLP count one each); read for `kind: block` only."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of the RMSNorm on the keys of depth attention."""
     two_phase: bool = True
-    """Read completed blocks once per block (paper, Alg. 1) instead of once per sublayer."""
+    """Read completed blocks once per block (paper, Alg. 1) instead of once per sublayer; the
+    variants below are read once per sublayer."""
+    window: int | None = Field(None, ge=1)
+    """Sliding window: only the embedding and this many latest sources are read."""
+    query: Literal["static", "input"] = "static"
+    """Query of a read: `static`, a learned vector; `input`, a projection of the latest source."""
+    scores: Literal["key", "bias"] = "key"
+    """What weighs the sources: `key`, query times key, or `bias`, learned scalars alone."""
+    normalizer: Literal["softmax", "sigmoid"] = "softmax"
+    """Weights from scores: `softmax` over the sources, or a `sigmoid` of each."""
+    key_norm: bool = True
+    """RMSNorm on the keys of depth attention."""
+    num_heads: int = Field(1, ge=1)
+    """Heads of depth attention, with weights of their own for their channels."""
+    num_streams: int = Field(4, ge=2, le=6)
+    """Streams of `kind: mhc_lite`; it learns a weight for each of their permutations."""
+
+    @property
+    def variations(self) -> list[str]:
+        """Keys of depth attention whose values are not the paper's choice."""
+        keys = ("window", "query", "scores", "normalizer", "key_norm", "num_heads")
+        fields = type(self).model_fields
+        return [key for key in keys if getattr(self, key) != fields[key].default]
 
 
 class KDAConfig(Section):
@@ -139,5 +162,12 @@ class ModelConfig(Section):
 
     @property
     def block_size(self) -> int | None:
-        """Sublayers per block; None for the standard residual (see `model.blocks.Blocks`)."""
-        return {"standard": None, "full": 1, "block": self.residual.block_size}[self.residual.kind]
+        """Sublayers per block; None for a stream without blocks (see `model.blocks.Blocks`)."""
+        sizes = {"full": 1, "block": self.residual.block_size, "dense_former": 2}
+        return sizes.get(self.residual.kind)
+
+    @property
+    def stream_size(self) -> int:
+        """Numbers per token of a block or partial: what crosses a pipeline boundary."""
+        streams = self.residual.num_streams if self.residual.kind == "mhc_lite" else 1
+        return streams * self.hidden_size

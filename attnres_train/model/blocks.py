@@ -65,6 +65,12 @@ class Blocks:
         ``0..n-1``, and the partial unless it opens a block (Eq. 6)."""
         return 0 if self.block_size is None else self.block_of(sublayer)
 
+    def num_sources(self, sublayer: int) -> int:
+        """Tensors that ``sublayer`` reads from (num_sublayers + 1: the output aggregation)."""
+        if sublayer > self.num_sublayers:
+            return self.num_blocks
+        return self.completed_before(sublayer) + (self.has_blocks and not self.opens(sublayer))
+
     def partial_after(self, sublayer: int) -> bool:
         """Whether a partial exists behind ``sublayer`` (0: behind the embedding)."""
         return self.block_size is None or not (sublayer == 0 or self.closes(sublayer))

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.blocks import Blocks
+from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.head import linear_cross_entropy
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual import DepthQuery, ResidualStream
 
+_OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
 
 
@@ -68,7 +68,8 @@ class ModelChunk(nn.Module):
                 f"layers {first_layer}..{last_layer} do not lie in a model of {config.num_layers}"
             )
         self.config = config
-        self.plan = Blocks(config.num_sublayers, config.block_size)
+        self.residual = residual_of(config)
+        self.plan = self.residual.plan
         self.first_layer, self.last_layer = first_layer, last_layer
         self.recompute = recompute
         self.stream_dtype = stream_dtype
@@ -88,9 +89,9 @@ class ModelChunk(nn.Module):
             {str(i): DecoderLayer(config, i) for i in range(self.first_layer, self.last_layer)}
         )
         if self.is_last:
-            if self.plan.has_blocks:
-                self.output_attn_res_proj = nn.Linear(hidden, 1, bias=False)
-                self.output_attn_res_norm = RMSNorm(hidden, config.residual.norm_eps)
+            output = config.num_sublayers + 1
+            for name, learned in self.residual.learned(_OUTPUT_READ, output).items():
+                setattr(self, name, learned)
             self.norm = RMSNorm(hidden, config.norm_eps)
             self.lm_head = nn.Linear(hidden, config.vocab_size, bias=False)
 
@@ -151,10 +152,7 @@ class ModelChunk(nn.Module):
         if self.is_first:
             embedding = self.embed_tokens(batch.tokens)
             embedding = embedding.to(self.stream_dtype or embedding.dtype)
-            if self.plan.has_blocks:
-                sources = [embedding]
-            else:
-                partial = embedding
+            sources, partial = self.residual.start(embedding)
         for layers in self._segments():
             args = (layers, sources, partial, batch.cu_seqlens)
             if self.recompute == "full" and torch.is_grad_enabled():
@@ -180,19 +178,15 @@ class ModelChunk(nn.Module):
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
         """Blocks that ``layers`` complete, the partial behind them, and their router loads. Free of
         side effects, so that it can be rerun."""
-        queries = {k: v for layer in layers for k, v in layer.depth_queries().items()}
-        two_phase = self.config.residual.two_phase
-        stream = ResidualStream(self.plan, queries, blocks, partial, two_phase)
+        readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
+        stream = self.residual.stream(readers, blocks, partial)
         loads = [layer(stream, cu_seqlens) for layer in layers]
         return stream.blocks[len(blocks) :], stream.partial, loads
 
     def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
-        """The input [B, T, D] of the head: a depth read over all blocks, then the final norm."""
-        if self.plan.has_blocks:
-            query = DepthQuery.of(self.output_attn_res_proj, self.output_attn_res_norm)
-            h = query.attend(sources)
-        else:
-            h = partial
+        """The input [B, T, D] of the head: the read of the whole stream, then the final norm."""
+        reader = self.residual.reader(self, _OUTPUT_READ)
+        h = self.residual.end(reader, sources, partial)
         return self.norm(h).to(self.norm.weight.dtype)
 
     def _known_blocks(self, blocks: Mapping[int, Tensor]) -> list[Tensor]:

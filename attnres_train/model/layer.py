@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.kda_layer import KimiDeltaAttention
 from attnres_train.model.mla import MultiHeadLatentAttention
 from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual import DepthQuery, ResidualStream
+from attnres_train.model.residual import ResidualStream
+
+_READS = ("self_attention_res", "mlp_res")
+"""Prefixes of the names of what the two reads learn."""
 
 
 class DecoderLayer(nn.Module):
     """Decoder layer ``index`` (0-based): sublayers ``2 * index + 1`` and ``2 * index + 2``.
 
     Attention is KDA or MLA, the MLP dense (`mlp`) or experts (`block_sparse_moe`), by the config.
-    The pseudo-queries and key norms of the two depth reads exist unless the residual is standard.
+    What the two reads of the stream learn, if anything, depends on the residual (`residual_of`).
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
@@ -34,28 +40,20 @@ class DecoderLayer(nn.Module):
             self.mlp = SwiGLU(hidden, config.intermediate_size)
         else:
             self.block_sparse_moe = MixtureOfExperts(hidden, config.moe)
-        self.has_depth_reads = config.residual.kind != "standard"
-        if self.has_depth_reads:
-            eps = config.residual.norm_eps
-            self.self_attention_res_proj = nn.Linear(hidden, 1, bias=False)
-            self.self_attention_res_norm = RMSNorm(hidden, eps)
-            self.mlp_res_proj = nn.Linear(hidden, 1, bias=False)
-            self.mlp_res_norm = RMSNorm(hidden, eps)
+        self.residual = residual_of(config)
+        for prefix, sublayer in zip(_READS, self.sublayers, strict=True):
+            for name, learned in self.residual.learned(prefix, sublayer).items():
+                setattr(self, name, learned)
 
     @property
     def sublayers(self) -> tuple[int, int]:
         """Numbers of the attention and the MLP, from 1 over the whole model."""
         return 2 * self.index + 1, 2 * self.index + 2
 
-    def depth_queries(self) -> dict[int, DepthQuery]:
-        """The layer's depth reads by sublayer; empty for the standard residual."""
-        if not self.has_depth_reads:
-            return {}
-        attention, mlp = self.sublayers
-        return {
-            attention: DepthQuery.of(self.self_attention_res_proj, self.self_attention_res_norm),
-            mlp: DepthQuery.of(self.mlp_res_proj, self.mlp_res_norm),
-        }
+    def depth_readers(self) -> dict[int, Any]:
+        """The layer's reads that learn something, by sublayer."""
+        readers = (self.residual.reader(self, prefix) for prefix in _READS)
+        return {i: r for i, r in zip(self.sublayers, readers, strict=True) if r is not None}
 
     def forward(self, stream: ResidualStream, cu_seqlens: Tensor | None) -> Tensor | None:
         """Read, transform, write, twice. Returns the router's load, int64 [E] (None when dense)."""

@@ -1,5 +1,8 @@
 """The residual stream of a run of sublayers: what each sublayer reads and where its output goes.
 
+Here are the standard residual and Attention Residuals as the paper trains them; the residuals it
+compares with are in `depth_variants` and `hyper_connections`.
+
 Shapes: D hidden size; every tensor of the stream is [B, T, D]. Sublayers are counted from 1; see
 `Blocks` for blocks and partial.
 """
@@ -7,10 +10,11 @@ Shapes: D hidden size; every tensor of the stream is [B, T, D]. Sublayers are co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.blocks import Blocks
 from attnres_train.model.depth_attention import (
     Phase1,
@@ -97,3 +101,57 @@ class ResidualStream:
         pairs = [(self.queries[i].query, self.queries[i].norm) for i in same]
         eps = self.queries[first].eps
         return dict(zip(same, depth_phase1(pairs, self.blocks, eps), strict=True))
+
+
+Learned = dict[str, nn.Module | nn.Parameter]
+"""Modules and parameters by the attribute name that they get."""
+
+
+class Residual:
+    """What the residual of a model decides: what is learned for it, and how its stream starts, runs
+    and ends. This one is ``kind: standard``, ``full`` and ``block``.
+
+    Every read has a ``prefix``, which begins the names of its parameters, and a ``sublayer``:
+    num_sublayers + 1 is the read of the output head.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config, self.options = config, config.residual
+        self.plan = Blocks(config.num_sublayers, config.block_size)
+
+    def learned(self, prefix: str, sublayer: int) -> Learned:
+        """Parameters of the read before ``sublayer``, uninitialised."""
+        if not self.plan.has_blocks:
+            return {}
+        hidden = self.config.hidden_size
+        return {
+            f"{prefix}_proj": nn.Linear(hidden, 1, bias=False),
+            f"{prefix}_norm": RMSNorm(hidden, self.options.norm_eps),
+        }
+
+    def reader(self, owner: nn.Module, prefix: str) -> Any:
+        """The read whose parameters ``owner`` has; None for one that learns nothing."""
+        if not self.plan.has_blocks:
+            return None
+        return DepthQuery.of(getattr(owner, f"{prefix}_proj"), getattr(owner, f"{prefix}_norm"))
+
+    def start(self, embedding: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Blocks and partial behind the embedding [B, T, D]."""
+        return ([embedding], None) if self.plan.has_blocks else ([], embedding)
+
+    def stream(
+        self, readers: Mapping[int, Any], blocks: Sequence[Tensor], partial: Tensor | None
+    ) -> ResidualStream:
+        """The stream through the sublayers of ``readers``."""
+        return ResidualStream(self.plan, readers, blocks, partial, self.options.two_phase)
+
+    def end(self, reader: Any, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
+        """What the output head reads, [B, T, D], before the final norm."""
+        return reader.attend(blocks) if self.plan.has_blocks else partial
+
+    def flops(self, sublayer: int) -> float:
+        """Forward FLOPs per token of the read before ``sublayer``: square sum, logit and weighted
+        sum of every source."""
+        if not self.plan.has_blocks:
+            return 0
+        return 6 * self.config.hidden_size * self.plan.num_sources(sublayer)

@@ -24,7 +24,9 @@ _RULES: tuple[tuple[str, str, bool], ...] = (
     (r"block_sparse_moe\.experts\.w[123]", "muon", True),
     (r"(embed_tokens|lm_head)\.weight", "adamw", True),
     (r"(\w+_layernorm|norm|o_norm|\w+_res_norm)\.weight", "adamw", True),
-    (r"\w+_res_proj\.weight", "adamw", True),
+    (r"\w+_res_(proj|gates)\.weight", "adamw", True),
+    (r"\w+_res_query\.weight", "muon", True),
+    (r"\w+_res_(scores|weights|gates\.bias|gate_scales)", "adamw", False),
     (r"self_attn\.[qkv]_conv1d\.weight", "adamw", True),
     (r"self_attn\.(A_log|dt_bias)", "adamw", False),
 )

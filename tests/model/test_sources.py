@@ -164,7 +164,7 @@ def test_stream_leaves_its_inputs_alone():
     partial = torch.randn(1, 4, 16)
     copies = [x.clone() for x in (*blocks, partial)]
     stream = ResidualStream(
-        chunk.plan, chunk.layers["2"].depth_queries(), blocks, partial, two_phase=True
+        chunk.plan, chunk.layers["2"].depth_readers(), blocks, partial, two_phase=True
     )
     for sublayer in (5, 6):
         stream.write(sublayer, torch.ones_like(stream.read(sublayer)))
