@@ -11,7 +11,11 @@ from torch import nn
 from attnres_train.config.model_schema import KDAConfig, MLAConfig, ModelConfig, MoEConfig
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.flops import depth_read_flops, layer_flops_per_token
+from attnres_train.model.flops import (
+    head_flops_per_token,
+    layer_flops_per_token,
+    recomputed_flops,
+)
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.optim.groups import assign
 
@@ -29,11 +33,11 @@ class ChunkCosts:
     """State of Muon and AdamW, and fp32 masters."""
     forward_flops: float
     backward_flops: float
-    """Twice the forward pass, and a forward pass again where activations are recomputed."""
+    """Twice the forward pass, and what activation recomputation runs again."""
     activation_bytes: float
     """Kept from forward to backward pass, besides the blocks (an estimate)."""
     recompute_bytes: float
-    """Extra while the backward pass reruns a layer (an estimate)."""
+    """Extra at a time for what the backward pass recomputes (an estimate)."""
 
 
 class _Parameters(NamedTuple):
@@ -60,23 +64,20 @@ class CostModel:
 
     def chunk(self, layers: range) -> ChunkCosts:
         """The chunk of decoder layers ``layers``, with embedding and head where it has them."""
-        model, tokens = self.model, self.tokens
+        model, train, tokens = self.model, self.config.train, self.tokens
         parts = [self._layer_parameters(layer) for layer in layers]
-        length = self.config.train.seq_length
-        flops = sum(sum(layer_flops_per_token(model, i, length).values()) for i in layers)
-        kept = [activation_bytes(model, layer, self.stream_bytes) for layer in layers]
-        held, rerun = sum(kept), 0.0
-        recompute = self.config.train.recompute == "full"
-        if recompute:
-            held, rerun = len(layers) * model.hidden_size * self.stream_bytes, max(kept)
-        backward = (3 if recompute else 2) * flops
+        by_part = [layer_flops_per_token(model, layer, train.seq_length) for layer in layers]
+        flops = sum(sum(of_layer.values()) for of_layer in by_part)
+        backward = 2 * flops + sum(recomputed_flops(of, train.recompute) for of in by_part)
+        kept = sum(
+            activation_bytes(model, layer, self.stream_bytes, train.recompute) for layer in layers
+        )
         head_bytes = 0
         if layers.start == 0:
             parts.append(self._embedding)
         if layers.stop == model.num_layers:
             parts.append(self._head)
-            sources = -(-model.num_sublayers // model.block_size) + 1 if model.block_size else 0
-            head = 2 * model.hidden_size * model.vocab_size + depth_read_flops(model, sources)
+            head = sum(head_flops_per_token(model).values())
             flops, backward = flops + head, backward + 2 * head
             # The fused loss makes the head's gradient, one weight-sized tensor, in its forward.
             head_bytes = model.hidden_size * model.vocab_size * self.stream_bytes
@@ -85,9 +86,20 @@ class CostModel:
             optimizer_bytes=sum(part.optimizer_bytes for part in parts),
             forward_flops=flops * tokens,
             backward_flops=backward * tokens,
-            activation_bytes=held * tokens + head_bytes,
-            recompute_bytes=rerun * tokens,
+            activation_bytes=kept * tokens + head_bytes,
+            recompute_bytes=self._rerun_bytes(layers) * tokens,
         )
+
+    def _rerun_bytes(self, layers: range) -> float:
+        """Bytes per token that a recomputation makes at a time: a layer's activations, or one read
+        and phase 1 of all reads of a block."""
+        model, narrow = self.model, self.stream_bytes
+        if self.config.train.recompute == "none":
+            return 0.0
+        if self.config.train.recompute == "full":
+            return max(activation_bytes(model, layer, narrow) for layer in layers)
+        together = min(model.block_size or 0, 2 * len(layers))
+        return read_bytes(model, narrow) + together * model.hidden_size * narrow
 
     def _layer_parameters(self, layer: int) -> _Parameters:
         kind = (self.model.is_full_attention(layer), self.model.is_dense(layer))
@@ -107,14 +119,18 @@ class CostModel:
         return _Parameters(count, optimizer_bytes)
 
 
-def activation_bytes(model: ModelConfig, layer: int, narrow: int) -> float:
+def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str = "none") -> float:
     """Bytes per token that decoder layer ``layer`` keeps for its backward pass: an estimate from
     the tensors that its modules save, ``narrow`` bytes a number except where fp32 is kept.
 
     Not counted: blocks (the store has them) and tensors of a few numbers per head or token.
     """
     hidden = model.hidden_size
-    stream = 2 * 3 * hidden * narrow  # per sublayer: what was read, its norm's input, the partial
+    if recompute == "full":
+        return hidden * narrow  # the partial before it
+    stream = 2 * hidden * narrow  # the partial at each sublayer
+    if recompute == "none":
+        stream += 2 * read_bytes(model, narrow)
     attention = (
         _mla_bytes(hidden, model.mla, narrow)
         if model.is_full_attention(layer)
@@ -125,6 +141,12 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int) -> float:
     else:
         mlp = _moe_bytes(hidden, model.moe, narrow)
     return stream + attention + mlp
+
+
+def read_bytes(model: ModelConfig, narrow: int) -> float:
+    """Bytes per token of one sublayer's read: what was read, the norm's input in fp32 if that is a
+    copy, the norm's output before its weight. (Behind the weight it is the sublayer's.)"""
+    return (2 * narrow + (_FP32 if narrow < _FP32 else 0)) * model.hidden_size
 
 
 def _kda_bytes(hidden: int, kda: KDAConfig, narrow: int) -> float:

@@ -8,7 +8,11 @@ import torch
 from attnres_train.config import RunConfig, load_config
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.flops import forward_flops_per_token
+from attnres_train.model.flops import (
+    forward_flops_per_token,
+    layer_costs,
+    layer_flops_per_token,
+)
 from attnres_train.model.init import init_weights
 from attnres_train.optim.build import build_optimizer
 from attnres_train.tools.costs import CostModel
@@ -77,6 +81,17 @@ def test_flops_add_up_to_the_models():
     assert sum(chunk.backward_flops for chunk in chunks) == pytest.approx(2 * whole)
     rerun = CostModel(tiny(recompute="full")).chunk(range(2))
     assert rerun.backward_flops == pytest.approx(3 * rerun.forward_flops)
+    reads = sum(layer_flops_per_token(config.model, i, 128)["depth_reads"] for i in range(2))
+    again = CostModel(tiny(recompute="selective")).chunk(range(2))
+    assert again.backward_flops == pytest.approx(2 * again.forward_flops + reads * tokens)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_balancing_uses_the_same_costs(recompute):
+    config = tiny(recompute=recompute)
+    chunks = [CostModel(config).chunk(range(i, i + 1)) for i in range(6)]
+    expected = [(chunk.forward_flops + chunk.backward_flops) / (2 * 128) for chunk in chunks]
+    assert layer_costs(config.model, 128, recompute) == pytest.approx(expected)
 
 
 def saved_bytes(chunk: ModelChunk, config: RunConfig) -> int:
@@ -100,13 +115,30 @@ def saved_bytes(chunk: ModelChunk, config: RunConfig) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize("precision", DTYPES)
-def test_activation_estimate_is_near_what_autograd_saves(precision):
-    """Layers 2 to 5: a KDA and an MLA block, without embedding and head."""
-    config = tiny(precision)
+def test_activation_estimate_is_near_what_autograd_saves(precision, recompute):
+    """Layers 2 to 4: KDA, MLA and KDA, without embedding and head."""
+    config = tiny(precision, recompute)
     planned = CostModel(config).chunk(range(2, 5)).activation_bytes
     actual = saved_bytes(build(config, 2, 5), config)
-    assert actual == pytest.approx(planned, rel=0.15)
+    assert actual == pytest.approx(planned, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_what_selective_recomputation_saves(precision):
+    """Per sublayer: the read, the norm's output and, in bf16, the norm's input in fp32."""
+    saved = {
+        mode: saved_bytes(build(config, 2, 5), config)
+        for mode in ("none", "selective", "full")
+        for config in [tiny(precision, mode)]
+    }
+    size, units = {"fp32": (4, 2), "bf16_params": (2, 4)}[precision]
+    unit = 2 * 128 * 96 * size
+    assert (saved["none"] - saved["selective"]) / 6 == pytest.approx(units * unit, rel=0.1)
+    assert saved["full"] < 0.1 * saved["selective"]
+    planned = CostModel(tiny(precision, "selective")).chunk(range(2, 5))
+    assert planned.recompute_bytes == (units + 4) * unit  # one read, and phase 1 of a block
 
 
 def test_recomputation_keeps_a_tensor_per_layer_at_most():

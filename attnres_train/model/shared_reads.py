@@ -1,0 +1,47 @@
+"""Phase 1 of the depth reads of one block, which can be run again in the backward pass.
+
+Shapes: D hidden size; blocks are [B, T, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from attnres_train.model.depth_attention import Phase1, depth_phase1
+
+
+class SharedReads:
+    """One pass over ``blocks`` for all ``queries``: sublayer -> (query [D], key norm weight [D]).
+
+    `take` hands out each result once, so that it lives until its read at most. Asked for one again,
+    by a read that is recomputed in its backward pass, phase 1 runs again for all sublayers, on the
+    same blocks. The graph is that of the first time; the second leaves none behind.
+    """
+
+    def __init__(
+        self, queries: Mapping[int, tuple[Tensor, Tensor]], blocks: Sequence[Tensor], eps: float
+    ) -> None:
+        self.queries, self.blocks, self.eps = queries, blocks, eps
+        self._results = self._run()
+
+    def take(self, sublayer: int) -> Phase1:
+        if sublayer not in self._results:
+            self._results = self._run_again()
+        return self._results.pop(sublayer)
+
+    def _run(self) -> dict[int, Phase1]:
+        results = depth_phase1(list(self.queries.values()), self.blocks, self.eps)
+        return dict(zip(self.queries, results, strict=True))
+
+    def _run_again(self) -> dict[int, Phase1]:
+        with torch.no_grad():
+            results = self._run()
+        # What reads them must save the same tensors as it did the first time: leaves that seem to
+        # want a gradient.
+        for result in results.values():
+            result.o.requires_grad_()
+            result.lse.requires_grad_()
+        return results
