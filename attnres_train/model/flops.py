@@ -8,16 +8,11 @@ the module.
 from __future__ import annotations
 
 from attnres_train.config.model_schema import ModelConfig
-from attnres_train.model.blocks import Blocks
+from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.kda_layer import kda_flops_per_token
 from attnres_train.model.mla import mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe import moe_flops_per_token
-
-
-def depth_read_flops(config: ModelConfig, sources: int) -> float:
-    """One read: square sum, logit and weighted sum of each of ``sources`` tensors, per token."""
-    return 6 * config.hidden_size * sources
 
 
 def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: int) -> dict[str, float]:
@@ -32,22 +27,14 @@ def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: int) -> d
         parts["dense"] = swiglu_flops_per_token(hidden, config.intermediate_size)
     else:
         parts["moe"] = moe_flops_per_token(hidden, config.moe)
-    blocks = Blocks(config.num_sublayers, config.block_size)
-    if blocks.has_blocks:
-        sublayers = (2 * layer + 1, 2 * layer + 2)
-        sources = sum(blocks.completed_before(i) + (not blocks.opens(i)) for i in sublayers)
-        parts["depth_reads"] = depth_read_flops(config, sources)
-    return parts
+    return parts | _depth_reads(config, 2 * layer + 1, 2 * layer + 2)
 
 
 def head_flops_per_token(config: ModelConfig) -> dict[str, float]:
     """Forward FLOPs per token behind the last layer: ``head``, the output projection, and
-    ``depth_reads``, the read of all blocks before it."""
+    ``depth_reads``, the read of the whole stream before it."""
     parts = {"head": 2.0 * config.hidden_size * config.vocab_size}
-    blocks = Blocks(config.num_sublayers, config.block_size)
-    if blocks.has_blocks:
-        parts["depth_reads"] = depth_read_flops(config, blocks.num_blocks)
-    return parts
+    return parts | _depth_reads(config, config.num_sublayers + 1)
 
 
 def recomputed_flops(parts: dict[str, float], recompute: str) -> float:
@@ -82,3 +69,11 @@ def training_flops_per_token(config: ModelConfig, seq_length: int) -> float:
     """FLOPs per trained token: forward and a backward of twice its cost. Recomputation is not
     counted, so that MFU measures useful work."""
     return 3 * sum(forward_flops_per_token(config, seq_length).values())
+
+
+def _depth_reads(config: ModelConfig, *sublayers: int) -> dict[str, float]:
+    """What ``sublayers`` read from the stream and write to it, but for the standard sum."""
+    if config.residual.kind == "standard":
+        return {}
+    residual = residual_of(config)
+    return {"depth_reads": sum(map(residual.flops, sublayers))}

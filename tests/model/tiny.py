@@ -84,9 +84,11 @@ def gradients(chunks: list[ModelChunk]) -> dict[str, Tensor]:
     }
 
 
-def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], rtol: float) -> None:
-    """Every tensor within ``rtol`` of its largest element."""
+def assert_same_gradients(
+    left: dict[str, Tensor], right: dict[str, Tensor], rtol: float, floor: float = 1e-30
+) -> None:
+    """Every tensor within ``rtol`` of its largest element, or of ``floor``, whichever is larger."""
     assert left.keys() == right.keys()
     for name, grad in left.items():
-        scale = grad.abs().max().clamp_min(1e-30)
+        scale = grad.abs().max().clamp_min(floor)
         assert (grad - right[name]).abs().max() <= rtol * scale, name
