@@ -46,8 +46,9 @@ class ModelChunk(nn.Module):
     `naming`). They are meaningless until `init_weights` or a checkpoint fills them. ``dtype`` is
     theirs, but the decay of KDA and the router biases are fp32 at least. ``stream_dtype`` is the
     dtype of blocks and partials (default: ``dtype``), ``autocast_dtype`` that of matmuls (by
-    torch.autocast; default: no autocast of its own). ``recompute="full"`` keeps of each decoder
-    layer its inputs only and reruns it in the backward pass.
+    torch.autocast; default: no autocast of its own). ``recompute`` is `train.recompute`: with
+    ``full`` each decoder layer keeps its inputs only and is rerun in the backward pass, with
+    ``selective`` what is read from the stream, and the norm behind it.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class ModelChunk(nn.Module):
         side effects, so that it can be rerun."""
         readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
         stream = self.residual.stream(readers, blocks, partial)
+        stream.recompute = self.recompute == "selective"
         loads = [layer(stream, cu_seqlens) for layer in layers]
         return stream.blocks[len(blocks) :], stream.partial, loads
 

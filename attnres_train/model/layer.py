@@ -58,14 +58,9 @@ class DecoderLayer(nn.Module):
     def forward(self, stream: ResidualStream, cu_seqlens: Tensor | None) -> Tensor | None:
         """Read, transform, write, twice. Returns the router's load, int64 [E] (None when dense)."""
         attention, mlp = self.sublayers
-        x = _normed(self.input_layernorm, stream.read(attention))
+        x = stream.read_normed(attention, self.input_layernorm)
         stream.write(attention, self.self_attn(x, cu_seqlens))
-        x = _normed(self.post_attention_layernorm, stream.read(mlp))
+        x = stream.read_normed(mlp, self.post_attention_layernorm)
         y, load = (self.mlp(x), None) if hasattr(self, "mlp") else self.block_sparse_moe(x)
         stream.write(mlp, y)
         return load
-
-
-def _normed(norm: RMSNorm, h: Tensor) -> Tensor:
-    """Normalised in the dtype of the parameters, whatever the stream's is."""
-    return norm(h).to(norm.weight.dtype)

@@ -9,20 +9,18 @@ Shapes: D hidden size; every tensor of the stream is [B, T, D]. Sublayers are co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.blocks import Blocks
-from attnres_train.model.depth_attention import (
-    Phase1,
-    depth_attention,
-    depth_phase1,
-    depth_phase2,
-)
+from attnres_train.model.depth_attention import depth_attention, depth_phase2
 from attnres_train.model.norm import RMSNorm
+from attnres_train.model.shared_reads import SharedReads
 
 
 class DepthQuery(NamedTuple):
@@ -56,6 +54,10 @@ class ResidualStream:
     ones (Alg. 1, phase 1), and every read merges the partial into its share (phase 2).
     """
 
+    recompute = False
+    """Whether backward passes rerun reads and the norms behind them. Of what a sublayer reads only
+    the partial is kept then, besides what the sublayer itself keeps."""
+
     def __init__(
         self,
         plan: Blocks,
@@ -70,21 +72,43 @@ class ResidualStream:
         self.partial = partial
         self.two_phase = two_phase
         self.dtype = (partial if partial is not None else self.blocks[0]).dtype
-        self._prepared: dict[int, Phase1] = {}
+        self._shared: SharedReads | None = None
 
     def read(self, sublayer: int) -> Tensor:
         """The input of ``sublayer``, before its own norm."""
+        return self.reader(sublayer)(self.partial)
+
+    def read_normed(self, sublayer: int, norm: RMSNorm) -> Tensor:
+        """The input of ``sublayer`` behind its own ``norm``, in the dtype of the parameters."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return norm(self.read(sublayer)).to(norm.weight.dtype)
+        read = self.reader(sublayer)
+
+        def normed(partial: Tensor | None) -> Tensor:
+            return norm(read(partial)).to(norm.weight.dtype)
+
+        return checkpoint(normed, self.partial, use_reentrant=False, preserve_rng_state=False)
+
+    def reader(self, sublayer: int) -> Callable[[Tensor | None], Tensor]:
+        """Makes the input of ``sublayer`` from the partial, and may be called again to recompute
+        it. It holds the blocks of now, not the stream: blocks to come hang on its result, and would
+        close a cycle that keeps the graph alive."""
         if not self.plan.has_blocks:
-            return self.partial
-        own = self.queries[sublayer]
-        if not self.two_phase or len(self.blocks) == 1:  # one block: nothing to share
-            return own.attend(self.blocks if self.partial is None else [*self.blocks, self.partial])
-        if sublayer not in self._prepared:
-            self._prepared = self._read_blocks(sublayer)
-        completed = self._prepared.pop(sublayer)
-        if self.partial is None:
-            return completed.o
-        return depth_phase2(completed, own.query, own.norm, self.partial, own.eps)
+            return lambda partial: partial
+        own, blocks = self.queries[sublayer], tuple(self.blocks)
+        if not self.two_phase or len(blocks) == 1:  # one block: nothing to share
+            return lambda partial: own.attend(blocks if partial is None else (*blocks, partial))
+        if self._shared is None or sublayer not in self._shared.queries:
+            self._shared = self._share(sublayer)
+        shared = self._shared
+
+        def merge(partial: Tensor | None) -> Tensor:
+            completed = shared.take(sublayer)
+            if partial is None:
+                return completed.o
+            return depth_phase2(completed, own.query, own.norm, partial, own.eps)
+
+        return merge
 
     def write(self, sublayer: int, output: Tensor) -> None:
         """Add the output of ``sublayer``, in the dtype of the stream."""
@@ -94,13 +118,12 @@ class ResidualStream:
             self.blocks.append(self.partial)
             self.partial = None
 
-    def _read_blocks(self, first: int) -> dict[int, Phase1]:
+    def _share(self, first: int) -> SharedReads:
         """Phase 1 for ``first`` and the later sublayers of its block."""
         block = self.plan.block_of(first)
         same = [i for i in self.queries if i >= first and self.plan.block_of(i) == block]
-        pairs = [(self.queries[i].query, self.queries[i].norm) for i in same]
-        eps = self.queries[first].eps
-        return dict(zip(same, depth_phase1(pairs, self.blocks, eps), strict=True))
+        pairs = {i: (self.queries[i].query, self.queries[i].norm) for i in same}
+        return SharedReads(pairs, tuple(self.blocks), self.queries[first].eps)
 
 
 Learned = dict[str, nn.Module | nn.Parameter]

@@ -19,7 +19,7 @@ def exact() -> float:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
 )
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_parameter_dtype(dtype, tolerance, recompute, exact):
     chunk = build(tiny_config(), dtype=dtype, recompute=recompute)
     wide = torch.promote_types(dtype, FP32)
@@ -37,7 +37,7 @@ def test_parameter_dtype(dtype, tolerance, recompute, exact):
             assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("stream_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["standard", "block"])
 def test_autocast(kind, stream_dtype, recompute):
