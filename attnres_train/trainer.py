@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,24 +144,31 @@ class Trainer:
         """Mean loss over the fixed validation batches, nats per token."""
         for chunk in self.parts.chunks:
             chunk.eval()
-        losses = []
+        total = num_tokens = 0.0
         for index in range(self.config.train.eval_iters):
             batches = self.parts.data.validation_batches(
                 index, self.ranks.dp_rank, self.ranks.dp_size
             )
-            result = self.parts.engine.evaluate(self._to_device(batches))
-            losses.append(self._over_ranks(result)[0])
+            micro_batches = self._to_device(batches)
+            loss = self._over_ranks(self.parts.engine.evaluate(micro_batches))[0]
+            share = micro_batches[0].loss_tokens.item()
+            total, num_tokens = total + share * loss, num_tokens + share
         for chunk in self.parts.chunks:
             chunk.train()
-        return sum(losses) / len(losses)
+        return total / num_tokens
 
     def _micro_batches(self, consumed: int) -> list[MicroBatch]:
         return self._to_device(
             self.parts.data.micro_batches(consumed, self.ranks.dp_rank, self.ranks.dp_size)
         )
 
-    def _to_device(self, batches: Iterable[dict]) -> list[MicroBatch]:
-        return [MicroBatch(**batch).to(self.ranks.device) for batch in batches]
+    def _to_device(self, batches: Sequence[dict]) -> list[MicroBatch]:
+        """The batches of a step, on the device. All divide by the step's mean number of tokens with
+        a loss, so that the mean over micro-batches and replicas is that over all these tokens."""
+        device, data = self.ranks.device, self.ranks.data
+        num_tokens = sum(batch["loss_mask"].sum(dtype=torch.float64) for batch in batches)
+        mean = sum_over(num_tokens.to(device), data) / (len(batches) * data.size())
+        return [MicroBatch(**batch, loss_tokens=mean).to(device) for batch in batches]
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""

@@ -150,8 +150,21 @@ class DataConfig(Section):
     """The tokenizer."""
     split: tuple[float, float] = (0.98, 0.02)
     """Shares of the documents for training and validation."""
+    reset_at_documents: bool = False
+    """Keep the documents of a sample apart: attention, KDA state and convolutions start anew behind
+    each end of a document. Off by default, as in most published pretraining, whose losses then
+    compare: a token may see the documents before its own."""
+    mask_document_ends: bool = False
+    """Leave the last token of each document out of the loss: what it is to predict, the first token
+    of another document, is chance. The loss is then the mean over the others of a step. Off by
+    default: losses of runs with and without `reset_at_documents` compare."""
     cache_dir: str = "data_cache"
     """Folder for tokenizers, token shards and sample indices; shared between runs."""
+
+    @property
+    def tells_documents_apart(self) -> bool:
+        """Whether batches depend on where documents end."""
+        return self.reset_at_documents or self.mask_document_ends
 
 
 class CheckpointConfig(Section):

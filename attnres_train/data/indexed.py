@@ -83,5 +83,15 @@ class TokenSequences:
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Token ids of sequence ``index`` from ``offset``: ``length`` of them, or all."""
+        file, place = self._locate(index)
+        return self.files[file].get(place, offset, length)
+
+    def length(self, index: int) -> int:
+        """Tokens of sequence ``index``."""
+        file, place = self._locate(index)
+        return int(self.files[file].sequence_lengths[place])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The file of sequence ``index``, and its place there."""
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.files[file].get(int(index - self._starts[file]), offset, length)
+        return file, int(index - self._starts[file])

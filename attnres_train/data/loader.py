@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import read_prepared
@@ -34,24 +35,27 @@ def open_data(config: RunConfig) -> BatchSource:
         for split, iterations in steps.items()
         if iterations
     }
-    return BatchSource(samples["train"], samples.get("valid"), config)
+    return BatchSource(samples["train"], samples.get("valid"), config, prepared.eod)
 
 
 class BatchSource:
     """Deals samples to data-parallel ranks. All pipeline ranks of a replica get the same ones."""
 
-    def __init__(self, train: Any, valid: Any, config: RunConfig) -> None:
-        """``train`` and ``valid`` (None: no validation) are indexed by sample number."""
+    def __init__(self, train: Any, valid: Any, config: RunConfig, eod: int | None = None) -> None:
+        """``train`` and ``valid`` (None: no validation) are indexed by sample number. ``eod``, the
+        token that ends a document, is needed where ``config.data`` tells documents apart."""
         self.train = train
         self.valid = valid
         self.global_batch_size = config.train.global_batch_size
         self.micro_batch_size = config.train.micro_batch_size
         self.vocab_size = config.model.vocab_size
+        self.data, self.eod = config.data, eod
 
     def micro_batches(self, consumed_samples: int, dp_rank: int, dp_size: int) -> list[Batch]:
         """This rank's part of the samples [consumed, consumed + global_batch_size).
 
-        A micro-batch holds ``tokens`` and ``labels`` int64 [B, T] and ``loss_mask`` float32 [B, T].
+        A micro-batch holds ``tokens`` and ``labels`` int64 [B, T] and ``loss_mask`` float32 [B, T],
+        with `data.reset_at_documents` also ``cu_seqlens`` int32 [documents + 1].
         """
         return self._deal(self.train, consumed_samples, dp_rank, dp_size)
 
@@ -77,4 +81,22 @@ class BatchSource:
         # Indexed files are not read to their end when a run is prepared.
         for name in ("tokens", "labels"):
             check_ids(batch[name], self.vocab_size, f"the batch of samples {start} to {stop - 1}")
+        if self.data.tells_documents_apart:
+            ends = torch.stack([torch.from_numpy(row["sequence_ends"]) for row in rows])
+            self._tell_documents_apart(batch, ends | (batch["tokens"] == self.eod))
         return batch
+
+    def _tell_documents_apart(self, batch: Batch, ends: torch.Tensor) -> None:
+        """``ends`` bool [B, T] marks the last token of each document."""
+        if self.data.reset_at_documents:
+            batch["cu_seqlens"] = cumulative_lengths(ends)
+        if self.data.mask_document_ends:
+            batch["loss_mask"] = batch["loss_mask"].masked_fill(ends, 0)
+
+
+def cumulative_lengths(ends: torch.Tensor) -> torch.Tensor:
+    """Cumulative lengths int32 [0, ..., B*T] of documents, whose last tokens ``ends`` bool [B, T]
+    marks; the end of a sample ends a document too."""
+    ends = ends.clone()
+    ends[:, -1] = True
+    return F.pad(ends.flatten().nonzero().flatten() + 1, (1, 0)).int()

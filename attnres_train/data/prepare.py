@@ -31,6 +31,8 @@ class Prepared:
     num_valid_tokens: int
     unigram_entropy_nats: float
     """Entropy of the training tokens' distribution (`samples.unigram_entropy`), nats per token."""
+    eod: int | None
+    """Id of the token that ends a document; None: unknown, and not needed."""
 
 
 def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
@@ -44,6 +46,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
     corpora = find_corpora(config.data)
     with locked(desk.cache, desk.say):
         tokenizer = make_tokenizer(config, corpora, desk)
+        eod = _end_of_document(config, tokenizer)
         sources = [make_source(corpus, tokenizer, desk) for corpus in corpora]
         indices, summary = make_indices(config, sources, desk)
         _check_validation(config, sources, summary["valid_tokens"])
@@ -54,6 +57,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
             num_tokens=sum(summary["train_tokens"]),
             num_valid_tokens=sum(summary["valid_tokens"]),
             unigram_entropy_nats=summary["unigram_entropy_nats"],
+            eod=eod,
         )
         write_json(_record(config), asdict(prepared))
     _tell_epochs(config, sources, summary["train_samples"], desk)
@@ -92,6 +96,23 @@ def _record(config: RunConfig) -> Path:
     data = config.data.model_dump(exclude={"cache_dir"})
     key = [CACHE_VERSION, data, config.run.seed, config.train.seq_length, config.model.vocab_size]
     return Path(config.data.cache_dir, "prepared", f"{digest(key)}.json")
+
+
+def _end_of_document(config: RunConfig, tokenizer: Tokenizer | None) -> int | None:
+    """Id of the token that ends a document; None where nothing tells it and nothing needs it."""
+    if tokenizer is not None:
+        return tokenizer.eod
+    data, eod = config.data, config.data.tokenizer.eod
+    is_id = isinstance(eod, int) and 0 <= eod < config.model.vocab_size
+    if not is_id and data.tells_documents_apart:
+        asked = "reset_at_documents" if data.reset_at_documents else "mask_document_ends"
+        found = "not set" if eod is None else f"{eod!r}, no id below model.vocab_size"
+        raise UserError(
+            f"data.{asked} needs the token that ends a document, which nothing tells where "
+            f"data.tokenizer.kind is none and data.tokenizer.eod is {found}: set it to the id that "
+            "ends the documents of the indexed corpora"
+        )
+    return eod if is_id else None
 
 
 def _check_validation(config: RunConfig, sources: list[Source], tokens: list[int]) -> None:

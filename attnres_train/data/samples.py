@@ -60,9 +60,11 @@ class EpochSamples:
     order of the same samples and, unlike a stored permutation, takes no memory.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, with_ends: bool = False) -> None:
+        """``with_ends`` adds ``sequence_ends`` to every sample (see `sequence_ends`)."""
         self.dataset = dataset
         self.seed = seed
+        self.with_ends = with_ends
         self.samples_per_epoch = len(dataset)
         # What BlendedDataset asks of its members.
         self.index_split = dataset.index_split
@@ -73,7 +75,11 @@ class EpochSamples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, place = divmod(int(index), self.samples_per_epoch)
-        return self.dataset[self.place_in_first_epoch(epoch, place)]
+        place = self.place_in_first_epoch(epoch, place)
+        sample = self.dataset[place]
+        if self.with_ends:
+            sample["sequence_ends"] = sequence_ends(self.dataset, place)
+        return sample
 
     def place_in_first_epoch(self, epoch: int, place: int) -> int:
         """Where epoch 0 has the sample that ``epoch`` has at ``place``."""
@@ -85,6 +91,19 @@ class EpochSamples:
         while math.gcd(stride, size) != 1:
             stride = draw.randrange(size)
         return (stride * place + offset) % size
+
+
+def sequence_ends(dataset: Any, place: int) -> np.ndarray:
+    """Bool [seq_length]: the tokens of sample ``place`` of a GPTDataset that are the last ones of a
+    stored sequence. What follows such a token in the sample comes from elsewhere in the corpus,
+    even where no document ends: of a long text, each passage is a sequence (see `corpora`)."""
+    sample = dataset.shuffle_index[place]
+    (first, offset), (last, _) = (dataset.sample_index[i].tolist() for i in (sample, sample + 1))
+    lengths = [dataset.dataset.length(i) for i in dataset.document_index[first:last]]
+    ends = np.zeros(dataset.config.sequence_length, dtype=bool)
+    behind = np.cumsum(lengths, dtype=np.int64) - offset
+    ends[behind[behind > 0] - 1] = True
+    return ends
 
 
 def split_sequences(num_sequences: int, shares: tuple[float, float]) -> dict[Split, np.ndarray]:
@@ -132,8 +151,9 @@ def open_samples(
     sources: Sequence[Source], split: Split, num_samples: int, config: RunConfig, folder: Path
 ) -> Any:
     """The blend of ``sources``: item i < ``num_samples`` is a dict with ``tokens`` and ``labels``
-    int64 [seq_length], ``loss_mask`` float32 [seq_length] and, where there are several sources, the
-    source's number ``dataset_id``. A larger ``num_samples`` extends the same sequence.
+    int64 [seq_length], ``loss_mask`` float32 [seq_length], ``sequence_ends`` bool [seq_length] if
+    documents are told apart and, where there are several sources, the source's number
+    ``dataset_id``. A larger ``num_samples`` extends the same sequence.
 
     Raises UserError when the indices or the token files are missing or damaged.
     """
@@ -147,7 +167,8 @@ def open_samples(
                 f"the sample indices in {folder} are missing or damaged ({error}): remove that "
                 "folder and run `attnres-train data CONFIG` again"
             ) from error
-        samples.append(EpochSamples(dataset, _seed(number, split, config)))
+        seed, with_ends = _seed(number, split, config), config.data.tells_documents_apart
+        samples.append(EpochSamples(dataset, seed, with_ends))
     if len(samples) == 1:
         return samples[0]
     # Ten bytes per sample of the run. Through its cache, only rank 0 of torch.distributed builds.

@@ -28,6 +28,7 @@ def test_sequences_of_several_files(tmp_path, dtype):
     assert data.sequence_lengths.tolist() == [3, 1, 4, 2]
     assert data.sequence_lengths.dtype == np.int32
     assert [data.get(i).tolist() for i in range(4)] == [*SEQUENCES, [1, 2]]
+    assert [data.length(i) for i in range(4)] == [3, 1, 4, 2]
     assert data.get(2, 1, 2).tolist() == [10, 11]
     assert data.get(2, 1).tolist() == [10, 11, 12]
     assert data.get(3, offset=1).tolist() == [2]

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.data.loader import BatchSource, open_data
-from attnres_train.data.prepare import prepare, read_prepared
+from attnres_train.data.prepare import open_tokenizer, prepare, read_prepared
 from attnres_train.errors import UserError
 from tests.data.tiny import run_config, text_corpus, write_text
 
@@ -65,6 +66,80 @@ def test_any_number_of_ranks_shares_out_the_same_samples(tmp_path_factory, size,
     assert [len(part) for part in parts] == [m] * ranks
     samples = sorted(i for part in parts for micro_batch in part for i in micro_batch)
     assert samples == list(range(consumed, consumed + global_batch))
+
+
+class Packed:
+    """Samples of six tokens; 9 ends a document, and sample 1 has the end of a sequence too."""
+
+    tokens = torch.tensor([[1, 9, 2, 3, 9, 9], [4, 5, 6, 7, 8, 1], [1, 2, 3, 4, 5, 9]])
+    ends = np.zeros((3, 6), bool)
+    ends[1, 1] = True
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = self.tokens[index]
+        row = {"tokens": tokens, "labels": tokens.roll(-1), "loss_mask": torch.ones(6)}
+        return row | {"sequence_ends": self.ends[index]}
+
+
+def packed_batch(tmp_path, **changes) -> dict[str, torch.Tensor]:
+    config = run_config(
+        tmp_path, [text_corpus(tmp_path)], train__micro_batch_size=3, train__global_batch_size=3
+    )
+    for key, value in changes.items():
+        setattr(config.data, key, value)
+    (batch,) = BatchSource(Packed(), None, config, eod=9).micro_batches(0, 0, 1)
+    assert torch.equal(batch["tokens"], Packed.tokens)
+    return batch
+
+
+def test_documents_of_a_batch_by_hand(tmp_path):
+    batch = packed_batch(tmp_path, reset_at_documents=True)
+    assert batch["cu_seqlens"].tolist() == [0, 2, 5, 6, 8, 12, 18]
+    assert batch["cu_seqlens"].dtype == torch.int32
+    assert batch["loss_mask"].min() == 1
+
+
+def test_document_ends_out_of_the_loss_by_hand(tmp_path):
+    batch = packed_batch(tmp_path, mask_document_ends=True)
+    assert "cu_seqlens" not in batch
+    assert batch["loss_mask"].tolist() == [[1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1], [1] * 5 + [0]]
+
+
+def test_documents_of_a_corpus(tmp_path):
+    """Every document is a whole file's tokens, or what the borders of its sample leave of it."""
+    corpora = [text_corpus(write_text(tmp_path / "a", 30, lines=1))]
+    config = run_config(
+        tmp_path / "cache",
+        corpora,
+        train__seq_length=100,
+        train__micro_batch_size=2,
+        data__tokenizer__vocab_size=257,
+        data__reset_at_documents=True,
+    )
+    prepare(config, progress=False)
+    tokenizer = open_tokenizer(config)
+    texts = {file.read_text() for file in (tmp_path / "a").iterdir()}
+    whole = 0
+    for batch in open_data(config).micro_batches(0, 0, 1):
+        lengths = batch["cu_seqlens"].diff().tolist()
+        for ids in batch["tokens"].flatten().split(lengths):
+            assert tokenizer.eod not in ids[:-1].tolist()
+            text = tokenizer.decode(ids[: -1 if ids[-1] == tokenizer.eod else None].tolist())
+            assert any(text in other for other in texts)
+            whole += text in texts
+    assert whole >= 4
+
+    plain = config.model_copy(deep=True)
+    plain.data.reset_at_documents = False
+    prepare(plain, progress=False)
+    pairs = zip(
+        open_data(plain).micro_batches(4, 0, 1),
+        open_data(config).micro_batches(4, 0, 1),
+        strict=True,
+    )
+    for without, with_documents in pairs:
+        assert "cu_seqlens" not in without
+        assert all(torch.equal(without[name], with_documents[name]) for name in without)
 
 
 def test_validation_batches_are_fixed(tmp_path):

@@ -74,6 +74,24 @@ def test_a_sample_is_a_window_of_the_training_tokens(tmp_path):
     assert seen == windows
 
 
+def test_where_sequences_end_in_a_sample(tmp_path):
+    """Against the ends in the whole stream of an epoch; windows of T tokens, in a random order."""
+    made = sources(tmp_path)
+    plain = opened(made, tmp_path)
+    samples = opened(made, tmp_path, data__reset_at_documents=True)
+    n, low_level = samples.samples_per_epoch, samples.dataset.dataset
+    assert rows(samples, 0, 2 * n) == rows(plain, 0, 2 * n)
+    assert "sequence_ends" not in plain[0]
+
+    lengths = [low_level.length(int(i)) for i in samples.dataset.document_index]
+    stream_ends = np.zeros(sum(lengths), bool)
+    stream_ends[np.cumsum(lengths) - 1] = True
+    for i in range(2 * n):
+        place = samples.place_in_first_epoch(*divmod(i, n))
+        start = int(samples.dataset.shuffle_index[place]) * T
+        assert samples[i]["sequence_ends"].tolist() == stream_ends[start : start + T].tolist()
+
+
 def test_every_epoch_has_every_sample_once_in_another_order(tmp_path):
     samples = opened(sources(tmp_path), tmp_path)
     n = samples.samples_per_epoch
