@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,11 +49,17 @@ class Case:
     layout: tuple[int, ...] | None = None
     recompute: str = "none"
     debug: bool = False
+    residual: tuple[tuple[str, Any], ...] = ()
+    """Other keys and values of the residual; where ``kind`` is one, ``block_size`` is not used."""
+    packed: bool = False
+    """Whether samples hold several documents."""
 
     def __str__(self) -> str:
         residual = {None: "standard", 1: "full"}.get(self.block_size, f"S{self.block_size}")
+        residual += "".join(f"-{key}-{value}" for key, value in self.residual)
         layout = "" if self.layout is None else "-uneven"
         extras = ("-recompute" if self.recompute == "full" else "") + "-debug" * self.debug
+        extras += "-packed" * self.packed
         shape = f"P{self.ranks}V{self.virtual}M{self.micro_batches}L{self.num_layers}"
         return f"{residual}-{shape}{layout}{extras}"
 
@@ -64,18 +71,20 @@ class Case:
     @property
     def plan(self) -> TransportPlan:
         split = "even" if self.layout is None else self.layout
-        layout = make_layout(self.num_layers, self.block_size, self.ranks, self.virtual, split)
+        block_size = self.config.block_size
+        layout = make_layout(self.num_layers, block_size, self.ranks, self.virtual, split)
         return TransportPlan(layout)
 
     @property
     def config(self) -> ModelConfig:
         kind = {None: "standard", 1: "full"}.get(self.block_size, "block")
+        residual = {"kind": kind, "block_size": self.block_size or 1, **dict(self.residual)}
         return ModelConfig(
             hidden_size=16,
             num_layers=self.num_layers,
             vocab_size=32,
             intermediate_size=24,
-            residual=ResidualConfig(kind=kind, block_size=self.block_size or 1),
+            residual=ResidualConfig(**residual),
             kda=KDAConfig(num_heads=2, head_dim=8, chunk_size=4),
             mla=MLAConfig(
                 num_heads=2, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
@@ -95,13 +104,16 @@ class RunResult:
     planned_peak_blocks: list[int]
 
 
-def batches(count: int, length: int, seed: int) -> list[MicroBatch]:
+def batches(count: int, length: int, seed: int, packed: bool) -> list[MicroBatch]:
+    """Micro-batches of two samples; ``packed`` ones hold documents of 1, 3 and more tokens."""
     generator = torch.Generator().manual_seed(seed)
+    borders = torch.tensor([0, 1, 4, length, 2 * length - 2, 2 * length], dtype=torch.int32)
     return [
         MicroBatch(
             tokens=torch.randint(32, (2, length), generator=generator),
             labels=torch.randint(32, (2, length), generator=generator),
             loss_mask=(torch.rand(2, length, generator=generator) < 0.8).double(),
+            cu_seqlens=borders if packed else None,
         )
         for _ in range(count)
     ]
@@ -110,9 +122,9 @@ def batches(count: int, length: int, seed: int) -> list[MicroBatch]:
 def inputs(case: Case) -> tuple[list[MicroBatch], list[MicroBatch], list[MicroBatch]]:
     """Micro-batches of the first step, the validation and the second step."""
     return (
-        batches(case.micro_batches, length=7, seed=1),
-        batches(3, length=5, seed=2),
-        batches(max(1, case.micro_batches - 2), length=5, seed=3),
+        batches(case.micro_batches, length=7, seed=1, packed=case.packed),
+        batches(3, length=5, seed=2, packed=case.packed),
+        batches(max(1, case.micro_batches - 2), length=5, seed=3, packed=case.packed),
     )
 
 
@@ -124,10 +136,10 @@ def make_chunk(case: Case, first_layer: int, last_layer: int) -> ModelChunk:
     )
     init_weights(chunk, seed=5)
     for name, parameter in chunk.named_parameters():
-        if name.endswith("_res_proj.weight"):
+        if "_res_" in name and not name.endswith("_norm.weight"):
             seed = int.from_bytes(name.encode(), "little") % 2**31
             generator = torch.Generator().manual_seed(seed)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
         elif parameter.dim() > 1:
             parameter.mul_(4)
     return chunk
@@ -166,7 +178,7 @@ def run_rank(case: Case, rank: int, transport: Transport) -> RunResult:
         for index in layout.chunks_of(rank)
     }
     engine = Engine(
-        chunks, plan, rank, transport, case.config.hidden_size, torch.float64, debug=case.debug
+        chunks, plan, rank, transport, case.config.stream_size, torch.float64, debug=case.debug
     )
     first, validation, second = inputs(case)
     results = [engine.train_step(first), engine.evaluate(validation), engine.train_step(second)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -29,6 +30,14 @@ CASES = [
     Case(3, 8, 1, 9, debug=True),
     Case(3, 8, 2, 10, num_layers=16),
     Case(1, 8, 1, 3, recompute="full"),
+    Case(None, 2, 2, 4, packed=True),
+    Case(3, 2, 2, 5, packed=True),
+    Case(4, 2, 2, 4, recompute="full", packed=True),
+    Case(1, 2, 2, 4, residual=(("window", 2),)),
+    Case(3, 2, 2, 3, residual=(("query", "input"), ("num_heads", 2)), recompute="full"),
+    Case(1, 2, 1, 3, residual=(("scores", "bias"), ("normalizer", "sigmoid"))),
+    Case(None, 4, 2, 5, residual=(("kind", "dense_former"),), debug=True),
+    Case(None, 2, 2, 3, residual=(("kind", "mhc_lite"),), layout=(1, 3, 3, 1)),
 ]
 IDS = [str(case) for case in CASES]
 
@@ -69,13 +78,20 @@ def test_losses_and_every_gradient_equal_plain_autograd(case, over_gloo):
         assert error < 1e-10, f"{name}: {error:.2e}"
 
 
+def test_documents_matter():
+    """The packed cases would say nothing if their losses were those of whole samples."""
+    case = Case(3, 1, 1, 5)
+    packed = run_plain(replace(case, packed=True)).losses
+    assert all(abs(a - b) > 1e-4 for a, b in zip(packed, run_plain(case).losses, strict=True))
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_the_wire_carries_the_bound_and_the_store_the_planned_peak(case, over_gloo):
     results, plan = over_gloo(case), case.plan
     assert plan.units().exact == lower_bound(plan.layout)
     first, validation, second = inputs(case)
     directions = [*first, *first, *validation, *second, *second]
-    sizes = [batch.tokens.numel() * case.config.hidden_size * 8 for batch in directions]
+    sizes = [batch.tokens.numel() * case.config.stream_size * 8 for batch in directions]
     identities = 24 * len(directions) if case.debug else 0
     sent = sum(result.bytes_sent for result in results)
     assert sent == lower_bound(plan.layout) * (sum(sizes) + identities)
