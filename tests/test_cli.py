@@ -177,6 +177,6 @@ def test_overrides_may_stand_on_both_sides_of_an_option(refuse):
 def test_help_and_version_in_their_own_process():
     listing = run_cli("--help")
     assert listing.returncode == 0
-    for name in ("train", "data", "config", "schema", "report", "doctor"):
+    for name in ("train", "data", "config", "plan", "schema", "report", "doctor"):
         assert f"  {name} " in listing.stdout
     assert run_cli("--version").stdout.strip().count(".") == 2

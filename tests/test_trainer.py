@@ -93,8 +93,9 @@ def test_validation_runs_at_its_interval_and_at_the_end(tiny):
     assert column(every, "validation_loss")[3] == column(run, "validation_loss")[0]
 
 
-def test_recomputation_changes_no_bit(tiny, piped):
-    run = tiny.train("recomputed", *PIPELINE, "train.recompute=full", ranks=2)
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation_changes_no_bit(tiny, piped, recompute):
+    run = tiny.train(recompute, *PIPELINE, f"train.recompute={recompute}", ranks=2)
     for key in ("loss", "grad_norm", "validation_loss"):
         assert column(run, key) == column(piped, key), key
 

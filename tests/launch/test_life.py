@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from attnres_train.__main__ import main
-from tests.tiny import column, command, environment, grid, records, write_config
+from tests.tiny import (
+    column,
+    command,
+    environment,
+    free_port,
+    grid,
+    records,
+    train_rank,
+    write_config,
+)
 
 STEP_SAVED = re.compile(r"saved \S+/step_(\d+)")
 
@@ -56,7 +65,7 @@ def _environ(pid: str) -> list[bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds workers in /proc")
-def test_killed_then_stopped_then_finished(tmp_path, capsys):
+def test_killed_then_stopped_then_finished(pool, tmp_path, capsys):
     config, run = write_config(tmp_path), tmp_path / "runs" / "tiny"
 
     first = Launched(config, "train.train_iters=5000")
@@ -81,9 +90,8 @@ def test_killed_then_stopped_then_finished(tmp_path, capsys):
     assert f"stopped behind step {stopped}, saved; the same command resumes" in out
     assert column(run, "step") == list(range(1, stopped + 1))
 
-    third = Launched(config, f"train.train_iters={stopped + 2}")
-    code, out, err = third.end()
-    assert code == 0, err
+    rest = [str(config), *grid(2, 2), f"train.train_iters={stopped + 2}"]
+    out = pool.run(train_rank, 2, rest, free_port(), timeout=120)[0]
     assert f"checkpoints/step_{stopped:08d}\n" in out.split("resumed from ")[1]
     assert column(run, "step") == list(range(1, stopped + 3))
 

@@ -1,0 +1,95 @@
+"""The process grid: who is in which pipeline, who averages with whom."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.parallel.ranks import choose_device, join_run
+from tests.tiny import free_port, torchrun_environment
+
+
+def config(stages: int) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "model": {"hidden_size": 8, "num_layers": 4, "vocab_size": 300},
+            "train": {"train_iters": 1, "seq_length": 8, "global_batch_size": 4, "device": "cpu"},
+            "parallel": {"pipeline_model_parallel_size": stages},
+            "pipeline": {"timeout_seconds": 30},
+        }
+    )
+
+
+def place(stages: int, port: int) -> dict[str, Any]:
+    """Runs on every rank: join, and say where this process stands."""
+    with (
+        torchrun_environment(port),
+        redirect_stderr(io.StringIO()) as warned,
+        join_run(config(stages)) as ranks,
+    ):
+        assert ranks.control.size() == ranks.world_size
+        found = {
+            "rank": ranks.rank,
+            "stage": ranks.pp_rank,
+            "replica": ranks.dp_rank,
+            "replicas": ranks.dp_size,
+            "main": ranks.is_main,
+            "pipelines": ranks.pipelines,
+            "pipeline": dist.get_process_group_ranks(ranks.pipeline),
+            "data": dist.get_process_group_ranks(ranks.data),
+            "sum": ranks.sum_over_pipeline(10**ranks.pp_rank),
+        }
+    assert not dist.is_initialized()
+    return found | {"warned": warned.getvalue()}
+
+
+@pytest.mark.parametrize(("stages", "world_size"), [(1, 2), (2, 4), (4, 4)])
+def test_the_grid(pool, stages, world_size):
+    found = pool.run(place, world_size, stages, free_port())
+    replicas = world_size // stages
+    for rank, here in enumerate(found):
+        assert here["rank"] == rank
+        assert here["main"] == (rank == 0)
+        assert here["replicas"] == replicas
+        assert here["pipeline"][here["stage"]] == rank
+        assert here["data"][here["replica"]] == rank
+        assert len(here["pipeline"]) == stages and len(here["data"]) == replicas
+        assert tuple(here["pipeline"]) in here["pipelines"]
+        assert here["pipelines"] == found[0]["pipelines"]
+        assert here["sum"] == int("1" * stages)
+        # Replicas of a stage hold the same layers.
+        assert {found[peer]["stage"] for peer in here["data"]} == {here["stage"]}
+    assert sorted(r for pipeline in found[0]["pipelines"] for r in pipeline) == list(
+        range(world_size)
+    )
+    assert {(here["stage"], here["replica"]) for here in found} == {
+        (stage, replica) for stage in range(stages) for replica in range(replicas)
+    }
+
+
+def join_twice_alone() -> list[int]:
+    """Without a launcher, and again in the same process with other groups."""
+    dist.destroy_process_group()
+    sizes = []
+    for _ in range(2):
+        with join_run(config(1)) as ranks:
+            sizes.append(ranks.world_size)
+    return sizes
+
+
+def test_a_process_may_be_alone(pool):
+    assert pool.run(join_twice_alone, 1) == [[1, 1]]
+
+
+def test_devices(monkeypatch):
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda", 3)
+    auto = torch.device("cuda", 3) if torch.cuda.is_available() else torch.device("cpu")
+    assert choose_device("auto") == auto

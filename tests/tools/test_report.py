@@ -1,0 +1,68 @@
+"""The summary that a run ends with."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from attnres_train.__main__ import main
+from attnres_train.errors import UserError
+from attnres_train.planning import build_plan
+from attnres_train.tools.report import report
+from tests.tiny import STEPS, column, grid
+
+
+@pytest.fixture(scope="module")
+def piped(tiny):
+    return tiny.train("whole-2x2", *grid(2, 2), ranks=2)
+
+
+@pytest.fixture
+def rows(piped, capsys) -> dict[str, str]:
+    assert main(["report", str(piped)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {
+        label.strip(): text
+        for label, text in (line.split("  ", 1) for line in map(str.strip, lines))
+    }
+
+
+def test_losses_and_speed(rows, piped):
+    losses = column(piped, "loss")
+    assert rows["loss"].startswith(f"{losses[0]:.4f} at step 1, {losses[-1]:.4f} at ")
+    assert rows["validation"] == f"{column(piped, 'validation_loss')[-1]:.4f}"
+    assert rows["run"] == f"{piped}: step {STEPS} of {STEPS}"
+    assert re.fullmatch(r"[\d,]+ tokens/s \(median\), \d+ s in steps", rows["speed"])
+    assert re.match(r"\d\.\d{4} is the entropy", rows["unigram"])
+
+
+def test_bytes_against_the_full_history(rows, tiny):
+    units = build_plan(tiny.config(*grid(2, 2))).units()
+    sent = STEPS * 2 * units.exact * 4 * (2 * 32 * 32 * 4)
+    full = sent * units.naive / units.exact
+    assert rows["sent"] == (
+        f"{sent / 1e6:.1f} MB between stages; the full history on every hop would have been "
+        f"{full / 1e6:.1f} MB ({units.naive / units.exact:.2f}x)"
+    )
+
+
+def test_where_things_lie(rows, piped):
+    assert rows["checkpoint"] == str(piped / "checkpoints" / f"step_{STEPS:08d}")
+    assert rows["loss plot"] == str(piped / "loss.png")
+
+
+def test_a_config_stands_for_its_run(tiny, rows, piped, capsys):
+    assert main(["report", str(tiny.path), f"run.name={piped.name}"]) == 0
+    assert f"{piped}: step {STEPS} of {STEPS}\n" in capsys.readouterr().out
+
+
+def test_one_stage_sends_nothing(tiny, capsys):
+    run = tiny.train("whole-1x1", *grid(1, 1))
+    assert report(str(run)) == 0
+    assert "nothing between stages" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        report(str(tmp_path))
