@@ -107,6 +107,17 @@ class Planner:
     def _rank(self, rank: int, stored: Report) -> dict:
         chunks = self.layout.chunks_of(rank)
         costs = [self.chunks[chunk] for chunk in chunks]
+        return {
+            "rank": rank,
+            "layers": [_span(self.layout.layers(chunk)) for chunk in chunks],
+            "parameters": sum(cost.parameters for cost in costs),
+            "flops": sum(cost.forward_flops + cost.backward_flops for cost in costs),
+            "memory": self._memory(rank, self.schedule, stored),
+        }
+
+    def _memory(self, rank: int, schedule: Schedule, stored: Report) -> dict[str, float]:
+        """Bytes on ``rank`` by what they are for, and their total."""
+        costs = [self.chunks[chunk] for chunk in self.layout.chunks_of(rank)]
         parameters = sum(cost.parameters for cost in costs)
         parameter_bytes = parameters * PARAMETER_BYTES[self.config.train.precision]
         units = stored.peak_blocks[rank] + stored.peak_partials[rank]
@@ -114,16 +125,10 @@ class Planner:
             "parameters": parameter_bytes,
             "gradients": parameter_bytes,
             "optimizer": sum(cost.optimizer_bytes for cost in costs),
-            "activations": self._activations(rank, self.schedule),
+            "activations": self._activations(rank, schedule),
             "block_store": units * self.model.unit_bytes,
         }
-        return {
-            "rank": rank,
-            "layers": [_span(self.layout.layers(chunk)) for chunk in chunks],
-            "parameters": parameters,
-            "flops": sum(cost.forward_flops + cost.backward_flops for cost in costs),
-            "memory": {**memory, "total": sum(memory.values())},
-        }
+        return {**memory, "total": sum(memory.values())}
 
     def _activations(self, rank: int, schedule: Schedule) -> float:
         kept = peak_in_flight(schedule[rank], [chunk.activation_bytes for chunk in self.chunks])
@@ -133,11 +138,12 @@ class Planner:
     def _schedule(self, name: str, stored: Report) -> dict:
         schedule, costs = self.schedules[name], replace(self.pass_costs(), unit=0.0)
         timeline = simulate(self.plan, schedule, costs, "standard", record=False)
-        ranks = range(len(schedule))
+        memory = [self._memory(rank, schedule, stored) for rank in range(len(schedule))]
         return {
             "bubble": timeline.bubble,
             "peak_blocks": max(stored.peak_blocks),
-            "activations": max(self._activations(rank, schedule) for rank in ranks),
+            "activations": max(rank["activations"] for rank in memory),
+            "memory": max(rank["total"] for rank in memory),
         }
 
     def _steps(self) -> dict[str, dict]:

@@ -88,11 +88,17 @@ def _units(report: dict) -> str:
 
 def _schedules(report: dict) -> str:
     rows = [
-        (name, f"{one['bubble']:.1%}", one["peak_blocks"], _bytes(one["activations"]))
+        (
+            name,
+            f"{one['bubble']:.1%}",
+            one["peak_blocks"],
+            _bytes(one["activations"]),
+            _bytes(one["memory"]),
+        )
         for name, one in report["schedules"].items()
     ]
-    header = ("schedule", "bubble", "blocks", "activations")
-    return _table("Schedules (bubble without communication; peaks per rank)", header, rows, left=1)
+    header = ("schedule", "bubble", "blocks", "activations", "memory")
+    return _table("Schedules (bubble without communication; largest rank)", header, rows, left=1)
 
 
 def _steps(report: dict) -> str:

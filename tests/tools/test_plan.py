@@ -48,7 +48,10 @@ def test_json_of_the_quickstart(capsys):
     assert memory["parameters"] == memory["gradients"] == 4 * report["ranks"][0]["parameters"]
     assert memory["block_store"] == report["peak_blocks"][0] * unit
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
-    assert report["schedules"]["gpipe"]["peak_blocks"] > report["schedules"]["1f1b"]["peak_blocks"]
+    schedules = report["schedules"]
+    for what in ("peak_blocks", "activations", "memory"):
+        assert schedules["gpipe"][what] > schedules["1f1b"][what]
+    assert schedules["1f1b"]["memory"] == max(r["memory"]["total"] for r in report["ranks"])
     steps = report["steps"]
     assert list(steps) == ["standard", "naive", "padded", "exact", "eager"]
     assert steps["standard"]["over_standard"] == 0
@@ -71,7 +74,9 @@ def test_rates_scale_the_simulated_step(capsys):
 
 
 def test_tables_of_the_48b_model(capsys):
-    text = plan(capsys, "kimi_linear_48b_attnres", "--nproc", "576")
+    overrides = ("pipeline_model_parallel_size=9", "virtual_pipeline_model_parallel_size=3")
+    overrides = (*(f"parallel.{one}" for one in overrides), "parallel.layout=even")
+    text = plan(capsys, "kimi_linear_48b_attnres", "--nproc", "576", overrides=overrides)
     for words in (
         "9 pipeline ranks x 3 virtual stages, 32 micro-batches per step",
         "One unit (a block or partial of a micro-batch) is 18.9 MB.",
@@ -81,6 +86,57 @@ def test_tables_of_the_48b_model(capsys):
         "lower bound                                  83",
     ):
         assert words in text
+
+
+def slowest(report: dict) -> float:
+    """FLOPs of the slowest rank over the mean."""
+    flops = [rank["flops"] for rank in report["ranks"]]
+    return max(flops) / sum(flops) * len(flops)
+
+
+@pytest.mark.parametrize("residual", ["", "_attnres"])
+def test_auto_beats_even_on_the_48b_model(capsys, residual):
+    """The figures in the comment of its config."""
+    auto, even = (
+        json.loads(plan(capsys, f"kimi_linear_48b{residual}", *arguments, overrides=overrides))
+        for arguments in [("--json", "--nproc", "48")]
+        for overrides in [(), ("parallel.layout=even",)]
+    )
+    assert [rank["layers"] for rank in auto["ranks"]][-2:] == [[[20, 24]], [[25, 26]]]
+    assert (round(slowest(auto), 2), round(slowest(even), 2)) == (1.02, 1.36)
+    assert round(auto["schedules"]["1f1b"]["bubble"], 2) == 0.04
+    assert round(even["schedules"]["1f1b"]["bubble"], 2) == 0.27
+
+
+def test_93_layers_on_16_stages(capsys):
+    overrides = ("num_layers=93", "full_attention_layers=null")
+    overrides = (*(f"model.{one}" for one in overrides), "parallel.layout=auto")
+    overrides += ("parallel.pipeline_model_parallel_size=16",)
+    arguments = ("kimi_linear_48b_attnres", "--json")
+    auto = json.loads(plan(capsys, *arguments, overrides=overrides))
+    even = json.loads(plan(capsys, *arguments, overrides=(*overrides, "parallel.layout=even")))
+    spans = [span for rank in auto["ranks"] for span in rank["layers"]]
+    assert [layer for a, b in spans for layer in range(a, b + 1)] == list(range(93))
+    assert slowest(auto) < 1.05 < 1.2 < slowest(even)
+
+
+def test_the_schedule_of_the_config_is_the_one_planned(capsys):
+    overrides = ("pipeline.schedule=gpipe",)
+    report = json.loads(plan(capsys, "quickstart", "--json", overrides=overrides))
+    gpipe = report["schedules"]["gpipe"]
+    assert max(report["peak_blocks"]) == gpipe["peak_blocks"]
+    assert max(rank["memory"]["total"] for rank in report["ranks"]) == gpipe["memory"]
+
+
+def test_recomputation_trades_memory_for_flops(capsys):
+    modes = [
+        json.loads(plan(capsys, "quickstart", "--json", overrides=(f"train.recompute={mode}",)))
+        for mode in ("none", "selective", "full")
+    ]
+    activations = [mode["ranks"][0]["memory"]["activations"] for mode in modes]
+    flops = [mode["ranks"][0]["flops"] for mode in modes]
+    assert activations == sorted(activations, reverse=True) and len(set(activations)) == 3
+    assert flops == sorted(flops) and len(set(flops)) == 3
 
 
 def test_one_rank_has_no_hops(capsys):
