@@ -1,0 +1,51 @@
+"""Runs whose samples hold several documents: what they train on may not depend on how the run is
+spread, nor on how its tokens fall into micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnres_train.data.loader import open_data
+from tests.data.tiny import write_text
+from tests.tiny import column, grid
+
+PACKED = ["data.reset_at_documents=true", "data.mask_document_ends=true"]
+
+
+@pytest.fixture(scope="module")
+def packed(tiny, tmp_path_factory):
+    """Overrides for a corpus of documents shorter than a sample."""
+    folder = write_text(tmp_path_factory.mktemp("short"), 150, lines=1)
+    return [*PACKED, f"data.corpus=[{{kind: text, path: {folder}}}]"]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, packed):
+    return tiny.train("packed", *packed, "train.micro_batch_size=8")
+
+
+@pytest.mark.parametrize(
+    ("spread", "ranks"),
+    [
+        (["train.micro_batch_size=1"], 1),
+        (["train.micro_batch_size=1"], 2),
+        ([*grid(2, 2), "train.micro_batch_size=2"], 2),
+    ],
+    ids=["micro-batches", "replicas", "pipeline"],
+)
+def test_the_loss_is_the_mean_over_the_tokens_of_a_step(tiny, packed, whole, spread, ranks):
+    run = tiny.train(f"packed-{'-'.join(spread)}-{ranks}", *packed, *spread, ranks=ranks)
+    for key in ("loss", "validation_loss", "grad_norm"):
+        assert column(run, key) == pytest.approx(column(whole, key), rel=1e-4), key
+
+
+def test_micro_batches_differ_in_their_number_of_tokens(tiny, packed, whole):
+    """The mean of the micro-batches' own means would be another number."""
+    batches = open_data(tiny.config(*packed, "train.micro_batch_size=1")).micro_batches(0, 0, 1)
+    assert len({batch["loss_mask"].sum().item() for batch in batches}) > 1
+    assert max(len(batch["cu_seqlens"]) for batch in batches) > 2
+
+
+def test_documents_are_kept_apart(tiny, packed, whole):
+    together = tiny.train("together", *packed, "data.reset_at_documents=false")
+    assert column(together, "loss")[0] != column(whole, "loss")[0]
