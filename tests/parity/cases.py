@@ -58,7 +58,7 @@ class Case:
         residual = {None: "standard", 1: "full"}.get(self.block_size, f"S{self.block_size}")
         residual += "".join(f"-{key}-{value}" for key, value in self.residual)
         layout = "" if self.layout is None else "-uneven"
-        extras = ("-recompute" if self.recompute == "full" else "") + "-debug" * self.debug
+        extras = f"-{self.recompute}" * (self.recompute != "none") + "-debug" * self.debug
         extras += "-packed" * self.packed
         shape = f"P{self.ranks}V{self.virtual}M{self.micro_batches}L{self.num_layers}"
         return f"{residual}-{shape}{layout}{extras}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnres_train.pipeline.engine import StepResult
 from attnres_train.pipeline.layout import make_layout
 from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import gpipe, one_f_one_b
+from attnres_train.pipeline.schedule import Action, Schedule, gpipe, one_f_one_b
 from attnres_train.pipeline.transport import Transport
 from tests.pipeline.layouts import layouts
 from tests.pipeline.threads import first_of, run_ranks
@@ -110,6 +110,33 @@ def test_a_step_without_micro_batches_is_refused():
     layout = make_layout(2, 2, 1, 1)
     with pytest.raises(ValueError, match="at least one micro-batch"):
         train(layout, [])
+
+
+def one_at_a_time(num_ranks: int, num_virtual_stages: int, num_micro_batches: int) -> Schedule:
+    """A schedule of one's own: every micro-batch goes all the way before the next one starts."""
+    return tuple(
+        tuple(
+            Action(kind, chunk, micro_batch)
+            for micro_batch in range(num_micro_batches)
+            for kind, step in (("F", 1), ("B", -1))
+            for chunk in range(rank, num_ranks * num_virtual_stages, num_ranks)[::step]
+        )
+        for rank in range(num_ranks)
+    )
+
+
+def test_a_schedule_is_a_function_that_lists_actions():
+    layout, batches = make_layout(12, 4, 3, 2), toy_batches([2, 3, 1, 2, 4])
+    loss, expected = plain(layout, batches)
+    peaks = {}
+    for schedule in (one_at_a_time, one_f_one_b, gpipe):
+        results, found = train(layout, batches, schedule=schedule)
+        assert first_of([r.loss for r in results]).item() == pytest.approx(loss, rel=1e-12)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-14)
+        peaks[schedule] = [result.peak_blocks for result in results]
+    for alone, some, every in zip(*peaks.values(), strict=True):
+        assert alone < some < every == len(batches) * alone
 
 
 class Noting(nn.Module):
