@@ -176,7 +176,8 @@ class _Pass:
             self.store.put(micro_batch, block, tensor)
         for message in fresh:
             is_partial = message.block is None
-            self._send(message, output.partial if is_partial else output.blocks[message.block])
+            tensor = output.partial if is_partial else self.store.leaf(micro_batch, message.block)
+            self._send(message, tensor)
         self._hand_over(chunk, micro_batch, output.partial)
         if output.loss is not None:
             self.losses.append(output.loss.detach())
