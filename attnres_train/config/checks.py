@@ -22,6 +22,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
     problems = [
         *_not_there_yet(config),
         *_model(config),
+        *_residual(config),
         *_layout(config),
         *_processes(config, world_size),
         *_batch(config, world_size),
@@ -75,6 +76,27 @@ def _model(config: RunConfig) -> Problems:
         yield (
             f"data.tokenizer.vocab_size is {tokenizer.vocab_size}, but model.vocab_size is "
             f"{model.vocab_size}: raise model.vocab_size to at least {tokenizer.vocab_size}"
+        )
+
+
+def _residual(config: RunConfig) -> Problems:
+    model, residual = config.model, config.model.residual
+    for key in residual.variations:
+        name = f"model.residual.{key} is {str(getattr(residual, key)).lower()}"
+        if residual.kind not in ("full", "block"):
+            yield (
+                f"{name}, but model.residual.kind {residual.kind} has no attention over depth: "
+                "remove it, or choose kind full or block"
+            )
+        elif residual.scores == "bias" and key in ("query", "key_norm"):
+            yield (
+                f"{name}, but with model.residual.scores bias there are neither queries nor keys: "
+                "remove one of the two"
+            )
+    if model.hidden_size % residual.num_heads:
+        yield (
+            f"model.residual.num_heads is {residual.num_heads}, but model.hidden_size "
+            f"{model.hidden_size} is not divisible by it"
         )
 
 

@@ -50,13 +50,17 @@ def _model(config: RunConfig) -> str:
 
 
 def _residual(config: RunConfig) -> str:
+    residual = config.model.residual
     sublayers, size = config.model.num_sublayers, config.model.block_size
+    if residual.kind == "mhc_lite":
+        return f"mhc_lite: {residual.num_streams} streams of {config.model.hidden_size}"
     if size is None:
         return "standard: one running sum"
     blocks = -(-sublayers // size)
+    options = "".join(f"; {key} {getattr(residual, key)}".lower() for key in residual.variations)
     return (
-        f"{config.model.residual.kind}: {sublayers} sublayers / {size} per block = {blocks} "
-        f"blocks, + embedding = {blocks + 1} sources"
+        f"{residual.kind}: {sublayers} sublayers / {size} per block = {blocks} "
+        f"blocks, + embedding = {blocks + 1} sources{options}"
     )
 
 

@@ -51,8 +51,8 @@ class CostModel:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.model = config, config.model
         self.tokens = config.train.micro_batch_size * config.train.seq_length
-        self.unit_bytes = self.tokens * self.model.hidden_size * self.stream_bytes
-        self._layers: dict[tuple[bool, bool], _Parameters] = {}
+        self.unit_bytes = self.tokens * self.model.stream_size * self.stream_bytes
+        self._layers: dict[tuple[bool, bool, int | None], _Parameters] = {}
         end = self.model.num_layers
         self._embedding = self._parameters(ModelChunk(self.model, 0, 0, device="meta"))
         self._head = self._parameters(ModelChunk(self.model, end, end, device="meta"))
@@ -102,7 +102,13 @@ class CostModel:
         return read_bytes(model, narrow) + together * model.hidden_size * narrow
 
     def _layer_parameters(self, layer: int) -> _Parameters:
-        kind = (self.model.is_full_attention(layer), self.model.is_dense(layer))
+        residual = self.model.residual
+        differ = residual.kind == "dense_former" or residual.scores == "bias"
+        kind = (
+            self.model.is_full_attention(layer),
+            self.model.is_dense(layer),
+            layer if differ else None,  # every read learns a scalar for each of its sources
+        )
         if kind not in self._layers:
             with torch.device("meta"):
                 self._layers[kind] = self._parameters(DecoderLayer(self.model, layer))
@@ -127,8 +133,8 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str
     """
     hidden = model.hidden_size
     if recompute == "full":
-        return hidden * narrow  # the partial before it
-    stream = 2 * hidden * narrow  # the partial at each sublayer
+        return model.stream_size * narrow  # the partial before it
+    stream = 2 * model.stream_size * narrow  # the partial at each sublayer
     if recompute == "none":
         stream += 2 * read_bytes(model, narrow)
     attention = (

@@ -93,7 +93,17 @@ def import_weights(
 
 
 def released_layout(model: ModelConfig) -> dict[str, Tensor]:
-    """Name, shape and dtype of every released tensor, in model order and on the meta device."""
+    """Name, shape and dtype of every released tensor, in model order and on the meta device.
+
+    Raises UserError for a residual that no released model has.
+    """
+    residual = model.residual
+    if residual.kind in ("dense_former", "mhc_lite") or residual.variations:
+        key = (residual.variations or ["kind"])[0]
+        raise UserError(
+            f"model.residual.{key} is {str(getattr(residual, key)).lower()}, which released models "
+            "do not know: only Attention Residuals as in the paper, or none, are exchanged"
+        )
     chunk = ModelChunk(model, 0, model.num_layers, device="meta")
     named = released_tensors(chunk.state_dict().items())
     return {name: tensor.to(released_dtype(name)) for name, tensor in named}

@@ -153,6 +153,9 @@ def test_what_is_refused(tmp_path, capsys):
     assert "blocks of 3 sublayers" in error
     assert "even model.residual.block_size" in error
     assert not list(tmp_path.glob("a*"))
+    for other in ("kind: block, window: 2", "kind: dense_former"):
+        changes = ["run.name=other", f"model.residual={{{other}}}"]
+        assert "released models do not know" in error_of(capsys, "import", source, run, *changes)
 
 
 def test_weights_that_do_not_fit_are_named_with_their_files(tmp_path, capsys):

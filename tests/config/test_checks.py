@@ -36,6 +36,24 @@ class TestModel:
     def test_full_attention_twice(self, problems):
         says(problems("model.full_attention_layers=[3, 1, 3]"), "names [3] more than once")
 
+    @pytest.mark.parametrize("kind", ["standard", "dense_former", "mhc_lite"])
+    def test_options_of_depth_attention_without_it(self, problems, kind):
+        found = problems(f"model.residual.kind={kind}", "model.residual.window=8")
+        says(found, f"model.residual.window is 8, but model.residual.kind {kind} has no attention")
+
+    @pytest.mark.parametrize("option", ["query=input", "key_norm=false"])
+    def test_keys_and_queries_with_learned_scores(self, problems, option):
+        found = problems("model.residual.scores=bias", f"model.residual.{option}")
+        name, value = option.split("=")
+        says(found, f"model.residual.{name} is {value}", "scores bias", "neither queries nor keys")
+
+    def test_heads_that_do_not_divide_the_channels(self, problems):
+        says(problems("model.residual.num_heads=6"), "num_heads is 6", "model.hidden_size 64")
+
+    def test_every_option_of_depth_attention(self, problems):
+        options = ("window=3", "query=input", "normalizer=sigmoid", "key_norm=false", "num_heads=4")
+        assert problems(*(f"model.residual.{option}" for option in options)) == []
+
     def test_tokenizer_larger_than_the_embedding(self, problems):
         says(
             problems("data.tokenizer.vocab_size=4097"),

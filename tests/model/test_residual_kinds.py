@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import forward_flops_per_token
 from attnres_train.model.hyper_connections import Gates
 from attnres_train.model.init import init_weights
+from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.groups import assign
 from tests.model.residual_reference import final_state
 from tests.model.tiny import (
@@ -47,6 +51,7 @@ CASES = {
     "mhc_lite": ("mhc_lite", 1, {}),
     "mhc_lite-3": ("mhc_lite", 1, {"num_streams": 3}),
 }
+VARIANTS = sorted(Path(__file__).parents[2].glob("configs/variants/*.yaml"))
 RESIDUAL = ("_res_", "attn_res_")
 
 
@@ -210,3 +215,22 @@ def test_flops():
     assert depth_reads("dense_former") == 2 * 16 * (2 + 3 + 4 + 5 + 6)
     gates, mixing = 2 * 64 * (4 + 4 + 24), 2 * 4 * 4 * 16
     assert depth_reads("mhc_lite") == 10 * (gates + mixing + 2 * 64 + 2 * 64) + 64
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_configurations_take_a_step(path):
+    config = load_config(path, ["model.vocab_size=64"])
+    chunks = [ModelChunk(config.model, *layers) for layers in ((0, 3), (3, 8))]
+    for chunk in chunks:
+        init_weights(chunk, seed=1)
+    named = {name: p for chunk in chunks for name, p in chunk.named_parameters()}
+    learned = {name: p.detach().clone() for name, p in named.items() if "_res_" in name}
+    optimizer = build_optimizer(named.items(), config.optimizer, "cpu")
+    loss = run_split(chunks, random_batch(samples=1, length=8)).loss
+    loss.backward()
+    optimizer.step(lr=0.01)
+    assert abs(loss.item() - math.log(64)) < 0.1
+    assert learned
+    assert (
+        sum(not torch.equal(named[name], old) for name, old in learned.items()) > len(learned) / 3
+    )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnres_train.config import RunConfig, load_config
+from attnres_train.config.model_schema import ResidualConfig
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import (
@@ -147,3 +148,21 @@ def test_recomputation_keeps_a_tensor_per_layer_at_most():
     actual = saved_bytes(build(config, 2, 5), config)
     assert 0 < actual <= planned.activation_bytes == 3 * 2 * 128 * 96 * 4
     assert planned.recompute_bytes > planned.activation_bytes
+
+
+@pytest.mark.parametrize(
+    "residual", [{"kind": "dense_former"}, {"scores": "bias"}, {"kind": "mhc_lite"}]
+)
+def test_parameters_of_other_residuals(residual):
+    config = tiny()
+    config.model.residual = ResidualConfig(**{**MODEL["residual"], **residual})
+    bounds = pairwise((0, 1, 4, 6))
+    planned = sum(CostModel(config).chunk(range(a, b)).parameters for a, b in bounds)
+    assert planned == sum(parameter.numel() for parameter in build(config, 0, 6).parameters())
+
+
+def test_a_unit_of_hyper_connections_is_all_streams():
+    config = tiny()
+    narrow = CostModel(config).unit_bytes
+    config.model.residual = ResidualConfig(kind="mhc_lite", num_streams=3)
+    assert CostModel(config).unit_bytes == 3 * narrow
