@@ -100,6 +100,19 @@ def test_recomputation_changes_no_bit(tiny, piped, recompute):
         assert column(run, key) == column(piped, key), key
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("gpipe", (*PIPELINE, "pipeline.schedule=gpipe")),
+        ("layout-string", (*grid(2, 1), "parallel.layout=Et|tttL")),
+        ("layout-auto", (*grid(2, 1), "parallel.layout=auto")),
+    ],
+)
+def test_schedules_and_layouts_train_alike(tiny, whole, name, overrides):
+    run = tiny.train(name, *overrides, ranks=2)
+    assert column(run, "loss") == pytest.approx(column(whole, "loss"), rel=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "bf16_params"])
 def test_half_precision_follows_fp32(tiny, whole, piped, precision):
     run = tiny.train(precision, *PIPELINE, f"train.precision={precision}", ranks=2)
