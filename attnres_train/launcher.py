@@ -174,9 +174,15 @@ def _leave(code: int) -> None:
 
 
 def prepare_local(config: RunConfig) -> None:
-    """What is done once, before any worker starts: data, and the checkpoint to resume from."""
+    """What is done once, before any worker starts: data, the checkpoint to resume from, the run
+    folder. Raises UserError where one of them is not to be had."""
     from attnres_train.checkpoint.folders import resolve_resume
     from attnres_train.data.prepare import prepare
 
     prepare(config)
-    resolve_resume(config.checkpoint.resume, Path(config.run.dir) / config.run.name / "checkpoints")
+    folder = Path(config.run.dir) / config.run.name
+    resolve_resume(config.checkpoint.resume, folder / "checkpoints")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir: the run folder {folder} cannot be made: {error}") from error

@@ -23,7 +23,7 @@ from attnres_train.model.naming import released_tensors
 from attnres_train.observe.console import Console
 from attnres_train.observe.hardware import environment, peak_flops
 from attnres_train.observe.plot import LossPlot
-from attnres_train.observe.sinks import JsonLines, Observer, TensorBoard, Wandb
+from attnres_train.observe.sinks import JsonLines, Observer, Record, TensorBoard, Wandb
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.parallel.ranks import Ranks, join_run
@@ -139,13 +139,13 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
 
 
 def build_observers(config: RunConfig, ranks: Ranks, folder: Path, info: dict) -> list[Observer]:
-    """The main process's observers; writes what the run folder says once about the run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
+    """The main process's observers."""
     about = {"info": info, "environment": environment(ranks.device, ranks.world_size)}
-    for name, content in about.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    observers: list[Observer] = [JsonLines(folder / "metrics.jsonl"), Console(config)]
+    observers: list[Observer] = [
+        RunFacts(config, folder, about),
+        JsonLines(folder / "metrics.jsonl"),
+        Console(config),
+    ]
     if config.log.tensorboard:
         observers.append(TensorBoard(folder / "tensorboard"))
     if config.log.wandb.enabled:
@@ -153,6 +153,27 @@ def build_observers(config: RunConfig, ranks: Ranks, folder: Path, info: dict) -
     if config.log.plot:
         observers.append(LossPlot(folder, info["unigram_entropy"]))
     return observers
+
+
+class RunFacts:
+    """Writes config.yaml and ``about`` (file name -> content) into the run folder; not before the
+    run has resumed, so that an attempt that cannot leaves those of the run it wanted to resume."""
+
+    def __init__(self, config: RunConfig, folder: Path, about: dict[str, dict]) -> None:
+        self.config, self.folder, self.about = config, folder, about
+
+    def on_start(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.folder / "config.yaml")
+        for name, content in self.about.items():
+            text = json.dumps(content, indent=2)
+            (self.folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def on_step(self, record: Record) -> None:
+        pass
+
+    def on_end(self) -> None:
+        pass
 
 
 class Checkpoints:

@@ -75,6 +75,7 @@ def test_bad_values(refuse, overrides, told):
 def test_the_number_of_processes_must_fit(refuse):
     message = refuse("--nproc", "3", "parallel.pipeline_model_parallel_size=2")
     assert "--nproc) is 3" in message and "start 2 or 4 processes" in message
+    assert "start 1 processes" in refuse("--nproc", "-2")
     message = refuse("--nproc", "3")
     assert "train.global_batch_size 8 is not divisible by 6" in message
 
@@ -125,6 +126,12 @@ def test_a_broken_checkpoint_is_refused_with_a_list_of_whole_ones(refuse, tiny, 
     message = refuse(f"checkpoint.resume={broken}")
     assert f"checkpoint.resume={broken}: " in message
     assert f"{whole} (complete)" in message
+
+
+def test_a_run_folder_that_cannot_be_made(refuse, tmp_path):
+    (tmp_path / "file").touch()
+    message = refuse(f"run.dir={tmp_path / 'file'}")
+    assert f"run.dir: the run folder {tmp_path / 'file' / 'refused'} cannot be made" in message
 
 
 def test_validation_data_that_is_too_short(refuse):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from tests.parity.pool import RankFailedError
 from tests.tiny import STEPS, column, grid, records, saved_tensors
 
 HALF = STEPS // 2
@@ -91,3 +92,11 @@ def test_never_starts_over(tiny):
     assert column(run, "step") == list(range(1, HALF + 1))
     whole = tiny.train("whole-1x1", *grid(1, 1))
     assert column(run, "loss") == column(whole, "loss")[:HALF]
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_its_run_left_alone(tiny):
+    run = tiny.train("kept", STOP)
+    before = (run / "config.yaml").read_text(), records(run)
+    with pytest.raises(RankFailedError, match="does not fit this run's model"):
+        tiny.train("kept", "model.moe.intermediate_size=24")
+    assert ((run / "config.yaml").read_text(), records(run)) == before

@@ -136,7 +136,7 @@ def _processes(config: RunConfig, world_size: int | None) -> Problems:
     needed = config.parallel.model_parallel_size
     if world_size is None or (world_size > 0 and world_size % needed == 0):
         return
-    below = world_size - world_size % needed
+    below = max(0, world_size - world_size % needed)
     remedy = f"start {f'{below} or ' if below else ''}{below + needed} processes"
     yield (
         f"the number of processes (WORLD_SIZE or --nproc) is {world_size}, but a replica of the "

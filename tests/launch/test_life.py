@@ -25,6 +25,7 @@ from tests.tiny import (
     write_config,
 )
 
+SECONDS = 300  # on a busy machine; a few are enough otherwise
 STEP_SAVED = re.compile(r"saved \S+/step_(\d+)")
 
 
@@ -41,7 +42,7 @@ class Launched:
         )
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + SECONDS
         while not condition():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
@@ -56,7 +57,7 @@ class Launched:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the end; exit code, stdout, stderr."""
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=SECONDS)
         return self.process.returncode, out, err
 
 
@@ -91,7 +92,7 @@ def test_killed_then_stopped_then_finished(pool, tmp_path, capsys):
     assert column(run, "step") == list(range(1, stopped + 1))
 
     rest = [str(config), *grid(2, 2), f"train.train_iters={stopped + 2}"]
-    out = pool.run(train_rank, 2, rest, free_port(), timeout=120)[0]
+    out = pool.run(train_rank, 2, rest, free_port(), timeout=SECONDS)[0]
     assert f"checkpoints/step_{stopped:08d}\n" in out.split("resumed from ")[1]
     assert column(run, "step") == list(range(1, stopped + 3))
 

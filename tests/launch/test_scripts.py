@@ -72,7 +72,7 @@ def test_two_torchrun_agents_train_together(tiny):
                 text=True,
             )
         )
-    first, second = (agent.communicate(timeout=120) for agent in agents)
+    first, second = (agent.communicate(timeout=300) for agent in agents)
     assert [agent.returncode for agent in agents] == [0, 0], first[1] + second[1]
     assert "step 2/2" in first[0]
     assert "step" not in second[0]
