@@ -6,7 +6,7 @@ Shapes: B samples, T tokens, D hidden size, V vocabulary, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -23,6 +23,9 @@ from attnres_train.model.norm import RMSNorm
 
 _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
+
+OnBlock = Callable[[int, Tensor], None]
+"""Takes the number of a block and the block, [B, T, D]."""
 
 
 @dataclass
@@ -107,18 +110,23 @@ class ModelChunk(nn.Module):
         return self.last_layer == self.config.num_layers
 
     def forward(
-        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+        self,
+        batch: MicroBatch,
+        blocks: Mapping[int, Tensor],
+        partial: Tensor | None,
+        on_block: OnBlock | None = None,
     ) -> ChunkOutput:
         """Run the chunk on one micro-batch.
 
         ``blocks`` holds every block that is complete before the chunk, ``partial`` the open one
-        (None if there is none, and for the first chunk). Neither is modified. In a training forward
-        (training mode, gradients on) the tokens of every routed expert are counted.
+        (None if there is none, and for the first chunk). Neither is modified. ``on_block`` is given
+        each block as soon as the layer that completes it is done. In a training forward (training
+        mode, gradients on) the tokens of every routed expert are counted.
 
         Raises ValueError when ``blocks`` are not the ones the chunk reads.
         """
         with self._autocast(batch):
-            sources, partial = self._run(batch, blocks, partial)
+            sources, partial = self._run(batch, blocks, partial, on_block)
             completed = dict(enumerate(sources[len(blocks) :], len(blocks)))
             if not self.is_last:
                 return ChunkOutput(completed, partial, loss=None)
@@ -146,7 +154,11 @@ class ModelChunk(nn.Module):
         return torch.autocast(batch.tokens.device.type, self.autocast_dtype)
 
     def _run(
-        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+        self,
+        batch: MicroBatch,
+        blocks: Mapping[int, Tensor],
+        partial: Tensor | None,
+        on_block: OnBlock | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
         """All blocks complete behind the chunk's layers, and the open one."""
         sources = self._known_blocks(blocks)
@@ -154,14 +166,16 @@ class ModelChunk(nn.Module):
             embedding = self.embed_tokens(batch.tokens)
             embedding = embedding.to(self.stream_dtype or embedding.dtype)
             sources, partial = self.residual.start(embedding)
+            _tell(on_block, sources, 0)
         for layers in self._segments():
             args = (layers, sources, partial, batch.cu_seqlens)
+            known = len(sources)
             if self.recompute == "full" and torch.is_grad_enabled():
                 walk = checkpoint(self._walk, *args, use_reentrant=False, preserve_rng_state=False)
+                sources, partial, loads = walk
+                _tell(on_block, sources, known)
             else:
-                walk = self._walk(*args)
-            new_blocks, partial, loads = walk
-            sources = [*sources, *new_blocks]
+                sources, partial, loads = self._walk(*args, on_block)
             self._count(layers, loads)
         return sources, partial
 
@@ -176,14 +190,19 @@ class ModelChunk(nn.Module):
         blocks: Sequence[Tensor],
         partial: Tensor | None,
         cu_seqlens: Tensor | None,
+        on_block: OnBlock | None = None,
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
-        """Blocks that ``layers`` complete, the partial behind them, and their router loads. Free of
-        side effects, so that it can be rerun."""
+        """All blocks behind ``layers``, the partial, and the layers' router loads. Free of side
+        effects but for ``on_block``, so that it can be rerun."""
         readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
         stream = self.residual.stream(readers, blocks, partial)
         stream.recompute = self.recompute == "selective"
-        loads = [layer(stream, cu_seqlens) for layer in layers]
-        return stream.blocks[len(blocks) :], stream.partial, loads
+        loads = []
+        for layer in layers:
+            known = len(stream.blocks)
+            loads.append(layer(stream, cu_seqlens))
+            _tell(on_block, stream.blocks, known)
+        return stream.blocks, stream.partial, loads
 
     def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         """The input [B, T, D] of the head: the read of the whole stream, then the final norm."""
@@ -207,3 +226,10 @@ class ModelChunk(nn.Module):
         for layer, load in zip(layers, loads, strict=True):
             if load is not None:
                 layer.block_sparse_moe.gate.tokens_per_expert += load
+
+
+def _tell(on_block: OnBlock | None, blocks: Sequence[Tensor], known: int) -> None:
+    """Hand on every block from number ``known``."""
+    if on_block:
+        for number in range(known, len(blocks)):
+            on_block(number, blocks[number])

@@ -1,9 +1,11 @@
 """Engine: runs a rank's list of forward and backward passes.
 
 Blocks cross to the next rank before the chunk that passes them on is computed, those that it makes
-behind it (see `pipeline.messages`). A backward pass starts from every tensor the chunk made: its
-blocks with the gradient collected in the store, its partial with the gradient that came back, the
-loss with 1/M. One process is the plan with one chunk: nothing here asks for more than one.
+as soon as they are complete (see `pipeline.messages`). A backward pass starts from what the chunk
+leaves behind: its partial with the gradient that came back, the loss with 1/M, the blocks that it
+does not read itself with the gradient collected in the store. Those that it does read get what was
+collected when the pass comes to where they were made, so that it need not wait for it before. One
+process is the plan with one chunk: nothing here asks for more than one.
 
 Shapes: B samples of a micro-batch, T tokens, D hidden_size; M micro-batches, P ranks.
 """
@@ -11,6 +13,7 @@ Shapes: B samples of a micro-batch, T tokens, D hidden_size; M micro-batches, P 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,8 +44,11 @@ class ChunkOutput(Protocol):
     """Last chunk: scalar, the micro-batch's mean loss."""
 
 
-Chunk = Callable[[Any, dict[int, Tensor], Tensor | None], ChunkOutput]
-"""(micro-batch with ``tokens`` [B, T], blocks complete before the chunk, partial) -> output."""
+OnBlock = Callable[[int, Tensor], None]
+"""Told of each block as it is complete, in ascending order."""
+Chunk = Callable[[Any, dict[int, Tensor], Tensor | None, OnBlock], ChunkOutput]
+"""(micro-batch with ``tokens`` [B, T], blocks complete before the chunk, partial, whom to tell of
+new blocks) -> output. To tell is optional: it lets blocks leave before the pass is over."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class _Outputs:
     """Where the backward pass of a chunk starts. Edges hold the graph, not the tensors."""
 
     blocks: dict[int, GradientEdge | None]
+    """Those that the chunk does not read itself."""
     partial: GradientEdge | None
     loss: GradientEdge | None
     loss_weight: Tensor | None
@@ -143,6 +150,9 @@ class _Pass:
         self.partial_gradients: dict[tuple[int, int], Tensor] = {}
         """(chunk, micro-batch) -> gradient of the chunk's outgoing partial."""
         self.outputs: dict[tuple[int, int], _Outputs] = {}
+        self.returning: dict[tuple[int, int], Message] = {}
+        """(micro-batch, block) -> its gradient's message, which the backward pass under way has not
+        come to yet."""
         self.losses: list[Tensor] = []
 
     def run(self) -> None:
@@ -158,22 +168,21 @@ class _Pass:
 
     def _forward(self, step: Step) -> None:
         _, chunk, micro_batch = step.action
-        coming = iter(step.arriving)
-        held, fresh = _by_urgency(step.leaving)
-        for message in held:
-            while not self.store.holds(micro_batch, message.block):
-                self._accept(next(coming))
-            self._send(message, self.store.leaf(micro_batch, message.block))
-        for message in coming:
-            self._accept(message)
-
+        self._pass_on(step)
         sources = {block: self.store.leaf(micro_batch, block) for block in self.plan.reads(chunk)}
         partial = self.partials.get((chunk, micro_batch))
-        output = self.engine.chunks[chunk](self.batches[micro_batch], sources, partial)
-        self._check_output(step, output)
+        fresh = deque(message for message in step.leaving if not message.is_held)
 
-        for block, tensor in output.blocks.items():
+        def put(block: int, tensor: Tensor) -> None:
             self.store.put(micro_batch, block, tensor)
+            if fresh and fresh[0].block == block:
+                self._send(fresh.popleft(), tensor)
+
+        output = self.engine.chunks[chunk](self.batches[micro_batch], sources, partial, put)
+        self._check_output(step, output)
+        for block, tensor in output.blocks.items():
+            if not self.store.holds(micro_batch, block):
+                put(block, tensor)
         for message in fresh:
             is_partial = message.block is None
             tensor = output.partial if is_partial else self.store.leaf(micro_batch, message.block)
@@ -182,9 +191,22 @@ class _Pass:
         if output.loss is not None:
             self.losses.append(output.loss.detach())
         if self.training:
-            self.outputs[chunk, micro_batch] = self._outputs(output)
+            self.outputs[chunk, micro_batch] = self._outputs(chunk, micro_batch, output)
         else:
             self._forget(chunk, micro_batch)
+
+    def _pass_on(self, step: Step) -> None:
+        """Wait for what the pass takes in, and send on what the next rank lacks of it and of what
+        was here before, each block as soon as it is here."""
+        coming = iter(step.arriving)
+        for message in step.leaving:
+            if not message.is_held:
+                break
+            while not self.store.holds(step.action.micro_batch, message.block):
+                self._accept(next(coming))
+            self._send(message, self.store.leaf(step.action.micro_batch, message.block))
+        for message in coming:
+            self._accept(message)
 
     def _accept(self, message: Message) -> None:
         """Wait for a block or partial and make it a leaf."""
@@ -201,16 +223,25 @@ class _Pass:
             leaf = partial.detach().requires_grad_(self.training)
             self.partials[hop.dst_chunk, micro_batch] = leaf
 
-    def _outputs(self, output: ChunkOutput) -> _Outputs:
+    def _outputs(self, chunk: int, micro_batch: int, output: ChunkOutput) -> _Outputs:
+        """What the backward pass needs; blocks that the chunk reads itself get their hook."""
+        ends = {}
+        for block, tensor in output.blocks.items():
+            if block in self.plan.used_inside(chunk) and tensor.requires_grad:
+                tensor.register_hook(functools.partial(self._join, micro_batch, block))
+            else:
+                ends[block] = _edge(tensor)
         weight = None
         if output.loss is not None:
             weight = torch.full_like(output.loss, 1 / len(self.batches))
-        return _Outputs(
-            blocks={block: _edge(tensor) for block, tensor in output.blocks.items()},
-            partial=_edge(output.partial),
-            loss=_edge(output.loss),
-            loss_weight=weight,
-        )
+        return _Outputs(ends, _edge(output.partial), _edge(output.loss), weight)
+
+    def _join(self, micro_batch: int, block: int, gradient: Tensor) -> Tensor:
+        """Add the gradient of a block that was collected outside of its chunk."""
+        if message := self.returning.pop((micro_batch, block), None):
+            self._accept_gradient(message)
+        collected = self.store.release(micro_batch, block)
+        return gradient if collected is None else gradient + collected
 
     def _forget(self, chunk: int, micro_batch: int) -> None:
         """Forward-only: let go of what no later chunk on this rank reads."""
@@ -220,9 +251,13 @@ class _Pass:
 
     def _backward(self, step: Step) -> None:
         _, chunk, micro_batch = step.action
-        held, fresh = _by_urgency(step.arriving)
-        for message in fresh:
-            self._accept_gradient(message)
+        held = [message for message in step.arriving if message.is_held]
+        ends = self.outputs[chunk, micro_batch].blocks
+        for message in step.arriving[: len(step.arriving) - len(held)]:
+            if message.block is None or message.block in ends:
+                self._accept_gradient(message)
+            else:
+                self.returning[micro_batch, message.block] = message
         self._differentiate(chunk, micro_batch)
 
         late = {message.block: message for message in held}
@@ -294,11 +329,6 @@ class _Pass:
 def _buffer(engine: Engine, batches: Sequence[Any], micro_batch: int) -> Tensor:
     shape = *batches[micro_batch].tokens.shape, engine.hidden_size
     return torch.empty(shape, dtype=engine.stream_dtype, device=engine.device)
-
-
-def _by_urgency(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
-    held = [message for message in messages if message.channel.urgency == "held"]
-    return held, [message for message in messages if message.channel.urgency == "fresh"]
 
 
 def _edge(tensor: Tensor | None) -> GradientEdge | None:

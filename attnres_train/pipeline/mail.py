@@ -108,8 +108,8 @@ class Inbox:
         return (
             f"rank {self._rank} could not start or finish {message.action}: it waited "
             f"{now - started:.1f} s (posted {now - receipt.since:.1f} s ago) for {message}, "
-            f"{receipt.buffer.nbytes} bytes, from rank {message.channel.src_rank} over its "
-            f"{message.channel.urgency} channel; also outstanding: {', '.join(others) or 'nothing'}"
+            f"{receipt.buffer.nbytes} bytes, from rank {message.channel.src_rank}; also "
+            f"outstanding: {', '.join(others) or 'nothing'}"
         )
 
     def assert_empty(self) -> None:
@@ -175,6 +175,6 @@ class Outbox:
             channel = sending.message.channel
             raise PeerError(
                 f"rank {self._rank}: rank {channel.dst_rank} did not take {sending.message} "
-                f"({sending.tensors[-1].nbytes} bytes, {channel.urgency} channel), waited for "
+                f"({sending.tensors[-1].nbytes} bytes), waited for "
                 f"{time.monotonic() - started:.1f} s"
             ) from error

@@ -2,10 +2,13 @@
 
 Pure Python, from plan and schedule alone, so that sender and receiver agree without a handshake.
 Forward, the blocks that a rank holds already leave before it computes a chunk (*held*), the blocks
-and the partial that the chunk makes leave behind it (*fresh*). Backward mirrors this: the gradients
-of fresh tensors go first, for the receiver cannot start without them; those of held ones are due
-only when its pass ends. The two never share a channel, so no tensor that a peer waits for stands
-behind history.
+that the chunk makes leave as they are complete, its partial behind it (*fresh*). Backward mirrors
+this: the gradient of the partial goes first, for the receiver cannot start without it, that of a
+fresh block is due when the receiver's pass comes to where the block was made, and those of held
+ones when it ends. So one channel for each directed edge and kind, used in the order of sending,
+carries everything in the order in which it is due: nothing that a peer waits for stands behind
+what it needs later. (Two connections would share the link evenly, and let history for the next
+pass hold up what this one waits for.)
 """
 
 from __future__ import annotations
@@ -34,7 +37,6 @@ class Channel(NamedTuple):
     src_rank: int
     dst_rank: int
     kind: Literal["F", "B"]
-    urgency: Literal["held", "fresh"]
 
 
 class Message(NamedTuple):
@@ -43,6 +45,8 @@ class Message(NamedTuple):
     channel: Channel
     action: Action
     block: int | None
+    is_held: bool
+    """Whether the sender of the block held it before its forward pass."""
 
     def __str__(self) -> str:
         tensor = "the partial" if self.block is None else f"block {self.block}"
@@ -62,11 +66,11 @@ def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
         return ()
     src, dst = (hop.src_rank, hop.dst_rank) if forward else (hop.dst_rank, hop.src_rank)
     receiver = action._replace(chunk=hop.dst_chunk if forward else hop.src_chunk)
-    held, fresh = (Channel(src, dst, action.kind, urgency) for urgency in ("held", "fresh"))
+    channel = Channel(src, dst, action.kind)
     messages = (
-        *(Message(held, receiver, block) for block in hop.held),
-        *(Message(fresh, receiver, block) for block in hop.fresh),
-        *([Message(fresh, receiver, None)] if hop.partial else ()),
+        *(Message(channel, receiver, block, True) for block in hop.held),
+        *(Message(channel, receiver, block, False) for block in hop.fresh),
+        *([Message(channel, receiver, None, False)] if hop.partial else ()),
     )
     return messages if forward else messages[::-1]
 

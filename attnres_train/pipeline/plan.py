@@ -5,7 +5,8 @@ not hold. A chunk reads every block that is complete before it, so when a chunk 
 holds all of those; what the rank lacks at its next chunk is the range of blocks that were completed
 in between. Every payload is such a range, and no rank ever gets a block twice.
 
-The *unit* is one tensor of micro-batch tokens x hidden_size: a block or a partial.
+The *unit* is one tensor of micro-batch tokens x hidden_size: a block or a partial. (Hyper-connections
+have m streams: m times as wide.)
 """
 
 from __future__ import annotations
@@ -106,6 +107,13 @@ class TransportPlan:
     def produced(self, chunk: int) -> range:
         """Blocks that ``chunk`` completes; the first chunk also makes block 0, the embedding."""
         return range(self._complete_before[chunk], self._complete_before[chunk + 1])
+
+    def used_inside(self, chunk: int) -> range:
+        """Those that ``chunk`` completes and goes on to read itself."""
+        produced, last = self.produced(chunk), self.layout.sublayers(chunk)[-1]
+        if chunk == self.layout.num_chunks - 1:
+            return produced  # the output head reads them all
+        return range(produced.start, max(produced.start, self.layout.blocks.completed_before(last)))
 
     def received(self, chunk: int) -> tuple[int, ...]:
         """Blocks that arrive for ``chunk`` and stay on its rank until its backward."""

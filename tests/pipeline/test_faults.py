@@ -24,12 +24,12 @@ class Dropping(nn.Module):
         super().__init__()
         self.chunk, self.batch, self.block = chunk, batch, block
 
-    def forward(self, batch, blocks, partial):
+    def forward(self, batch, blocks, partial, on_block):
         if batch is self.batch and self.block is None:
             partial = partial.detach()
         elif batch is self.batch:
             blocks = blocks | {self.block: blocks[self.block].detach()}
-        return self.chunk(batch, blocks, partial)
+        return self.chunk(batch, blocks, partial, on_block)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def train_reordered(
     return train(LAYOUT, batches, wrap=wrap, debug=debug, timeout=timeout)[1]
 
 
-FORWARD, BACKWARD = (0, 1, "F", "fresh"), (1, 0, "B", "fresh")
+FORWARD, BACKWARD = (0, 1, "F"), (1, 0, "B")
 SWAPPED, DOUBLED = [2, 3, 0, 1], [0, 1, 0, 1, 2, 3]  # each tensor with its identity before it
 
 
@@ -129,7 +129,7 @@ def test_a_tensor_that_never_comes_is_named_with_all_that_is_known_of_it():
     message = (
         r"rank 0 could not start or finish B\(chunk 0, micro-batch 0\): it waited 0\.\d s "
         r"\(posted \d\.\d s ago\) for the gradient of block 0 for B\(chunk 0, micro-batch 0\), "
-        r"256 bytes, from rank 1 over its fresh channel; also outstanding: nothing"
+        r"256 bytes, from rank 1; also outstanding: nothing"
     )
     with pytest.raises(PeerError, match=message):
         train_reordered(BACKWARD, [0, 1, 2], toy_batches([2]), debug=False, timeout=0.5)
@@ -157,8 +157,8 @@ class Wrong(nn.Module):
         super().__init__()
         self.chunk, self.change = chunk, change
 
-    def forward(self, batch, blocks, partial):
-        output = self.chunk(batch, blocks, partial)
+    def forward(self, batch, blocks, partial, on_block):
+        output = self.chunk(batch, blocks, partial, on_block)
         self.change(output)
         return output
 

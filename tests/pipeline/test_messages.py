@@ -17,16 +17,16 @@ SCHEDULES = st.sampled_from([one_f_one_b, gpipe, forward_only])
 def test_held_blocks_lead_forward_and_their_gradients_trail_backward():
     plan = TransportPlan(make_layout(8, 3, 4, 1))  # block ends 3, 6, ...; chunks of 4 sublayers
     forward = leaving(plan, Action("F", 1, 5))
-    assert [(m.channel.urgency, m.block) for m in forward] == [
-        ("held", 0),
-        ("held", 1),
-        ("fresh", 2),
-        ("fresh", None),
+    assert [(m.is_held, m.block) for m in forward] == [
+        (True, 0),
+        (True, 1),
+        (False, 2),
+        (False, None),
     ]
     assert {m.action for m in forward} == {Action("F", 2, 5)}
     backward = leaving(plan, Action("B", 2, 5))
     assert [m.block for m in backward] == [m.block for m in reversed(forward)]
-    assert {m.channel[:3] for m in backward} == {(2, 1, "B")}
+    assert {m.channel for m in backward} == {(2, 1, "B")}
     assert [str(m) for m in (forward[0], backward[0])] == [
         "block 0 for F(chunk 2, micro-batch 5)",
         "the gradient of the partial for B(chunk 1, micro-batch 5)",
@@ -44,8 +44,8 @@ def test_both_ends_agree_and_nothing_is_sent_within_a_rank():
 
 
 def test_channels_are_those_that_some_hop_uses():
-    plan = TransportPlan(make_layout(4, 2, 2, 1))  # aligned, one hop: all that it sends is fresh
-    assert channels(plan) == [(0, 1, "F", "fresh"), (1, 0, "B", "fresh")]
+    plan = TransportPlan(make_layout(4, 2, 3, 1))
+    assert channels(plan) == [(0, 1, "F"), (1, 0, "B"), (1, 2, "F"), (2, 1, "B")]
 
 
 @settings(deadline=None)

@@ -9,15 +9,15 @@ import torch.distributed as dist
 from attnres_train.pipeline.messages import Channel
 from attnres_train.pipeline.transport import Mailboxes, MailboxTransport, P2PTransport
 
-THERE, BACK = Channel(0, 1, "F", "fresh"), Channel(1, 0, "F", "fresh")
-HELD = Channel(0, 1, "F", "held")
+THERE, BACK = Channel(0, 1, "F"), Channel(1, 0, "F")
+GRADIENTS = Channel(0, 1, "B")
 
 
 def test_mailboxes_keep_the_order_of_a_channel_and_copy():
     mailboxes = Mailboxes(timedelta(seconds=1))
     sender, receiver = MailboxTransport(mailboxes), MailboxTransport(mailboxes)
     tensor = torch.arange(3.0)
-    for channel, factor in [(THERE, 1), (HELD, 2), (THERE, 3)]:
+    for channel, factor in [(THERE, 1), (GRADIENTS, 2), (THERE, 3)]:
         sender.send(channel, tensor * factor).wait()
     sent = sender.send(THERE, tensor)
     assert sender.bytes_sent == 4 * tensor.nbytes
@@ -26,7 +26,8 @@ def test_mailboxes_keep_the_order_of_a_channel_and_copy():
 
     buffers = [torch.empty(3) for _ in range(4)]
     works = [
-        receiver.receive(c, b) for c, b in zip([THERE, THERE, HELD, THERE], buffers, strict=True)
+        receiver.receive(c, b)
+        for c, b in zip([THERE, THERE, GRADIENTS, THERE], buffers, strict=True)
     ]
     assert not works[0].is_completed()
     for work in reversed(works):  # what counts is the order of the receives, not of the waits
@@ -50,20 +51,20 @@ def test_mailboxes_time_out_and_close():
 def cross_traffic() -> tuple[list[float], int]:
     """Two pipelines of two ranks, tensors of two sizes and types, receives in another order."""
     pipelines = [(0, 2), (1, 3)]
-    transport = P2PTransport([THERE, BACK, HELD], pipelines, timedelta(seconds=20))
+    transport = P2PTransport([THERE, BACK, GRADIENTS], pipelines, timedelta(seconds=20))
     pipeline, stage = dist.get_rank() % 2, dist.get_rank() // 2
     large, small = torch.full((70_000,), 1.0 + pipeline), torch.full((2,), 7.0 + pipeline)
     received = [torch.empty(70_000), torch.empty(2), torch.empty(3, dtype=torch.bfloat16)]
     if stage == 0:
         works = [
-            transport.send(HELD, large),
+            transport.send(GRADIENTS, large),
             transport.send(THERE, small),
             transport.receive(BACK, received[2]),
         ]
     else:
         works = [
             transport.receive(THERE, received[1]),
-            transport.receive(HELD, received[0]),
+            transport.receive(GRADIENTS, received[0]),
             transport.send(BACK, torch.full((3,), 0.5, dtype=torch.bfloat16)),
         ]
     for work in works:

@@ -5,7 +5,7 @@ Shapes: B samples, T tokens, D hidden_size; L sublayers, 1-based.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -49,20 +49,28 @@ class ToyChunk(nn.Module):
             self.register_parameter(name, nn.Parameter(initial(name)))
 
     def forward(
-        self, batch: ToyBatch, blocks: dict[int, Tensor], partial: Tensor | None
+        self,
+        batch: ToyBatch,
+        blocks: dict[int, Tensor],
+        partial: Tensor | None,
+        on_block: Callable[[int, Tensor], None] = lambda block, tensor: None,
     ) -> ToyOutput:
         blocks, given = dict(blocks), set(blocks)
         if self.is_first:
             embedding = self.embedding[batch.tokens]
             partial = None if self.schema.has_blocks else embedding
-            blocks.update({0: embedding} if self.schema.has_blocks else {})
+            if self.schema.has_blocks:
+                blocks[0] = embedding
+                on_block(0, embedding)
         for sublayer in self.sublayers:
             sources = [*blocks.values(), *([] if partial is None else [partial])]
             read = depth_attention(getattr(self, f"query{sublayer}"), sources)
             output = torch.tanh(read @ getattr(self, f"weight{sublayer}"))
             partial = output if partial is None else partial + output
             if self.schema.closes(sublayer):
-                blocks[self.schema.block_of(sublayer)], partial = partial, None
+                blocks[self.schema.block_of(sublayer)] = partial
+                on_block(self.schema.block_of(sublayer), partial)
+                partial = None
         made = {block: tensor for block, tensor in blocks.items() if block not in given}
         if not self.is_last:
             return ToyOutput(made, partial)

@@ -69,9 +69,9 @@ class Recorder:
         return self.transport.bytes_sent
 
     def send(self, channel, tensor):
-        self.events.append(f"send {channel.kind} {channel.urgency}")
+        self.events.append(f"send {channel.kind}")
         return self.transport.send(channel, tensor)
 
     def receive(self, channel, buffer):
-        self.events.append(f"receive {channel.kind} {channel.urgency}")
+        self.events.append(f"receive {channel.kind}")
         return self.transport.receive(channel, buffer)
