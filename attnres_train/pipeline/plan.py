@@ -5,8 +5,8 @@ not hold. A chunk reads every block that is complete before it, so when a chunk 
 holds all of those; what the rank lacks at its next chunk is the range of blocks that were completed
 in between. Every payload is such a range, and no rank ever gets a block twice.
 
-The *unit* is one tensor of micro-batch tokens x hidden_size: a block or a partial. (Hyper-connections
-have m streams: m times as wide.)
+The *unit* is one tensor of micro-batch tokens x hidden_size: a block or a partial. (The partial of
+hyper-connections is as wide as all their streams.)
 """
 
 from __future__ import annotations
