@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,48 +52,66 @@ class Output:
 class SleepingChunk(nn.Module):
     """A chunk of ``plan`` whose forward pass takes ``seconds`` and whose backward pass twice that.
 
-    Tensors are zero and have the right shape; making them and collecting gradients is part of the
-    time. Chunks without memory in flight between them: one chunk runs at a time on a rank.
+    Its tensors are zero. Making them and collecting gradients is part of the time; waiting inside
+    the backward pass is not. Blocks that the plan has it read itself are complete at their share of
+    the time.
     """
 
     def __init__(self, plan: TransportPlan, chunk: int, seconds: float, hidden_size: int) -> None:
         super().__init__()
         self.seconds, self.hidden_size = seconds, hidden_size
-        self.produced = plan.produced(chunk)
+        self.inner = plan.used_inside(chunk)
+        self.behind = [block for block in plan.produced(chunk) if block not in self.inner]
         hop = plan.hop_out_of(chunk)
         self.is_last = hop is None
         self.has_partial = hop is not None and hop.partial
+        sublayers, ends = plan.layout.sublayers(chunk), plan.layout.blocks.ends
+        done = [max(0, ends[b] - sublayers[0] + 1) / len(sublayers) for b in self.inner]
+        self.shares = [end - start for start, end in pairwise([0.0, *done, 1.0])]
         self.gate = nn.Parameter(torch.zeros(1))
-        self.backward_deadline = 0.0
+        self.clock = 0.0
 
-    def forward(self, batch: Any, blocks: dict[int, Tensor], partial: Tensor | None) -> Output:
-        deadline = time.monotonic() + self.seconds
+    def forward(
+        self,
+        batch: Any,
+        blocks: dict[int, Tensor],
+        partial: Tensor | None,
+        on_block: Callable[[int, Tensor], None] = lambda block, tensor: None,
+    ) -> Output:
+        self.clock = time.monotonic()
         shape = *batch.tokens.shape, self.hidden_size
         sources = [*blocks.values(), *([] if partial is None else [partial])]
-        made = len(self.produced) + self.has_partial
-        end = _BackwardEnd.apply(self.gate, self)
-        *tensors, loss = _Compute.apply(end, self, shape, made, *sources)
-        sleep_until(deadline)
-        return Output(
-            blocks=dict(zip(self.produced, tensors, strict=False)),
-            partial=tensors[-1] if self.has_partial else None,
-            loss=loss.sum() if self.is_last else None,
-        )
+        link, output = _BackwardEnd.apply(self.gate, self), Output()
+        for block, share in zip(self.inner, self.shares, strict=False):
+            link, tensor = _Segment.apply(link, self, share, shape, 1, *sources)
+            output.blocks[block], sources = tensor, [tensor]
+            on_block(block, tensor)
+        made = len(self.behind) + self.has_partial
+        link, *tensors = _Segment.apply(link, self, self.shares[-1], shape, made, *sources)
+        output.blocks.update(zip(self.behind, tensors, strict=False))
+        output.partial = tensors[-1] if self.has_partial else None
+        output.loss = link.sum() if self.is_last else None
+        return output
 
 
-class _Compute(torch.autograd.Function):
-    """Zeros of ``shape`` that depend on every source, and a loss [1]."""
+class _Segment(torch.autograd.Function):
+    """A share of a chunk: makes zeros of ``shape`` that depend on the segment before (``link``) and
+    on ``sources``, and takes its time."""
 
     @staticmethod
-    def forward(ctx, end, chunk, shape, made, *sources):
-        ctx.chunk, ctx.shape, ctx.num_sources = chunk, shape, len(sources)
-        return *(torch.zeros(shape) for _ in range(made)), torch.zeros(1)
+    def forward(ctx, link, chunk, share, shape, made, *sources):
+        ctx.chunk, ctx.share, ctx.shape, ctx.num_sources = chunk, share, shape, len(sources)
+        tensors = [torch.zeros(shape) for _ in range(made)]
+        chunk.clock += share * chunk.seconds
+        sleep_until(chunk.clock)
+        return link.clone(), *tensors
 
     @staticmethod
     def backward(ctx, *_):
-        ctx.chunk.backward_deadline = time.monotonic() + 2 * ctx.chunk.seconds
+        sleep_until(ctx.chunk.clock)  # of the segment behind: what it gave is accumulated by now
+        ctx.chunk.clock = time.monotonic() + 2 * ctx.share * ctx.chunk.seconds
         gradients = (torch.zeros(ctx.shape) for _ in range(ctx.num_sources))
-        return torch.zeros(1), None, None, None, *gradients
+        return torch.zeros(1), None, None, None, None, *gradients
 
 
 class _BackwardEnd(torch.autograd.Function):
@@ -104,5 +124,5 @@ class _BackwardEnd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        sleep_until(ctx.chunk.backward_deadline)
+        sleep_until(ctx.chunk.clock)
         return gradient, None

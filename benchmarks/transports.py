@@ -27,6 +27,9 @@ class LatePlan(TransportPlan):
         hop = super()._hop(src)
         return replace(hop, held=(), fresh=hop.blocks)
 
+    def used_inside(self, chunk: int) -> range:
+        return range(0)
+
 
 class PaddedPlan(LatePlan):
     """The exact payload, with every hop padded to the widest one."""
@@ -69,3 +72,6 @@ class NaivePlan(TransportPlan):
 
     def produced(self, chunk: int) -> range:
         return self._into[chunk + 1] if chunk + 1 < len(self._into) else range(0)
+
+    def used_inside(self, chunk: int) -> range:
+        return range(0)

@@ -253,11 +253,12 @@ class _Pass:
         _, chunk, micro_batch = step.action
         held = [message for message in step.arriving if message.is_held]
         ends = self.outputs[chunk, micro_batch].blocks
+        inner = [block for block in self.plan.produced(chunk) if block not in ends]
         for message in step.arriving[: len(step.arriving) - len(held)]:
-            if message.block is None or message.block in ends:
-                self._accept_gradient(message)
-            else:
+            if message.block in inner:
                 self.returning[micro_batch, message.block] = message
+            else:
+                self._accept_gradient(message)
         self._differentiate(chunk, micro_batch)
 
         late = {message.block: message for message in held}
