@@ -112,7 +112,7 @@ def test_93_layers_on_16_stages(capsys):
     overrides = ("num_layers=93", "full_attention_layers=null")
     overrides = (*(f"model.{one}" for one in overrides), "parallel.layout=auto")
     overrides += ("parallel.pipeline_model_parallel_size=16",)
-    arguments = ("kimi_linear_48b_attnres", "--json")
+    arguments = ("kimi_linear_48b_attnres", "--json", "--nproc", "1024")
     auto = json.loads(plan(capsys, *arguments, overrides=overrides))
     even = json.loads(plan(capsys, *arguments, overrides=(*overrides, "parallel.layout=even")))
     spans = [span for rank in auto["ranks"] for span in rank["layers"]]
