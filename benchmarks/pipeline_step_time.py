@@ -82,7 +82,9 @@ class Row:
         chunks = self.ranks * self.virtual
         costs = Costs([seconds] * chunks, [2 * seconds] * chunks, unit * seconds)
         schedule = one_f_one_b(self.ranks, self.virtual, self.micro_batches)
-        return simulate(self.plan("eager"), schedule, costs, mode, record=False).seconds
+        plan = self.plan("eager")
+        timeline = simulate(plan, schedule, costs, mode, record=False, port_per_neighbour=True)
+        return timeline.seconds
 
 
 class Worker:

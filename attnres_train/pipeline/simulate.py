@@ -1,36 +1,47 @@
 """Discrete-event simulation of a training step: passes, and the transfers between ranks.
 
-Each rank computes one pass at a time and owns one port, through which everything that it sends
-leaves tensor by tensor at the link's bandwidth while it computes on. Tensors that a receiver waits
-for go ahead of history that it needs later.
+Each rank computes one pass at a time. What it sends leaves while it computes on, tensor by tensor in
+the order of sending, through one port of limited bandwidth, or through one for each neighbour.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
 
 from attnres_train.pipeline.plan import Hop, TransportPlan
-from attnres_train.pipeline.port import Message, Port, Transfer
 from attnres_train.pipeline.schedule import Action, Schedule
 
 Mode = Literal["standard", "naive", "padded", "exact", "eager"]
-"""What a hop carries, as in `plan.Units`; ``eager`` is the exact payload with what the sender held
-before leaving ahead of its forward pass, and its gradients due only behind the receiver's."""
+"""What a hop carries, as in `plan.Units`; ``eager`` is the exact payload with every tensor sent as
+soon as it is there, and its gradients due only when the receiver's pass comes to it."""
 MODES: tuple[Mode, ...] = ("standard", "naive", "padded", "exact", "eager")
 
 
-class Payload(NamedTuple):
-    """Units of one hop, micro-batch and direction."""
+class Part(NamedTuple):
+    """Tensors that leave together over a hop, once per micro-batch and direction."""
 
-    urgent: int
-    """Sent behind the pass, waited for before the next."""
-    relaxed: int
-    """Forward: sent ahead of the pass. Backward: due behind the receiver's pass."""
+    units: int
+    share: float = 1.0
+    """Of the sender's forward pass, behind which it leaves: 0 for what the sender held before. Its
+    gradients are due when the receiver's backward pass has just this share of itself left."""
+    blocks: tuple[int, ...] = ()
+    """Where the transport is the plan's, what the part is made of."""
+    partial: bool = False
+
+
+class Transfer(NamedTuple):
+    """A part on the wire, for the pass ``enables``; times in seconds."""
+
+    src: int
+    dst: int
+    enables: Action
+    part: Part
+    start: float
+    end: float
 
 
 class Pass(NamedTuple):
@@ -41,7 +52,7 @@ class Pass(NamedTuple):
     start: float
     compute_end: float
     end: float
-    """Later than ``compute_end`` where gradients that are due behind the pass come late."""
+    """Later than ``compute_end`` where gradients that are due within the pass come late."""
 
 
 @dataclass(frozen=True)
@@ -69,143 +80,151 @@ class Timeline:
         return 1 - sum(self.compute_seconds) / (len(self.compute_seconds) * self.seconds)
 
 
-def payloads(plan: TransportPlan, mode: Mode) -> list[Payload]:
-    """Per hop, what crosses it under ``mode``."""
+def parts(plan: TransportPlan, mode: Mode) -> list[tuple[Part, ...]]:
+    """Per hop, what crosses it under ``mode``, in the order of sending forward."""
     widest = max((hop.units for hop in plan.hops), default=0)
 
-    def payload(hop: Hop) -> Payload:
+    def of(hop: Hop) -> tuple[Part, ...]:
         if hop.is_local:
-            return Payload(0, 0)
+            return ()
         if mode == "eager":
-            return Payload(len(hop.fresh) + hop.partial, len(hop.held))
+            return tuple(_eager_parts(plan, hop))
+        if mode == "exact":
+            return (Part(hop.units, 1.0, hop.blocks, hop.partial),)
         history = len(plan.reads(hop.dst_chunk)) + hop.partial
-        units = {"standard": 1, "naive": history, "padded": widest, "exact": hop.units}
-        return Payload(units[mode], 0)
+        return (Part({"standard": 1, "naive": history, "padded": widest}[mode]),)
 
-    return [payload(hop) for hop in plan.hops]
+    return [of(hop) for hop in plan.hops]
+
+
+def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
+    if hop.held:
+        yield Part(len(hop.held), 0.0, hop.held)
+    sublayers, inner = plan.layout.sublayers(hop.src_chunk), plan.used_inside(hop.src_chunk)
+    early = tuple(block for block in hop.fresh if block in inner)
+    for block in early:
+        done = max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start)
+        yield Part(1, done / len(sublayers), (block,))
+    late = hop.fresh[len(early) :]
+    if late or hop.partial:
+        yield Part(len(late) + hop.partial, 1.0, late, hop.partial)
 
 
 def simulate(
-    plan: TransportPlan, schedule: Schedule, costs: Costs, mode: Mode, *, record: bool = True
+    plan: TransportPlan,
+    schedule: Schedule,
+    costs: Costs,
+    mode: Mode,
+    *,
+    record: bool = True,
+    port_per_neighbour: bool = False,
 ) -> Timeline:
-    """The timeline of one step of ``schedule``, which `validate` must have accepted."""
-    return _Simulation(plan, schedule, costs, payloads(plan, mode), record).run()
+    """The timeline of one step of ``schedule``, which `validate` must have accepted. A rank has one
+    port for all that it sends or, with ``port_per_neighbour``, one for each rank it sends to."""
+    return _Simulation(plan, schedule, costs, parts(plan, mode), record, port_per_neighbour).run()
+
+
+_Arrival = tuple[Action, Part]
 
 
 class _Simulation:
+    """Ranks are generators: they yield the time to sleep until, or the arrival to wait for."""
+
     def __init__(
         self,
         plan: TransportPlan,
         schedule: Schedule,
         costs: Costs,
-        hops: list[Payload],
+        hops: list[tuple[Part, ...]],
         record: bool,
+        port_per_neighbour: bool,
     ) -> None:
         self.schedule, self.costs, self.record = schedule, costs, record
+        self.port_per_neighbour = port_per_neighbour
         self.rank_of = [plan.layout.rank_of(chunk) for chunk in range(plan.layout.num_chunks)]
-        # By chunk, what its pass takes in and what it sends; nothing at the ends of the model.
-        nothing = Payload(0, 0)
-        before, after = [nothing, *hops], [*hops, nothing]
-        self.incoming = {"F": before, "B": after}
-        self.outgoing = {"F": after, "B": before}
+        self.before, self.after = [(), *hops], [*hops, ()]  # what crosses next to each chunk
         self.timeline = Timeline([0.0] * len(schedule))
-        self.events: list[tuple[float, int, Callable[[float], None]]] = []
+        self.now = 0.0
         self.sequence = count()  # events of one time run in the order they were made
-        self.position = [0] * len(schedule)
-        self.running: list[Pass | None] = [None] * len(schedule)
-        self.ports = [
-            Port(rank, costs.unit, self.at, self._delivered) for rank in range(len(schedule))
-        ]
-        # Units that have arrived for each pass.
-        self.urgent: dict[Action, int] = {}
-        self.relaxed: dict[Action, int] = {}
-
-    def at(self, time: float, event: Callable[[float], None]) -> None:
-        heapq.heappush(self.events, (time, next(self.sequence), event))
+        self.events: list[tuple[float, int, int, Transfer | None]] = []
+        self.ranks = [self._run_rank(rank) for rank in range(len(schedule))]
+        self.port_free: dict[tuple[int, int], float] = {}
+        self.arrived: set[_Arrival] = set()
+        self.waiting: dict[_Arrival, int] = {}
 
     def run(self) -> Timeline:
-        for rank in range(len(self.schedule)):
-            self._start(rank, 0.0)
+        for rank in range(len(self.ranks)):
+            self._resume(rank)
         while self.events:
-            self.timeline.seconds, _, event = heapq.heappop(self.events)
-            event(self.timeline.seconds)
+            self.now, _, rank, transfer = heapq.heappop(self.events)
+            if transfer is not None:
+                self._arrive(transfer)
+            else:
+                self._resume(rank)
+        self.timeline.seconds = self.now
         return self.timeline
 
-    def _start(self, rank: int, now: float) -> None:
-        """Start the rank's next pass if it is free and everything for it has arrived."""
-        if self.running[rank] or self.position[rank] == len(self.schedule[rank]):
-            return
-        action = self.schedule[rank][self.position[rank]]
-        forward = action.kind == "F"
-        if not self._has_urgent(action) or (forward and not self._has_relaxed(action)):
-            return
-        seconds = (self.costs.forward if forward else self.costs.backward)[action.chunk]
-        self.running[rank] = Pass(rank, action, now, now + seconds, now + seconds)
-        self.timeline.compute_seconds[rank] += seconds
-        if forward:
-            self._send_relaxed(rank, action, now)
-        self.at(now + seconds, partial(self._finish, rank))
+    def _resume(self, rank: int) -> None:
+        """Let the rank go on to where it sleeps or waits for something that is not there."""
+        for wish in self.ranks[rank]:
+            if isinstance(wish, float):
+                if wish > self.now:
+                    heapq.heappush(self.events, (wish, next(self.sequence), rank, None))
+                    return
+            elif wish not in self.arrived:
+                self.waiting[wish] = rank
+                return
 
-    def _has_urgent(self, action: Action) -> bool:
-        """Between chunks of one rank nothing is sent, but the pass before still has to be over:
-        its end counts as the arrival of nothing."""
-        kind, chunk, _ = action
-        first = chunk == (0 if kind == "F" else len(self.rank_of) - 1)
-        return first or self.urgent.get(action) == self.incoming[kind][chunk].urgent
-
-    def _has_relaxed(self, action: Action) -> bool:
-        needed = self.incoming[action.kind][action.chunk].relaxed
-        return not needed or self.relaxed.get(action) == needed
-
-    def _finish(self, rank: int, now: float) -> None:
-        """End the rank's pass, unless gradients that are due behind it are still on their way."""
-        one = self.running[rank]
-        if one is None or now < one.compute_end:
-            return
-        action = one.action
-        backward = action.kind == "B"
-        if backward and not self._has_relaxed(action):
-            return
-        self.running[rank] = None
-        self.position[rank] += 1
-        if self.record:
-            self.timeline.passes.append(one._replace(end=now))
-        self._send_urgent(rank, action, now)
-        if backward:
-            self._send_relaxed(rank, action, now)
-        self._start(rank, now)
-
-    def _send_urgent(self, rank: int, action: Action, now: float) -> None:
-        enabled = self._next_pass(action)
-        if enabled is None:
-            return
-        units = self.outgoing[action.kind][action.chunk].urgent
-        if units:
-            self.ports[rank].send(Message(self.rank_of[enabled.chunk], enabled, True, units), now)
-        else:
-            self._arrive(enabled, True, 0, now)
-
-    def _send_relaxed(self, rank: int, action: Action, now: float) -> None:
-        units = self.outgoing[action.kind][action.chunk].relaxed
-        enabled = self._next_pass(action)
-        if units and enabled:
-            self.ports[rank].send(Message(self.rank_of[enabled.chunk], enabled, False, units), now)
-
-    def _next_pass(self, action: Action) -> Action | None:
-        kind, chunk, micro_batch = action
-        chunk += 1 if kind == "F" else -1
-        return Action(kind, chunk, micro_batch) if 0 <= chunk < len(self.rank_of) else None
-
-    def _delivered(self, transfer: Transfer) -> None:
+    def _arrive(self, transfer: Transfer) -> None:
         if self.record:
             self.timeline.transfers.append(transfer)
-        self._arrive(transfer.enables, transfer.urgent, transfer.units, transfer.end)
+        arrival = transfer.enables, transfer.part
+        self.arrived.add(arrival)
+        if arrival in self.waiting:
+            self._resume(self.waiting.pop(arrival))
 
-    def _arrive(self, action: Action, urgent: bool, units: int, now: float) -> None:
-        arrived = self.urgent if urgent else self.relaxed
-        arrived[action] = arrived.get(action, 0) + units
-        rank = self.rank_of[action.chunk]
-        if self.running[rank]:
-            self._finish(rank, now)
-        else:
-            self._start(rank, now)
+    def _run_rank(self, rank: int) -> Iterator[float | _Arrival]:
+        for action in self.schedule[rank]:
+            forward = action.kind == "F"
+            seconds = (self.costs.forward if forward else self.costs.backward)[action.chunk]
+            if forward:
+                start = yield from self._forward(action, seconds)
+            else:
+                start = yield from self._backward(action, seconds)
+            self.timeline.compute_seconds[rank] += seconds
+            if self.record:
+                self.timeline.passes.append(Pass(rank, action, start, start + seconds, self.now))
+
+    def _forward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
+        """Returns when the pass started."""
+        for part in self.before[action.chunk]:
+            yield action, part
+        start = self.now
+        for part in self.after[action.chunk]:
+            yield start + part.share * seconds
+            self._send(action, action._replace(chunk=action.chunk + 1), part)
+        yield start + seconds
+        return start
+
+    def _backward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
+        """Returns when the pass started."""
+        start, left = None, 1.0
+        for part in reversed(self.after[action.chunk]):
+            yield self.now + (left - part.share) * seconds
+            yield action, part
+            if start is None:
+                start = self.now - (left - part.share) * seconds
+            left = part.share
+        start = self.now if start is None else start
+        yield self.now + left * seconds
+        for part in reversed(self.before[action.chunk]):
+            self._send(action, action._replace(chunk=action.chunk - 1), part)
+        return start
+
+    def _send(self, action: Action, enables: Action, part: Part) -> None:
+        src, dst = self.rank_of[action.chunk], self.rank_of[enables.chunk]
+        port = src, dst if self.port_per_neighbour else -1
+        start = max(self.now, self.port_free.get(port, 0.0))
+        end = self.port_free[port] = start + part.units * self.costs.unit
+        transfer = Transfer(src, dst, enables, part, start, end)
+        heapq.heappush(self.events, (end, next(self.sequence), dst, transfer))

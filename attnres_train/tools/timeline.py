@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.port import Transfer
-from attnres_train.pipeline.simulate import Pass, Timeline
+from attnres_train.pipeline.simulate import Pass, Timeline, Transfer
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 1600, 74, 24, 66
 _PASS, _WIRE, _STORE, _GAP = 26, 8, 22, 14  # heights of a rank's lanes, and the gap below them
@@ -145,25 +144,18 @@ class _Drawing:
         x, width = self.x(transfer.start), (transfer.end - transfer.start) * self.scale
         y = self.y(transfer.src) + _PASS + 1
         hint = (
-            f"rank {transfer.src} to {transfer.dst}: {transfer.units} units for "
+            f"rank {transfer.src} to {transfer.dst}: {transfer.part.units} units for "
             f"{transfer.enables}{self._blocks(transfer)}: {_times(transfer.start, transfer.end)}"
         )
-        color = _URGENT if transfer.urgent else _RELAXED
+        color = _URGENT if transfer.part.share else _RELAXED
         yield _rect(x, y, max(width, 0.4), _WIRE, color, hint, "wire")
 
     def _blocks(self, transfer: Transfer) -> str:
         """The blocks of a transfer, where the transport is the plan's."""
-        if self.mode not in ("exact", "eager"):
-            return ""
-        kind, chunk, _ = transfer.enables
-        hop = self.plan.hops[chunk - 1 if kind == "F" else chunk]
-        if self.mode == "exact":
-            blocks, partial = hop.blocks, hop.partial
-        else:
-            blocks = hop.fresh if transfer.urgent else hop.held
-            partial = transfer.urgent and hop.partial
-        named = [f"block {block}" for block in blocks] + ["the partial"] * partial
-        return f" ({'gradients of ' if kind == 'B' else ''}{', '.join(named)})"
+        named = [f"block {block}" for block in transfer.part.blocks]
+        named += ["the partial"] * transfer.part.partial
+        kind = "gradients of " if transfer.enables.kind == "B" else ""
+        return f" ({kind}{', '.join(named)})" if named else ""
 
 
 def _rect(x: float, y: float, width: float, height: float, color: str, hint: str, kind: str) -> str:

@@ -10,7 +10,7 @@ from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.layout import Layout, even_bounds, make_layout
 from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import forward_only, gpipe, one_f_one_b
-from attnres_train.pipeline.simulate import MODES, Costs, payloads, simulate
+from attnres_train.pipeline.simulate import MODES, Costs, parts, simulate
 from tests.pipeline.layouts import layouts
 
 
@@ -40,12 +40,12 @@ def test_one_micro_batch_by_hand():
 
 def test_eager_forwarding_takes_the_history_off_the_critical_path():
     """Three ranks, a block per chunk. Block 0 (and its gradient) crosses 1 -> 2 beside compute:
-    only blocks fresh out of a chunk, and their gradients, are ever waited for."""
+    only what a chunk makes last, and its gradient, is ever waited for."""
     plan = TransportPlan(make_layout(3, 2, 3, 1))
     schedule, costs = one_f_one_b(3, 1, 1), flat_costs(plan, 0.25)
-    # Forward: 0 -> 1 carries blocks 0 and 1 (both fresh); 1 -> 2 carries 0, 1 (held) and 2.
+    # Forward: 0 -> 1 carries block 0, the embedding, and 1; 1 -> 2 carries 0, 1 (held) and 2.
     assert simulate(plan, schedule, costs, "exact").seconds == 9 + 2 * (2 + 3) * 0.25
-    assert simulate(plan, schedule, costs, "eager").seconds == 9 + 2 * (2 + 1) * 0.25
+    assert simulate(plan, schedule, costs, "eager").seconds == 9 + 2 * (1 + 1) * 0.25
 
 
 @settings(max_examples=100, deadline=None)
@@ -63,8 +63,8 @@ def test_every_pass_runs_and_every_unit_is_sent(layout, micro_batches, make, mod
     by_rank = [[p.action for p in timeline.passes if p.rank == r] for r in range(len(schedule))]
     assert by_rank == [list(actions) for actions in schedule]
     directions = 1 if make is forward_only else 2
-    sent = sum(transfer.units for transfer in timeline.transfers)
-    per_micro_batch = sum(urgent + relaxed for urgent, relaxed in payloads(plan, mode))
+    sent = sum(transfer.part.units for transfer in timeline.transfers)
+    per_micro_batch = sum(part.units for hop in parts(plan, mode) for part in hop)
     assert sent == per_micro_batch * micro_batches * directions
     for rank in range(layout.num_ranks):
         port = [t for t in timeline.transfers if t.src == rank]
@@ -75,8 +75,8 @@ def test_modes_send_what_the_plan_counts():
     plan = TransportPlan(make_layout(27, 6, 4, 2))
     units = plan.units()
     for mode in ("standard", "naive", "padded", "exact"):
-        assert sum(payload.urgent for payload in payloads(plan, mode)) == getattr(units, mode)
-    assert sum(map(sum, payloads(plan, "eager"))) == units.exact
+        assert sum(part.units for hop in parts(plan, mode) for part in hop) == getattr(units, mode)
+    assert sum(part.units for hop in parts(plan, "eager") for part in hop) == units.exact
 
 
 def test_48b_on_eight_ranks():
