@@ -3,10 +3,13 @@
     python benchmarks/pipeline_step_time.py
 
 Every rank is a gloo process in a network namespace of its own, in a ring of veth pairs shaped by
-`tc tbf` (Linux, root and iproute2). Compute is a sleep of t forward and 2t backward, so that four to
-eight ranks fit on two cores and the step shows communication alone. 54 sublayers in blocks of 6,
-spread evenly over the chunks; a unit is an fp32 tensor of 512 KiB. All contestants run side by side:
-each repetition times each of them once, the first is not counted, and the table has medians.
+`tc tbf` (Linux, root and iproute2). Compute is a sleep of t forward and 2t backward, so that four
+to eight ranks fit on two cores and the step shows communication alone. 54 sublayers in blocks of 6,
+spread evenly over the chunks; a unit is an fp32 tensor of 512 KiB. With `--compute model` a small
+model computes in earnest; then t is what its passes take without any limit on the links.
+
+All contestants run side by side: a round times each of them once, the table has medians over
+rounds, and a first round for each row, which opens connections, does not count.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import small_model
 from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.engine import Engine
 from attnres_train.pipeline.layout import Layout, even_bounds
@@ -39,7 +43,7 @@ from attnres_train.pipeline.simulate import Costs, simulate
 from attnres_train.pipeline.transport import P2PTransport
 from chunks import Batch, SleepingChunk, sleep_precisely
 from ring import Ring, what_is_missing
-from torch_pipelining import make_step
+from torch_pipelining import make_stages, make_step
 from transports import LatePlan, NaivePlan, PaddedPlan
 
 SUBLAYERS, BLOCK_SIZE = 54, 6
@@ -63,13 +67,18 @@ class Row:
     ranks: int
     virtual: int
     micro_batches: int
+    sleeps: bool = True
 
-    def layout(self, block_size: int | None = BLOCK_SIZE) -> Layout:
+    def layout(self, standard: bool) -> Layout:
+        if not self.sleeps:
+            block_size = None if standard else small_model.BLOCK_SIZE
+            return small_model.layout(self.ranks, self.virtual, block_size)
+        block_size = None if standard else BLOCK_SIZE
         bounds = even_bounds(SUBLAYERS, self.ranks * self.virtual)
         return Layout(Blocks(SUBLAYERS, block_size), bounds, self.ranks, sublayers_per_layer=1)
 
     def plan(self, name: str) -> TransportPlan:
-        return PLANS[name][0](self.layout(None if name == "standard" else BLOCK_SIZE))
+        return PLANS[name][0](self.layout(name == "standard"))
 
     def ideal(self, seconds: float) -> float:
         """Of the standard residual on links that cost nothing."""
@@ -98,7 +107,7 @@ class Worker:
 
     def time_step(self, row: Row, name: str, seconds: float) -> tuple[float, float]:
         """When a step began and ended on this rank."""
-        key = row, name, seconds
+        key = row, name, seconds if row.sleeps else 0.0
         if key not in self.steps:
             self.steps[key] = self._make(*key)
         dist.barrier()
@@ -108,24 +117,27 @@ class Worker:
 
     def _make(self, row: Row, name: str, seconds: float) -> Callable[[], Any]:
         plan = row.plan(name)
-        chunks = {
-            chunk: SleepingChunk(plan, chunk, seconds, HIDDEN_SIZE)
-            for chunk in plan.layout.chunks_of(self.rank)
-        }
-        tokens = [torch.zeros(1, TOKENS, dtype=torch.long)] * row.micro_batches
+        own = plan.layout.chunks_of(self.rank)
+        if row.sleeps:
+            hidden_size, batch = HIDDEN_SIZE, Batch(torch.zeros(1, TOKENS, dtype=torch.long))
+            chunks = {chunk: SleepingChunk(plan, chunk, seconds, hidden_size) for chunk in own}
+        else:
+            hidden_size, batch = small_model.HIDDEN_SIZE, small_model.make_batch()
+            chunks = {chunk: small_model.make_chunk(plan.layout, chunk) for chunk in own}
+        batches = [batch] * row.micro_batches
         if name == "torch":
-            return make_step(plan, self.rank, chunks, tokens, HIDDEN_SIZE)
-        engine = Engine(chunks, plan, self.rank, self.transport, HIDDEN_SIZE, torch.float32)
-        batches = [Batch(one) for one in tokens]
+            return make_step(make_stages(plan, chunks, batch, hidden_size), batches)
+        engine = Engine(chunks, plan, self.rank, self.transport, hidden_size, torch.float32)
         return lambda: engine.train_step(batches)
 
 
-def work(ring: Ring, rank: int, store: str, connection: Connection) -> None:
+def work(ring: Ring, rank: int, store: str, sleeps: bool, connection: Connection) -> None:
     """A worker's life: jobs from the connection until None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     os.environ["GLOO_SOCKET_IFNAME"] = ring.enter(rank)
     torch.set_num_threads(1)
-    sleep_precisely()
+    if sleeps:
+        sleep_precisely()
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, ring.num_ranks), rank=rank, world_size=ring.num_ranks
     )
@@ -138,8 +150,8 @@ def work(ring: Ring, rank: int, store: str, connection: Connection) -> None:
 class Cluster:
     """Workers in a ring, for the length of a ``with`` block."""
 
-    def __init__(self, ranks: int) -> None:
-        self.ring = Ring(ranks)
+    def __init__(self, ranks: int, sleeps: bool) -> None:
+        self.ring, self.sleeps = Ring(ranks), sleeps
         self.workers: list[tuple[Any, Connection]] = []
 
     def __enter__(self) -> Cluster:
@@ -150,7 +162,7 @@ class Cluster:
         for rank in range(self.ring.num_ranks):
             here, there = context.Pipe()
             process = context.Process(
-                target=work, args=(self.ring, rank, store, there), daemon=True
+                target=work, args=(self.ring, rank, store, self.sleeps, there), daemon=True
             )
             process.start()
             there.close()
@@ -176,11 +188,8 @@ class Cluster:
     ) -> dict[str, float]:
         """Median step time by contestant, a unit costing ``unit`` chunks on a link."""
         self.ring.shape(UNIT_BYTES / (unit * seconds) if unit else None)
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(1 + repeats):
-            for name in names:
-                times[name].append(self.step(row, name, seconds))
-        return {name: statistics.median(some[1:]) for name, some in times.items()}
+        rounds = [{name: self.step(row, name, seconds) for name in names} for _ in range(repeats)]
+        return {name: statistics.median(times[name] for times in rounds) for name in names}
 
 
 def report(row: Row, seconds: float, unit: float, times: dict[str, float]) -> str:
@@ -205,6 +214,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=[",".join(map(str, row)) for row in ROWS])
     parser.add_argument("--units", type=float, nargs="+", default=UNITS, help="link time over t")
     parser.add_argument("--contestants", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--compute", choices=["sleep", "model"], default="sleep")
     parser.add_argument("--quick", action="store_true", help="a smoke run of one row")
     args = parser.parse_args()
     if args.quick:
@@ -213,12 +223,18 @@ def main() -> None:
         print(f"pipeline_step_time needs {missing}")
         sys.exit(0 if args.quick else 2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    seconds, names = args.milliseconds / 1e3, args.contestants
-    rows = [Row(*map(int, row.split(","))) for row in args.rows]
+    seconds, names, sleeps = args.milliseconds / 1e3, args.contestants, args.compute == "sleep"
+    if not sleeps:
+        names = [name for name in names if PLANS[name][0] in (TransportPlan, LatePlan)]
+    rows = [Row(*map(int, row.split(",")), sleeps) for row in args.rows]
     print(f"| P, V, M | unit / t | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
     for ranks in sorted({row.ranks for row in rows}):
-        with Cluster(ranks) as cluster:
+        with Cluster(ranks, sleeps) as cluster:
             for row in (row for row in rows if row.ranks == ranks):
+                cluster.measure(row, names, seconds, 0, 1)  # opens connections
+                if not sleeps:
+                    free = cluster.measure(row, ["standard"], seconds, 0, args.repeats)
+                    seconds = free["standard"] / row.ideal(1)
                 for unit in args.units:
                     times = cluster.measure(row, names, seconds, unit, args.repeats)
                     print(report(row, seconds, unit, times), flush=True)

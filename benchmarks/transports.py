@@ -7,17 +7,11 @@ passes on, and the chunk behind it reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from itertools import accumulate, pairwise
 
 from attnres_train.pipeline.layout import Layout
 from attnres_train.pipeline.plan import Hop, TransportPlan
-from chunks import Output
 
 
 class LatePlan(TransportPlan):
@@ -37,10 +31,9 @@ class PaddedPlan(LatePlan):
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
         widest = max(hop.units for hop in self.hops)
-        first = layout.blocks.num_blocks
-        counts = [widest - hop.units for hop in self.hops]
-        ends = [first, *accumulate(counts, initial=first)][1:]
-        self._padding = [range(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        counts = (widest - hop.units for hop in self.hops)
+        bounds = accumulate(counts, initial=layout.blocks.num_blocks)
+        self._padding = [range(*pair) for pair in pairwise(bounds)]
         self.hops = tuple(
             replace(hop, fresh=(*hop.fresh, *padding))
             for hop, padding in zip(self.hops, self._padding, strict=True)
@@ -60,9 +53,8 @@ class NaivePlan(TransportPlan):
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
         true = TransportPlan(layout)
-        counts = [len(true.reads(chunk)) for chunk in range(layout.num_chunks)]
-        ends = list(accumulate(counts, initial=0))
-        self._into = [range(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        counts = (len(true.reads(chunk)) for chunk in range(layout.num_chunks))
+        self._into = [range(*pair) for pair in pairwise(accumulate(counts, initial=0))]
         self.hops = tuple(
             replace(hop, held=(), fresh=tuple(self._into[hop.dst_chunk])) for hop in true.hops
         )

@@ -1,7 +1,7 @@
 """Discrete-event simulation of a training step: passes, and the transfers between ranks.
 
-Each rank computes one pass at a time. What it sends leaves while it computes on, tensor by tensor in
-the order of sending, through one port of limited bandwidth, or through one for each neighbour.
+Each rank computes one pass at a time. What it sends leaves while it computes on, in the order of
+sending, through one port of limited bandwidth, or through one for each neighbour.
 """
 
 from __future__ import annotations

@@ -1,0 +1,193 @@
+"""What the pipeline itself costs: bytes on the wire, stored blocks, time of engine and planner.
+
+    python benchmarks/pipeline_machinery.py
+
+Engine, store and wire are measured on chunks that compute nothing: ranks are threads with in-memory
+mailboxes between them, and each thread's own CPU time counts. torch.distributed.pipelining, whose
+receive buffers the store is compared with, runs the same chunks on gloo processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from attnres_train.model.blocks import Blocks
+from attnres_train.pipeline.engine import Engine, StepResult
+from attnres_train.pipeline.layout import Layout, even_bounds
+from attnres_train.pipeline.messages import Program
+from attnres_train.pipeline.plan import TransportPlan, lower_bound
+from attnres_train.pipeline.schedule import one_f_one_b
+from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
+from attnres_train.pipeline.validate import validate
+from chunks import Batch, SleepingChunk
+from torch_pipelining import buffer_bytes, make_stages, make_step
+
+TOKENS, HIDDEN_SIZE = 4, 8
+UNIT_BYTES = TOKENS * HIDDEN_SIZE * 4
+SUBLAYERS = 54
+GRID = [(2, 1), (4, 1), (4, 2), (3, 3), (4, 4), (8, 2), (8, 4)]
+BLOCK_SIZES = [1, 4, 6, 9, None]
+
+
+def make_layout(ranks: int, virtual: int, block_size: int | None, sublayers: int) -> Layout:
+    bounds = even_bounds(sublayers, ranks * virtual)
+    return Layout(Blocks(sublayers, block_size), bounds, ranks, sublayers_per_layer=1)
+
+
+def batches(count: int) -> list[Batch]:
+    return [Batch(torch.zeros(1, TOKENS, dtype=torch.long)) for _ in range(count)]
+
+
+def idle_chunks(plan: TransportPlan, rank: int) -> dict[int, SleepingChunk]:
+    chunks = plan.layout.chunks_of(rank)
+    return {chunk: SleepingChunk(plan, chunk, 0.0, HIDDEN_SIZE) for chunk in chunks}
+
+
+def step(plan: TransportPlan, micro_batches: int) -> list[tuple[StepResult, float]]:
+    """Per rank the result of a second step, and the CPU seconds that the rank spent on it."""
+    mailboxes = Mailboxes(timedelta(minutes=1))
+
+    def run(rank: int) -> tuple[StepResult, float]:
+        chunks, transport = idle_chunks(plan, rank), MailboxTransport(mailboxes)
+        engine = Engine(chunks, plan, rank, transport, HIDDEN_SIZE, torch.float32)
+        engine.train_step(batches(micro_batches))
+        start = time.thread_time()
+        result = engine.train_step(batches(micro_batches))
+        return result, time.thread_time() - start
+
+    ranks = plan.layout.num_ranks
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(run, range(ranks)))
+
+
+def report_wire(grid: list[tuple[int, int]], sublayers: int) -> None:
+    ratios = []
+    for ranks, virtual in grid:
+        for block_size in BLOCK_SIZES:
+            layout = make_layout(ranks, virtual, block_size, sublayers)
+            plan, micro_batches = TransportPlan(layout), ranks + 1
+            results = [result for result, _ in step(plan, micro_batches)]
+            sent = sum(result.p2p_bytes for result in results)
+            ratios.append(sent / (2 * micro_batches * lower_bound(layout) * UNIT_BYTES))
+            planned = validate(plan, one_f_one_b(ranks, virtual, micro_batches)).peak_blocks
+            if planned != tuple(result.peak_blocks for result in results):
+                raise SystemExit(f"{ranks} x {virtual}: peak blocks are not the plan's {planned}")
+    print(f"{len(ratios)} layouts: bytes on the wire / bound {min(ratios):.3f}..{max(ratios):.3f},")
+    print("most blocks stored on each rank = the plan's figure\n")
+
+
+def idle_seconds(plan: TransportPlan, micro_batches: int, rounds: int) -> tuple[float, float]:
+    """CPU seconds per action: in all, and of the chunks alone (forward and backward halves)."""
+    actions = 2 * plan.layout.num_virtual_stages * micro_batches
+    total = statistics.median(
+        seconds / actions for _ in range(rounds) for _, seconds in step(plan, micro_batches)
+    )
+    chunk = plan.layout.num_chunks // 2
+    module = SleepingChunk(plan, chunk, 0.0, HIDDEN_SIZE)
+    shape, batch = (1, TOKENS, HIDDEN_SIZE), batches(1)[0]
+    partial = torch.zeros(shape, requires_grad=True) if plan.hops[chunk - 1].partial else None
+    blocks = {block: torch.zeros(shape, requires_grad=True) for block in plan.reads(chunk)}
+    times = []
+    for _ in range(200):
+        start = time.thread_time()
+        output = module(batch, blocks, partial)
+        made = [*output.blocks.values(), *([output.partial] if module.has_partial else [])]
+        torch.autograd.backward(made, [torch.zeros(shape)] * len(made))
+        times.append((time.thread_time() - start) / 2)
+    return total, statistics.median(times)
+
+
+def report_engine(rows: list[tuple[int, int, int]], sublayers: int, rounds: int) -> None:
+    print("| P, V, M | messages per action | engine, us per action | chunk of no compute, us |")
+    print("|---|---|---|---|")
+    for ranks, virtual, micro_batches in rows:
+        plan = TransportPlan(make_layout(ranks, virtual, 6, sublayers))
+        total, chunk = idle_seconds(plan, micro_batches, rounds)
+        messages = plan.units().exact / (ranks * virtual)
+        row = f"{ranks}, {virtual}, {micro_batches} | {messages:.1f}"
+        print(f"| {row} | {1e6 * (total - chunk):.0f} | {1e6 * chunk:.0f} |", flush=True)
+    print()
+
+
+def torch_buffers(rank: int, store: str, row: tuple[int, int, int], sublayers: int, queue) -> None:
+    ranks, virtual, micro_batches = row
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
+    plan = TransportPlan(make_layout(ranks, virtual, 6, sublayers))
+    inputs = batches(micro_batches)
+    stages = make_stages(plan, idle_chunks(plan, rank), inputs[0], HIDDEN_SIZE)
+    make_step(stages, inputs)()
+    queue.put(buffer_bytes(stages))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def report_memory(rows: list[tuple[int, int, int]], sublayers: int) -> None:
+    print("| P, V, M | store's peak, units | receive buffers of torch pipelining, units |")
+    print("|---|---|---|")
+    context = multiprocessing.get_context("fork")
+    for row in rows:
+        ranks, virtual, micro_batches = row
+        queue = context.Queue()
+        with tempfile.TemporaryDirectory() as folder:
+            store = str(Path(folder) / "store")
+            processes = [
+                context.Process(
+                    target=torch_buffers, args=(rank, store, row, sublayers, queue), daemon=True
+                )
+                for rank in range(ranks)
+            ]
+            for process in processes:
+                process.start()
+            theirs = max(queue.get(timeout=120) for _ in processes) / UNIT_BYTES
+            for process in processes:
+                process.join()
+        plan = TransportPlan(make_layout(ranks, virtual, 6, sublayers))
+        ours = max(validate(plan, one_f_one_b(*row)).peak_blocks)
+        print(f"| {ranks}, {virtual}, {micro_batches} | {ours} | {theirs:.0f} |", flush=True)
+    print()
+
+
+def report_planner(ranks: int, virtual: int, micro_batches: int) -> None:
+    start = time.perf_counter()
+    layout = make_layout(ranks, virtual, 6, 2 * ranks * virtual)
+    plan, schedule = TransportPlan(layout), one_f_one_b(ranks, virtual, micro_batches)
+    made = time.perf_counter()
+    program = Program(plan, schedule, ranks // 2)
+    arrivals = sum(map(len, program.arrivals.values()))
+    end = time.perf_counter()
+    print(
+        f"P={ranks} V={virtual} M={micro_batches}: plan and schedule {made - start:.2f} s, proof "
+        f"and one rank's program of {len(program.steps)} actions and {arrivals} receives "
+        f"{end - made:.2f} s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a smoke run")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, grid, planner = [(4, 2, 8), (4, 2, 32), (4, 4, 16), (8, 2, 16)], GRID, (128, 8, 256)
+    rounds = args.rounds
+    if args.quick:
+        rows, grid, planner, rounds = [(2, 2, 4)], [(2, 2), (3, 1)], (16, 4, 32), 1
+    report_memory(rows, SUBLAYERS)  # forks, so before there are threads
+    report_wire(grid, SUBLAYERS)
+    report_engine(rows, SUBLAYERS, rounds)
+    report_planner(*planner)
+
+
+if __name__ == "__main__":
+    main()
