@@ -71,7 +71,7 @@ def launch(command: list[str], world_size: int) -> int:
     for name, value in (threads | MALLOC_ENVIRONMENT | SAVING_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     # The agent logs every signal it sends; what the user needs of that is reported below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable()
     with tempfile.TemporaryDirectory(prefix="attnres-train-") as logs:
         config = LaunchConfig(
             min_nodes=1,

@@ -66,14 +66,13 @@ def catch_stop_signals():
     loop saves and leaves behind the step in which any rank was told; a second signal ends the
     process at once."""
     received: list[int] = []
-    signals = stop_signals()
 
     def stop(number: int, _: object) -> None:
+        if received:
+            os._exit(128 + number)
         received.append(number)
-        for again in signals:
-            signal.signal(again, signal.SIG_DFL)
 
-    for number in signals:
+    for number in stop_signals():
         signal.signal(number, stop)
     return lambda: bool(received)
 
