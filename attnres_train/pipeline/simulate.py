@@ -124,7 +124,8 @@ def simulate(
     return _Simulation(plan, schedule, costs, parts(plan, mode), record, port_per_neighbour).run()
 
 
-_Arrival = tuple[Action, Part]
+_Arrival = tuple[Action, float]
+"""Of a part, known by its share, for a pass."""
 
 
 class _Simulation:
@@ -178,7 +179,7 @@ class _Simulation:
     def _arrive(self, transfer: Transfer) -> None:
         if self.record:
             self.timeline.transfers.append(transfer)
-        arrival = transfer.enables, transfer.part
+        arrival = transfer.enables, transfer.part.share
         self.arrived.add(arrival)
         if arrival in self.waiting:
             self._resume(self.waiting.pop(arrival))
@@ -198,7 +199,7 @@ class _Simulation:
     def _forward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
         """Returns when the pass started."""
         for part in self.before[action.chunk]:
-            yield action, part
+            yield action, part.share
         start = self.now
         for part in self.after[action.chunk]:
             yield start + part.share * seconds
@@ -211,7 +212,7 @@ class _Simulation:
         start, left = None, 1.0
         for part in reversed(self.after[action.chunk]):
             yield self.now + (left - part.share) * seconds
-            yield action, part
+            yield action, part.share
             if start is None:
                 start = self.now - (left - part.share) * seconds
             left = part.share
