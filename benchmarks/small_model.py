@@ -20,7 +20,7 @@ from attnres_train.model.init import init_weights
 from attnres_train.pipeline.layout import Layout, make_layout
 
 TOKENS, HIDDEN_SIZE, VOCABULARY = 512, 256, 512
-LAYERS, BLOCK_SIZE = 16, 4
+LAYERS, BLOCK_SIZE = 8, 2
 
 
 def config(block_size: int | None) -> ModelConfig:
