@@ -35,6 +35,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 RANK_0_FIRST_SECONDS = 5.0
 # How a collective or point-to-point call ends when the process at its other end has died.
 PEER_LOST = (
+    "PeerError",
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
