@@ -156,8 +156,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--case", choices=["read", "block"], help="only this case")
+    parser.add_argument("--quick", action="store_true", help="one read of 64 tokens, a smoke run")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.tokens, options.hidden_size, options.rounds, options.case = 64, 32, 1, "read"
     if options.measure is None:
         size = f"{options.tokens} tokens x {options.hidden_size}, {options.dtype}"
         print(f"{size}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -137,7 +137,10 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="key and value size per head")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="T = 64 once, a smoke run")
     args = parser.parse_args()
+    if args.quick:
+        args.lengths, args.repeats = [64], 1
 
     ours = {"ours": lambda *x: chunk_kda(*x)[0]}
     shape = f"B=1 H={args.heads} K=V={args.size}"
