@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -16,13 +17,15 @@ ROOT = Path(__file__).parents[2]
     not (ROOT / ".venv" / ".installed").is_file(), reason="scripts/test.sh makes .venv"
 )
 def test_it_stops_resumes_and_reuses_what_exists(tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text((ROOT / "README.md").read_text(encoding="utf-8") * 4, encoding="utf-8")
+    corpus = tmp_path / "corpus.jsonl"
+    paragraphs = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
+    documents = (json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs)
+    corpus.write_text("".join(documents), encoding="utf-8")
     command = [
         str(ROOT / "scripts" / "quickstart.sh"),
         f"run.dir={tmp_path}",
         f"data.cache_dir={tmp_path / 'cache'}",
-        f"data.corpus=[{{kind: text, path: {corpus}}}]",
+        f"data.corpus=[{{kind: jsonl, path: {corpus}}}]",
         "data.split=[0.5, 0.5]",
         "data.tokenizer.vocab_size=300",
         "train.seq_length=32",
