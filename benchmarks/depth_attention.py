@@ -144,9 +144,10 @@ def report(case: str, options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|")
     for name, seconds in times.items():
         ratio = statistics.median(a / b for a, b in zip(times[fastest], seconds, strict=True))
-        saved = memory[fastest] / memory[name]
+        # A small case may fit into pages the process already holds: nothing to compare then.
+        saved = f"{memory[fastest] / memory[name]:.2f}" if memory[name] else "-"
         milliseconds = 1e3 * statistics.median(seconds)
-        print(f"| {name} | {milliseconds:.1f} | {ratio:.2f} | {memory[name]:.0f} | {saved:.2f} |")
+        print(f"| {name} | {milliseconds:.1f} | {ratio:.2f} | {memory[name]:.0f} | {saved} |")
 
 
 def main() -> None:
