@@ -18,6 +18,7 @@ from pathlib import Path
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
+from attnres_train.run_lock import run_lock
 
 # glibc returns freed activations to the kernel and faults them in again at every step; above these
 # thresholds (bytes) it keeps them. Read by malloc when a process starts, hence set for the workers.
@@ -176,14 +177,13 @@ def _leave(code: int) -> None:
 
 def prepare_local(config: RunConfig) -> None:
     """What is done once, before any worker starts: data, the checkpoint to resume from, the run
-    folder. Raises UserError where one of them is not to be had."""
+    folder, in which no other run may be at work. Raises UserError where one of them is not to be
+    had."""
     from attnres_train.checkpoint.folders import resolve_resume
     from attnres_train.data.prepare import prepare
 
     prepare(config)
     folder = Path(config.run.dir) / config.run.name
     resolve_resume(config.checkpoint.resume, folder / "checkpoints")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run.dir: the run folder {folder} cannot be made: {error}") from error
+    with run_lock(folder):
+        pass  # rank 0 will hold it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import SCHEDULES, forward_only
 from attnres_train.pipeline.transport import P2PTransport
 from attnres_train.planning import build_plan, chunk_layers
+from attnres_train.run_lock import run_lock
 from attnres_train.trainer import Parts, Progress, Trainer
 
 PARAMETER_DTYPE = {
@@ -51,7 +53,8 @@ def train(config: RunConfig) -> int:
         # One process per machine; the others wait for it in join_run. Nothing to do where the
         # local launcher or `attnres-train data` has prepared already.
         prepare(config, progress=False)
-    with join_run(config) as ranks:
+    folder = Path(config.run.dir) / config.run.name
+    with join_run(config) as ranks, run_lock(folder) if ranks.is_main else nullcontext():
         parts = build_parts(config, ranks)
         if ranks.is_main:
             print(describe(config, chunk_layers(config), ranks.world_size), flush=True)

@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from attnres_train.__main__ import main
+from attnres_train.run_lock import run_lock
 from tests.data.tiny import write_indexed
 from tests.tiny import CONFIG, TinyRuns, grid, run_cli, write_config
 
@@ -132,6 +133,16 @@ def test_a_run_folder_that_cannot_be_made(refuse, tmp_path):
     (tmp_path / "file").touch()
     message = refuse(f"run.dir={tmp_path / 'file'}")
     assert f"run.dir: the run folder {tmp_path / 'file' / 'refused'} cannot be made" in message
+
+
+def test_a_run_folder_in_use(refuse, tmp_path):
+    folder = tmp_path / "refused"
+    folder.mkdir()
+    with run_lock(folder):
+        message = refuse(f"run.dir={tmp_path}")
+    assert f"run.name: {folder} is in use by process {os.getpid()} on " in message
+    with run_lock(folder):
+        pass
 
 
 def test_validation_data_that_is_too_short(refuse):

@@ -1,0 +1,42 @@
+"""One run at a time in a run folder: two would overwrite each other's metrics and checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnres_train.errors import UserError
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the run folder ``folder``, made if it is missing, for as long as the context lasts.
+
+    The kernel lets go of the lock when its process ends, however it ends, so that none is left
+    behind; where the file system has no locks, nothing is held. Raises UserError where the folder
+    cannot be made, and, naming the process, while another one holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir: the run folder {folder} cannot be made: {error}") from error
+    with open(folder / "run.lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise UserError(
+                f"run.name: {folder} is in use by {holder}. Stop that run, or choose another "
+                "run.name"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
