@@ -71,7 +71,8 @@ class TrainSection(Section):
     stop_after: int | None = Field(None, ge=1)
     """Stop (saved, resumable) behind this step although `train_iters` is larger."""
     precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
-    """`bf16`: autocast over fp32 parameters; `bf16_params`: bf16 parameters, fp32 masters."""
+    """`bf16`: autocast over fp32 parameters; `bf16_params`: bf16 parameters, fp32 masters.
+    Gradients are fp32 with all of them."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward pass: `selective` reruns what each sublayer reads,
     the depth read and the norm behind it; `full` reruns each decoder layer."""

@@ -47,9 +47,10 @@ class ModelChunk(nn.Module):
 
     Parameters have the released names without ``model.`` and with routed experts stacked (see
     `naming`). They are meaningless until `init_weights` or a checkpoint fills them. ``dtype`` is
-    theirs, but the decay of KDA and the router biases are fp32 at least. ``stream_dtype`` is the
-    dtype of blocks and partials (default: ``dtype``), ``autocast_dtype`` that of matmuls (by
-    torch.autocast; default: no autocast of its own). ``recompute`` is `train.recompute`: with
+    theirs, but the decay of KDA, the router biases and all gradients, which add up over
+    micro-batches, are fp32 at least. ``stream_dtype`` is the dtype of blocks and partials (default:
+    ``dtype``), ``autocast_dtype`` that of matmuls (by torch.autocast; default: no autocast of its
+    own). ``recompute`` is `train.recompute`: with
     ``full`` each decoder layer keeps its inputs only and is rerun in the backward pass, with
     ``selective`` what is read from the stream, and the norm behind it.
     """
@@ -84,6 +85,7 @@ class ModelChunk(nn.Module):
             keep = name.endswith(_FP32_PARAMETERS)
             wanted = torch.promote_types(dtype, torch.float32) if keep else dtype
             parameter.data = parameter.data.to(wanted)
+            parameter.grad_dtype = torch.promote_types(wanted, torch.float32)
 
     def _build(self) -> None:
         config, hidden = self.config, self.config.hidden_size

@@ -21,7 +21,7 @@ def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None
     parameters = list(parameters)
     for parameter in parameters:
         if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
     if group.size() == 1:
         return
     for bucket in _buckets([p.grad for p in parameters]):

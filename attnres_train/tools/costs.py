@@ -20,6 +20,7 @@ from attnres_train.model.layer import DecoderLayer
 from attnres_train.optim.groups import assign
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 4, "bf16_params": 2}
+GRADIENT_BYTES = 4
 STREAM_BYTES = {"fp32": 4, "bf16": 2, "bf16_params": 2}
 _FP32 = 4
 

@@ -17,7 +17,7 @@ from attnres_train.pipeline.schedule import SCHEDULES, Schedule, peak_in_flight
 from attnres_train.pipeline.simulate import MODES, Costs, Mode, simulate
 from attnres_train.pipeline.validate import Report, validate
 from attnres_train.planning import build_plan
-from attnres_train.tools.costs import PARAMETER_BYTES, CostModel
+from attnres_train.tools.costs import GRADIENT_BYTES, PARAMETER_BYTES, CostModel
 from attnres_train.tools.plan_options import Machine
 from attnres_train.tools.plan_text import as_text
 from attnres_train.tools.timeline import draw_timeline
@@ -119,11 +119,10 @@ class Planner:
         """Bytes on ``rank`` by what they are for, and their total."""
         costs = [self.chunks[chunk] for chunk in self.layout.chunks_of(rank)]
         parameters = sum(cost.parameters for cost in costs)
-        parameter_bytes = parameters * PARAMETER_BYTES[self.config.train.precision]
         units = stored.peak_blocks[rank] + stored.peak_partials[rank]
         memory = {
-            "parameters": parameter_bytes,
-            "gradients": parameter_bytes,
+            "parameters": parameters * PARAMETER_BYTES[self.config.train.precision],
+            "gradients": parameters * GRADIENT_BYTES,
             "optimizer": sum(cost.optimizer_bytes for cost in costs),
             "activations": self._activations(rank, schedule),
             "block_store": units * self.model.unit_bytes,

@@ -33,8 +33,16 @@ def test_parameter_dtype(dtype, tolerance, recompute, exact):
     output.loss.backward()
     for name, parameter in chunk.named_parameters():
         if parameter.grad is not None:
-            assert parameter.grad.dtype == parameter.dtype
+            assert parameter.grad.dtype == wide
             assert parameter.grad.isfinite().all(), name
+
+
+def test_gradients_of_bf16_parameters_add_up_in_fp32():
+    """In bf16 a sum stops growing once it is 256 times what is added."""
+    weight = build(tiny_config(), dtype=torch.bfloat16).norm.weight
+    for _ in range(1000):
+        (0.01 * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full_like(weight.grad, 10), rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -67,8 +75,8 @@ def test_wide_stream_over_bf16_parameters(kind):
     chunk = build(tiny_config(kind), dtype=torch.bfloat16, stream_dtype=FP32)
     seen = []
     layer = chunk.layers["2"]
-    layer.input_layernorm.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    for module in (layer.input_layernorm, layer.self_attn.q_proj):
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     output = chunk(random_batch(), {}, None)
     output.loss.backward()
-    assert seen == [FP32]
-    assert layer.self_attn.q_proj.weight.grad.dtype == torch.bfloat16
+    assert seen == [FP32, torch.bfloat16]
