@@ -24,8 +24,8 @@ import torch.distributed as dist
 from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.engine import Engine, StepResult
 from attnres_train.pipeline.layout import Layout, even_bounds
-from attnres_train.pipeline.messages import Program
 from attnres_train.pipeline.plan import TransportPlan, lower_bound
+from attnres_train.pipeline.program import Program
 from attnres_train.pipeline.schedule import one_f_one_b
 from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
 from attnres_train.pipeline.validate import validate
@@ -164,11 +164,11 @@ def report_planner(ranks: int, virtual: int, micro_batches: int) -> None:
     plan, schedule = TransportPlan(layout), one_f_one_b(ranks, virtual, micro_batches)
     made = time.perf_counter()
     program = Program(plan, schedule, ranks // 2)
-    arrivals = sum(map(len, program.arrivals.values()))
+    receives = sum(len(step.posted) for step in program.steps)
     end = time.perf_counter()
     print(
         f"P={ranks} V={virtual} M={micro_batches}: plan and schedule {made - start:.2f} s, proof "
-        f"and one rank's program of {len(program.steps)} actions and {arrivals} receives "
+        f"and one rank's program of {len(program.steps)} actions and {receives} receives "
         f"{end - made:.2f} s"
     )
 

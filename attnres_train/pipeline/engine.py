@@ -23,14 +23,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from attnres_train.pipeline.mail import Inbox, Outbox
-from attnres_train.pipeline.messages import Message, PipelineError, Program, Step
+from attnres_train.pipeline.messages import Message, PipelineError
 from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.program import Program, Step
 from attnres_train.pipeline.schedule import Schedule, forward_only, one_f_one_b
 from attnres_train.pipeline.store import BlockStore
 from attnres_train.pipeline.transport import Transport
-
-LOOK_AHEAD = 2
-"""Receives are posted this many actions ahead: in the steady state, for the next F and next B."""
 
 
 class ChunkOutput(Protocol):
@@ -141,9 +139,7 @@ class _Pass:
         self.plan, self.training = engine.plan, program.training
         self.store = BlockStore(engine.plan, engine.rank, self.training)
         make_buffer = functools.partial(_buffer, engine, batches)
-        self.inbox = Inbox(
-            engine.rank, engine.transport, program.arrivals, make_buffer, engine.debug
-        )
+        self.inbox = Inbox(engine.rank, engine.transport, make_buffer, engine.debug)
         self.outbox = Outbox(engine.rank, engine.transport, engine.stream_dtype, engine.debug)
         self.partials: dict[tuple[int, int], Tensor] = {}
         """(chunk, micro-batch) -> the chunk's incoming partial, a leaf."""
@@ -156,11 +152,9 @@ class _Pass:
         self.losses: list[Tensor] = []
 
     def run(self) -> None:
-        steps = self.program.steps
-        for index, step in enumerate(steps):
-            for near in steps[index : index + 1 + LOOK_AHEAD]:
-                for message in near.arriving:
-                    self.inbox.announce(message)
+        for step in self.program.steps:
+            for message in step.posted:
+                self.inbox.post(message)
             (self._forward if step.action.kind == "F" else self._backward)(step)
             self.outbox.reap(step.slot)
         self.outbox.flush()
@@ -168,10 +162,14 @@ class _Pass:
 
     def _forward(self, step: Step) -> None:
         _, chunk, micro_batch = step.action
-        self._pass_on(step)
+        for message in step.before:
+            if self.program.sends(message):
+                self._send(message, self.store.leaf(micro_batch, message.block))
+            else:
+                self._accept(message)
         sources = {block: self.store.leaf(micro_batch, block) for block in self.plan.reads(chunk)}
         partial = self.partials.get((chunk, micro_batch))
-        fresh = deque(message for message in step.leaving if not message.is_held)
+        fresh = deque(step.inside)
 
         def put(block: int, tensor: Tensor) -> None:
             self.store.put(micro_batch, block, tensor)
@@ -184,9 +182,9 @@ class _Pass:
             if not self.store.holds(micro_batch, block):
                 put(block, tensor)
         for message in fresh:
-            is_partial = message.block is None
-            tensor = output.partial if is_partial else self.store.leaf(micro_batch, message.block)
-            self._send(message, tensor)
+            self._send(message, self.store.leaf(micro_batch, message.block))
+        for message in step.behind:
+            self._send(message, output.partial)
         self._hand_over(chunk, micro_batch, output.partial)
         if output.loss is not None:
             self.losses.append(output.loss.detach())
@@ -194,19 +192,6 @@ class _Pass:
             self.outputs[chunk, micro_batch] = self._outputs(chunk, micro_batch, output)
         else:
             self._forget(chunk, micro_batch)
-
-    def _pass_on(self, step: Step) -> None:
-        """Wait for what the pass takes in, and send on what the next rank lacks of it and of what
-        was here before, each block as soon as it is here."""
-        coming = iter(step.arriving)
-        for message in step.leaving:
-            if not message.is_held:
-                break
-            while not self.store.holds(step.action.micro_batch, message.block):
-                self._accept(next(coming))
-            self._send(message, self.store.leaf(step.action.micro_batch, message.block))
-        for message in coming:
-            self._accept(message)
 
     def _accept(self, message: Message) -> None:
         """Wait for a block or partial and make it a leaf."""
@@ -251,29 +236,26 @@ class _Pass:
 
     def _backward(self, step: Step) -> None:
         _, chunk, micro_batch = step.action
-        held = [message for message in step.arriving if message.is_held]
+        for message in step.before:
+            self._accept_gradient(message)
         ends = self.outputs[chunk, micro_batch].blocks
-        inner = [block for block in self.plan.produced(chunk) if block not in ends]
-        for message in step.arriving[: len(step.arriving) - len(held)]:
-            if message.block in inner:
-                self.returning[micro_batch, message.block] = message
-            else:
+        for message in step.inside:
+            if message.block in ends:  # without a graph, hence without a hook to wait for it
                 self._accept_gradient(message)
+            else:
+                self.returning[micro_batch, message.block] = message
         self._differentiate(chunk, micro_batch)
 
-        late = {message.block: message for message in held}
         partial = self.partials.pop((chunk, micro_batch), None)
         if partial is not None and partial.grad is None:
             raise self._error(step, "the chunk gives its incoming partial no gradient")
-        for message in step.leaving:
-            if message.block is None:
+        for message in step.behind:
+            if not self.program.sends(message):
+                self._accept_gradient(message)
+            elif message.block is None:
                 self._send(message, partial.grad)
-                continue
-            if message.block in late:
-                self._accept_gradient(late.pop(message.block))
-            self._send(message, self.store.release(micro_batch, message.block))
-        for message in late.values():
-            self._accept_gradient(message)
+            else:
+                self._send(message, self.store.release(micro_batch, message.block))
 
         hop = self.plan.hop_into(chunk)
         if hop and hop.is_local and hop.partial:
@@ -298,9 +280,7 @@ class _Pass:
         torch.autograd.backward([edge for edge, _ in used], [grad for _, grad in used])
 
     def _send(self, message: Message, tensor: Tensor) -> None:
-        # Passes do not all take one slot: a send is waited for only P slots behind its receipt.
-        due = self.program.slots[message.action] + self.plan.layout.num_ranks
-        self.outbox.send(message, tensor, due)
+        self.outbox.send(message, tensor, self.program.due(message))
 
     def _check_output(self, step: Step, output: ChunkOutput) -> None:
         produced = self.plan.produced(step.action.chunk)

@@ -2,41 +2,19 @@
 
 A send completes together with its receive, and only once every earlier operation of that
 communicator is complete on both ranks. gloo matches each message by itself and so hides deadlocks
-that this order causes; the model shows them without a GPU. Whether a set of process groups is safe
-comes down to one question: is the graph of what waits for what free of cycles?
+that this order causes; the model shows them without a GPU. It follows the very programs that the
+engine runs, message by message. Whether a set of process groups is safe comes down to one question:
+is the graph of what waits for what free of cycles?
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from attnres_train.pipeline.plan import Hop, TransportPlan
-from attnres_train.pipeline.schedule import Action, Schedule
+from attnres_train.pipeline.messages import Message
+from attnres_train.pipeline.program import Program
 from attnres_train.pipeline.validate import ScheduleError
-
-
-class Message(NamedTuple):
-    """A part of a hop's payload, or of its gradients, on its way from ``src`` to ``dst`` rank."""
-
-    kind: Literal["F", "B"]
-    src: int
-    dst: int
-    chunk: int
-    """The hop's source chunk."""
-    micro_batch: int
-    urgent: bool
-    """Fresh blocks and the partial, or their gradients; else what the sender held before."""
-
-    def __str__(self) -> str:
-        what = "blocks" if self.kind == "F" else "gradients"
-        part = "fresh" if self.urgent else "held"
-        return (
-            f"{part} {what} of hop {self.chunk} -> {self.chunk + 1}, "
-            f"micro-batch {self.micro_batch}, rank {self.src} -> {self.dst}"
-        )
-
 
 Groups = Callable[[Message], Hashable]
 """Names the communicator that carries a message."""
@@ -44,81 +22,68 @@ Groups = Callable[[Message], Hashable]
 
 def per_pair(message: Message) -> Hashable:
     """One communicator for each pair of ranks: deadlocks."""
-    return frozenset((message.src, message.dst))
+    return frozenset(message.channel[:2])
 
 
 def per_pair_and_kind(message: Message) -> Hashable:
     """One for activations and one for gradients between two ranks: deadlocks at P = 2, where rank
     0 also receives activations from rank 1."""
-    return frozenset((message.src, message.dst)), message.kind
+    return frozenset(message.channel[:2]), message.channel.kind
 
 
-def per_edge_and_kind(message: Message) -> Hashable:
-    """One for each directed edge and kind: safe."""
-    return message.src, message.dst, message.kind
+def per_channel(message: Message) -> Hashable:
+    """One for each directed edge and kind, as `transport.P2PTransport` has them: safe."""
+    return message.channel
 
 
-def per_edge_kind_and_urgency(message: Message) -> Hashable:
-    """As `per_edge_and_kind`, with one of its own for what the receiver waits for: safe."""
-    return message.src, message.dst, message.kind, message.urgent
+def check_in_order(programs: Sequence[Program], groups: Groups) -> None:
+    """Raise ScheduleError, naming the messages that wait for each other, if ``programs``, those of
+    all ranks, hang.
 
-
-def check_in_order(
-    plan: TransportPlan, schedule: Schedule, groups: Groups, *, eager: bool = True
-) -> None:
-    """Raise ScheduleError, naming the messages that wait for each other, if ``schedule`` hangs.
-
-    With ``eager``, blocks that the sender held before leave ahead of its forward pass, and their
-    gradients are due only at the end of the receiver's backward pass; otherwise everything leaves
-    behind a pass and is due before the next. A rank issues the operations of an action when the
-    pass before it is done, receives first; sends complete in the background.
+    What a rank issues starts when the rank has come to that point, for on CUDA the operations of a
+    communicator wait for the stream that computes. A send is waited for where it is overdue, though
+    it may be known to be done before.
     """
     graph = _Graph(groups)
-    for rank, actions in enumerate(schedule):
-        before: Hashable = ("start", rank)
-        for action in actions:
-            before = _add_action(graph, plan, rank, action, before, eager)
+    for program in programs:
+        _follow(graph, program)
     if cycle := graph.find_cycle():
-        waits = "; ".join(str(node) for node in cycle if isinstance(node, Message))
+        waits = "; ".join(map(_told, filter(lambda node: isinstance(node, Message), cycle)))
         raise ScheduleError(f"communicators deadlock, each waiting for the next: {waits}")
 
 
-def _add_action(
-    graph: _Graph, plan: TransportPlan, rank: int, action: Action, before: Hashable, eager: bool
-) -> Hashable:
-    """Add what ``rank`` does for one action, and return the node behind which it goes on."""
-    kind, chunk, micro_batch = action
-    hop_before, hop_after = plan.hop_into(chunk), plan.hop_out_of(chunk)
-    incoming, outgoing = (hop_before, hop_after) if kind == "F" else (hop_after, hop_before)
-    run, done = ("run", action), ("done", action)
-    graph.wait(run, before)
-    graph.wait(done, run)
-    for message in _messages(incoming, kind, micro_batch):
-        graph.issue(rank, message, before)
-        late = eager and kind == "B" and not message.urgent
-        graph.wait(done if late else run, message)
-    for message in _messages(outgoing, kind, micro_batch):
-        early = eager and kind == "F" and not message.urgent
-        graph.issue(rank, message, before if early else done)
-        if early:
-            for received in _messages(incoming, kind, micro_batch):
-                graph.wait(message, received)
-    return done
+def _follow(graph: _Graph, program: Program) -> None:
+    """Add what one rank does, in the order in which the engine does it."""
+    rank, sent = program.rank, []
+    point = rank, 0  # how far the rank has come: it has waited for so many messages
+
+    def wait_for(message: Message) -> None:
+        nonlocal point
+        point, before = (rank, point[1] + 1), point
+        graph.wait(point, before, message)
+
+    for step in program.steps:
+        for message in step.posted:
+            graph.issue(rank, message, point)
+        for message in (*step.before, *step.inside, *step.behind):
+            if program.sends(message):
+                graph.issue(rank, message, point)
+                sent.append(message)
+            else:
+                wait_for(message)
+        for message in [message for message in sent if program.due(message) < step.slot]:
+            wait_for(message)
+            sent.remove(message)
+    for message in sent:
+        wait_for(message)
 
 
-def _messages(hop: Hop | None, kind: Literal["F", "B"], micro_batch: int) -> Iterator[Message]:
-    """The messages of one micro-batch over ``hop`` in the order of sending: forward held blocks
-    first, backward the urgent gradients first."""
-    if hop is None or hop.is_local:
-        return
-    src, dst = (hop.src_rank, hop.dst_rank) if kind == "F" else (hop.dst_rank, hop.src_rank)
-    urgent = Message(kind, src, dst, hop.src_chunk, micro_batch, True)
-    held = (urgent._replace(urgent=False),) if hop.held else ()
-    yield from (*held, urgent) if kind == "F" else (urgent, *held)
+def _told(message: Message) -> str:
+    return f"{message}, rank {message.channel.src_rank} -> {message.channel.dst_rank}"
 
 
 class _Graph:
-    """Passes and messages, with an edge from each to what waits for it."""
+    """Points that ranks come to, and messages, each with what it waits for."""
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups

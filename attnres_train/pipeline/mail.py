@@ -6,14 +6,13 @@ Shapes: every tensor is [B, T, D], B and T those of its micro-batch.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnres_train.pipeline.messages import Channel, Message, PeerError, PipelineError
+from attnres_train.pipeline.messages import Message, PeerError, PipelineError
 from attnres_train.pipeline.transport import Transport, Work
 
 
@@ -34,34 +33,22 @@ class _Receipt:
 
 
 class Inbox:
-    """Receives ``arrivals`` (per channel, in the sender's order) into buffers of their own.
-
-    A receive is posted when its message is first asked for or announced, behind those before it on
-    the channel. ``make_buffer(micro_batch)`` returns an empty [B, T, D].
-    """
+    """Receives each message into a buffer of its own; ``make_buffer(micro_batch)`` returns an empty
+    [B, T, D]."""
 
     def __init__(
         self,
         rank: int,
         transport: Transport,
-        arrivals: dict[Channel, list[Message]],
         make_buffer: Callable[[int], Tensor],
         debug: bool,
     ) -> None:
         self._rank, self._transport, self._debug = rank, transport, debug
         self._make_buffer = make_buffer
-        self._expected = {channel: deque(messages) for channel, messages in arrivals.items()}
         self._posted: dict[Message, _Receipt] = {}
 
-    def announce(self, message: Message) -> None:
-        """Post the receive of ``message``, whose action is near."""
-        queue = self._expected[message.channel]
-        while message not in self._posted:
-            if not queue:
-                raise PipelineError(f"rank {self._rank}: {message} is not sent, or asked for twice")
-            self._post(queue.popleft())
-
-    def _post(self, message: Message) -> None:
+    def post(self, message: Message) -> None:
+        """Start to receive ``message``, the next one that is sent on its channel."""
         buffer = self._make_buffer(message.action.micro_batch)
         tag = tag_work = None
         if self._debug:
@@ -71,11 +58,10 @@ class Inbox:
         self._posted[message] = _Receipt(buffer, work, tag, tag_work, time.monotonic())
 
     def take(self, message: Message) -> Tensor:
-        """The tensor of ``message``, waited for.
+        """The tensor of ``message``, which was posted, waited for.
 
         Raises PeerError if it does not come, in debug mode PipelineError if it is another tensor.
         """
-        self.announce(message)
         receipt = self._posted[message]
         if receipt.identity is not None:
             self._wait(receipt.identity_work, message)
@@ -114,9 +100,8 @@ class Inbox:
 
     def assert_empty(self) -> None:
         """Raise PipelineError if a message was left unread at the end of the pass."""
-        unread = [*self._posted, *(m for queue in self._expected.values() for m in queue)]
-        if unread:
-            raise PipelineError(f"rank {self._rank}: {unread[0]} was never read")
+        for message in self._posted:
+            raise PipelineError(f"rank {self._rank}: {message} was never read")
 
 
 @dataclass
@@ -130,7 +115,7 @@ class _Sending:
 class Outbox:
     """Sends, and keeps each tensor until it is gone.
 
-    ``due`` is the slot (see `messages.start_slots`) behind which the receiver must have taken the
+    ``due`` is the slot (see `program.start_slots`) behind which the receiver must have taken the
     tensor; then it is waited for, since gloo reports the end of a send only to `wait`.
     """
 

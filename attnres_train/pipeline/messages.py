@@ -13,13 +13,10 @@ pass hold up what this one waits for.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import Action, Schedule
-from attnres_train.pipeline.validate import Report, validate
+from attnres_train.pipeline.schedule import Action
 
 
 class PipelineError(RuntimeError):
@@ -88,68 +85,3 @@ def channels(plan: TransportPlan) -> list[Channel]:
     chunks = range(plan.layout.num_chunks)
     actions = [Action(kind, chunk, 0) for kind in ("F", "B") for chunk in chunks]
     return sorted({message.channel for action in actions for message in leaving(plan, action)})
-
-
-def start_slots(schedule: Schedule, num_chunks: int) -> dict[Action, int]:
-    """When each action of a valid ``schedule`` starts, if each takes one slot and messages none.
-
-    An action's slot is above those of everything it depends on, so any rule that makes actions
-    wait only for lower slots is free of deadlock.
-    """
-    slots: dict[Action, int] = {}
-    positions = [0] * len(schedule)
-    clocks = [0] * len(schedule)
-    progress = True
-    while progress:
-        progress = False
-        for rank, actions in enumerate(schedule):
-            while positions[rank] < len(actions):
-                action = actions[positions[rank]]
-                step, first = (-1, 0) if action.kind == "F" else (1, num_chunks - 1)
-                before = action._replace(chunk=action.chunk + step)
-                if action.chunk != first and before not in slots:
-                    break
-                slots[action] = max(clocks[rank], slots.get(before, -1) + 1)
-                clocks[rank] = slots[action] + 1
-                positions[rank] += 1
-                progress = True
-    return slots
-
-
-@dataclass(frozen=True)
-class Step:
-    """One action of a rank with its messages."""
-
-    action: Action
-    slot: int
-    arriving: tuple[Message, ...]
-    leaving: tuple[Message, ...]
-
-
-class Program:
-    """What ``rank`` does in one pass of ``schedule``; made once per number of micro-batches.
-
-    Raises ScheduleError if plan and schedule do not fit together (see `validate`).
-    """
-
-    def __init__(self, plan: TransportPlan, schedule: Schedule, rank: int) -> None:
-        self.report: Report = validate(plan, schedule)
-        self.training = any(action.kind == "B" for action in schedule[rank])
-        self.slots = start_slots(schedule, plan.layout.num_chunks)
-        self.steps = [
-            Step(action, self.slots[action], arriving(plan, action), leaving(plan, action))
-            for action in schedule[rank]
-        ]
-        self._plan, self._schedule, self._rank = plan, schedule, rank
-
-    @cached_property
-    def arrivals(self) -> dict[Channel, list[Message]]:
-        """Everything that reaches this rank, per channel in the sender's order."""
-        incoming = [c for c in channels(self._plan) if c.dst_rank == self._rank]
-        arrivals = {channel: [] for channel in incoming}
-        for sender in {channel.src_rank for channel in incoming}:
-            for action in self._schedule[sender]:
-                for message in leaving(self._plan, action):
-                    if message.channel in arrivals:
-                        arrivals[message.channel].append(message)
-        return arrivals

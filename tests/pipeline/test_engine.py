@@ -106,6 +106,16 @@ def test_evaluation_gives_the_loss_and_leaves_nothing(layout, lengths):
     assert sent == TransportPlan(layout).units().exact * tokens * HIDDEN_SIZE * 8
 
 
+def test_a_block_that_needs_no_gradient_takes_those_that_come_back():
+    layout, batches = make_layout(6, 3, 3, 1), toy_batches([2, 3])
+    chunks, (_, expected) = make_chunks(layout), plain(layout, batches)
+    chunks[0].embedding.requires_grad_(False)
+    _, found = train(layout, batches, chunks)
+    del expected["embedding"], found["embedding"]
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-14)
+
+
 def test_a_step_without_micro_batches_is_refused():
     layout = make_layout(2, 2, 1, 1)
     with pytest.raises(ValueError, match="at least one micro-batch"):
