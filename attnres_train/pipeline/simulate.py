@@ -7,6 +7,7 @@ sending, through one port of limited bandwidth, or through one for each neighbou
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,6 +20,8 @@ Mode = Literal["standard", "naive", "padded", "exact", "eager"]
 """What a hop carries, as in `plan.Units`; ``eager`` is the exact payload with every tensor sent as
 soon as it is there, and its gradients due only when the receiver's pass comes to it."""
 MODES: tuple[Mode, ...] = ("standard", "naive", "padded", "exact", "eager")
+MAX_PIECES = 4
+"""Held blocks leave in at most so many runs: one by one, as they do, takes long to simulate."""
 
 
 class Part(NamedTuple):
@@ -29,7 +32,7 @@ class Part(NamedTuple):
     """Of the sender's forward pass, behind which it leaves: 0 for what the sender held before. Its
     gradients are due when the receiver's backward pass has just this share of itself left."""
     blocks: tuple[int, ...] = ()
-    """Where the transport is the plan's, what the part is made of."""
+    """Where the transport is the plan's, what the part is made of; ascending."""
     partial: bool = False
 
 
@@ -98,16 +101,19 @@ def parts(plan: TransportPlan, mode: Mode) -> list[tuple[Part, ...]]:
 
 
 def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
-    if hop.held:
-        yield Part(len(hop.held), 0.0, hop.held)
+    length = max(1, -(-len(hop.held) // MAX_PIECES))
+    for start in range(0, len(hop.held), length):
+        held = hop.held[start : start + length]
+        yield Part(len(held), 0.0, held)
     sublayers, inner = plan.layout.sublayers(hop.src_chunk), plan.used_inside(hop.src_chunk)
     early = tuple(block for block in hop.fresh if block in inner)
     for block in early:
         done = max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start)
         yield Part(1, done / len(sublayers), (block,))
-    late = hop.fresh[len(early) :]
-    if late or hop.partial:
-        yield Part(len(late) + hop.partial, 1.0, late, hop.partial)
+    for block in hop.fresh[len(early) :]:
+        yield Part(1, 1.0, (block,))
+    if hop.partial:
+        yield Part(1, 1.0, partial=True)
 
 
 def simulate(
@@ -124,8 +130,8 @@ def simulate(
     return _Simulation(plan, schedule, costs, parts(plan, mode), record, port_per_neighbour).run()
 
 
-_Arrival = tuple[Action, float]
-"""Of a part, known by its share, for a pass."""
+_Arrival = tuple[Action, Part]
+"""Of a part for a pass."""
 
 
 class _Simulation:
@@ -179,7 +185,7 @@ class _Simulation:
     def _arrive(self, transfer: Transfer) -> None:
         if self.record:
             self.timeline.transfers.append(transfer)
-        arrival = transfer.enables, transfer.part.share
+        arrival = transfer.enables, transfer.part
         self.arrived.add(arrival)
         if arrival in self.waiting:
             self._resume(self.waiting.pop(arrival))
@@ -197,29 +203,43 @@ class _Simulation:
                 self.timeline.passes.append(Pass(rank, action, start, start + seconds, self.now))
 
     def _forward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
-        """Returns when the pass started."""
-        for part in self.before[action.chunk]:
-            yield action, part.share
+        """Returns when the pass started, behind the passing on of what it reads."""
+        coming, leaving = deque(self.before[action.chunk]), self.after[action.chunk]
+        enables = action._replace(chunk=action.chunk + 1)
+        held = [part for part in leaving if not part.share]
+        for part in held:
+            while coming and coming[0].blocks and coming[0].blocks[0] <= part.blocks[-1]:
+                yield action, coming.popleft()
+            self._send(action, enables, part)
+        for part in coming:
+            yield action, part
         start = self.now
-        for part in self.after[action.chunk]:
+        for part in leaving[len(held) :]:
             yield start + part.share * seconds
-            self._send(action, action._replace(chunk=action.chunk + 1), part)
+            self._send(action, enables, part)
         yield start + seconds
         return start
 
     def _backward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
-        """Returns when the pass started."""
+        """Returns when the pass started, behind the gradients that it starts from."""
+        coming = self.after[action.chunk][::-1]
+        late = deque(part for part in coming if not part.share)
         start, left = None, 1.0
-        for part in reversed(self.after[action.chunk]):
+        for part in coming[: len(coming) - len(late)]:
+            if start is None and part.share < 1:
+                start = self.now
             yield self.now + (left - part.share) * seconds
-            yield action, part.share
-            if start is None:
-                start = self.now - (left - part.share) * seconds
+            yield action, part
             left = part.share
         start = self.now if start is None else start
         yield self.now + left * seconds
+        enables = action._replace(chunk=action.chunk - 1)
         for part in reversed(self.before[action.chunk]):
-            self._send(action, action._replace(chunk=action.chunk - 1), part)
+            while late and part.blocks and late[0].blocks[-1] >= part.blocks[0]:
+                yield action, late.popleft()
+            self._send(action, enables, part)
+        for part in late:
+            yield action, part
         return start
 
     def _send(self, action: Action, enables: Action, part: Part) -> None:

@@ -48,6 +48,26 @@ def test_eager_forwarding_takes_the_history_off_the_critical_path():
     assert simulate(plan, schedule, costs, "eager").seconds == 9 + 2 * (1 + 1) * 0.25
 
 
+def test_history_is_passed_on_block_by_block_as_it_comes():
+    """The three ranks above, a unit costing two forward passes."""
+    plan = TransportPlan(make_layout(3, 2, 3, 1))
+    timeline = simulate(plan, one_f_one_b(3, 1, 1), flat_costs(plan, 2.0), "eager")
+    sent = [(t.enables.kind, t.dst, t.part.blocks, t.start) for t in timeline.transfers]
+    assert sorted(sent, key=lambda one: one[-1]) == [
+        ("F", 1, (0,), 0),
+        ("F", 1, (1,), 2),
+        ("F", 2, (0,), 2),  # before block 1 is there, and the pass over
+        ("F", 2, (1,), 4),
+        ("F", 2, (2,), 6),
+        ("B", 1, (2,), 11),  # what rank 1 starts from, then what it is to add to its own
+        ("B", 1, (1,), 13),
+        ("B", 1, (0,), 15),
+        ("B", 0, (1,), 15),
+        ("B", 0, (0,), 17),
+    ]
+    assert timeline.seconds == 19
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     layouts(max_ranks=4, max_virtual_stages=3),
