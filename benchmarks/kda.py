@@ -5,7 +5,8 @@
 Peers: the recurrence token by token in eager torch, and where installed attn-gym's reference
 (`attn-gym`) and fla's naive chunked and recurrent forms (`fla-core` and `einops`; read from their
 file alone, since the package itself needs Triton). Each round times every contestant once; a ratio
-is the median over rounds. Peak memory is what the process grows by (Linux).
+is the median over rounds. A second table shows the growth with T, in rounds that run the same
+number of tokens at every T. Peak memory is what the process grows by (Linux).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,53 +110,64 @@ def largest_error(operator: Operator, heads: int, size: int) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
 
 
-def measure(
+def contest(
     operators: dict[str, Operator], length: int, heads: int, size: int, repeats: int
-) -> dict[str, tuple[float, float, float]]:
-    """Per operator: milliseconds, ratio of its time to ours, peak MiB."""
+) -> None:
+    """Prints, per operator: milliseconds, ratio of its time to ours, peak MiB."""
     inputs = make_inputs(length, heads, size)
     weight = torch.randn_like(inputs[2])
-    runs = {
-        name: (lambda operator=operator: step(operator, inputs, weight))
-        for name, operator in operators.items()
-    }
+    runs = {name: partial(step, operator, inputs, weight) for name, operator in operators.items()}
     peaks = {name: peak_bytes(run) / 2**20 for name, run in runs.items()}
     rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
-    return {
-        name: (
-            1e3 * statistics.median(times[name] for times in rounds),
-            statistics.median(times[name] / times["ours"] for times in rounds),
-            peaks[name],
-        )
-        for name in runs
-    }
+    for name in runs:
+        ms = 1e3 * statistics.median(times[name] for times in rounds)
+        ratio = statistics.median(times[name] / times["ours"] for times in rounds)
+        print(f"| {length} | {name} | {ms:.0f} | {ratio:.2f} | {peaks[name]:.0f} |", flush=True)
+
+
+def growth(operator: Operator, lengths: list[int], heads: int, size: int, repeats: int) -> None:
+    """Prints, per T: microseconds per token, its ratio to that of the longest T, peak MiB."""
+    longest = max(lengths)
+    rounds: list[dict[int, float]] = [{} for _ in range(repeats)]
+    runs, peaks = {}, {}
+    for length in lengths:
+        inputs = make_inputs(length, heads, size)
+        runs[length] = partial(step, operator, inputs, torch.randn_like(inputs[2]))
+        peaks[length] = peak_bytes(runs[length]) / 2**20
+    for times in rounds:
+        for length, run in runs.items():
+            steps = longest // length
+            times[length] = sum(seconds(run) for _ in range(steps)) / (steps * length)
+    for length in lengths:
+        us = 1e6 * statistics.median(times[length] for times in rounds)
+        ratio = statistics.median(times[length] / times[longest] for times in rounds)
+        print(f"| {length} | {us:.1f} | {ratio:.2f} | {peaks[length]:.0f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--peer-length", type=int, default=1024, help="longest T for the peers")
+    parser.add_argument("--peer-lengths", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="key and value size per head")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="T = 64 once, a smoke run")
+    parser.add_argument("--quick", action="store_true", help="T = 64 and 128 once, a smoke run")
     args = parser.parse_args()
     if args.quick:
-        args.lengths, args.repeats = [64], 1
+        args.lengths, args.peer_lengths, args.repeats = [64, 128], [64], 1
 
     ours = {"ours": lambda *x: chunk_kda(*x)[0]}
     shape = f"B=1 H={args.heads} K=V={args.size}"
     print(f"{shape}, fp32, forward + backward, {torch.get_num_threads()} threads")
     error = largest_error(ours["ours"], args.heads, args.size)
     print(f"largest error of output and gradients against fp64: {error:.1e}\n")
-    print("| T | operator | ms | time / ours | us / token | peak MiB | KiB / token |")
-    print("|---|---|---|---|---|---|---|")
-    for length in args.lengths:
-        operators = ours | peers() if length <= args.peer_length else ours
-        results = measure(operators, length, args.heads, args.size, args.repeats)
-        for name, (ms, ratio, peak) in results.items():
-            per_token = f"{1e3 * ms / length:.1f} | {peak:.0f} | {1024 * peak / length:.1f}"
-            print(f"| {length} | {name} | {ms:.0f} | {ratio:.2f} | {per_token} |", flush=True)
+    print("| T | operator | ms | time / ours | peak MiB |")
+    print("|---|---|---|---|---|")
+    for length in args.peer_lengths:
+        contest(ours | peers(), length, args.heads, args.size, args.repeats)
+    print(f"\n| T | us / token | over that of T = {max(args.lengths)} | peak MiB |")
+    print("|---|---|---|---|")
+    growth(ours["ours"], args.lengths, args.heads, args.size, args.repeats)
 
 
 if __name__ == "__main__":

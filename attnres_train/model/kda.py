@@ -23,7 +23,7 @@ from attnres_train.model.fla_backend import kda_kernel, run_kda_kernel
 from attnres_train.model.kda_tiles import Tiles, from_tiles, to_tiles
 
 # Chunks x batch x heads worked on at once: enough to batch, few enough to stay in cache.
-_TILES_PER_GROUP = 64
+_TILES_PER_GROUP = 32
 
 
 def chunk_kda(
@@ -189,7 +189,7 @@ def _forward_group(tiles: Tiles, states: Tensor, scale: float) -> Tensor:
     for i, chunk in enumerate(zip(*per_chunk, strict=True)):
         rows, keys, inverse, decay, value, read, update = chunk
         torch.bmm(rows, states[i], out=read)
-        torch.bmm(inverse, value - read[:, 1::2], out=update)
+        torch.bmm(inverse, value + read[:, 1::2], out=update)
         torch.baddbmm(decay * states[i], keys, update, out=states[i + 1])
     return torch.baddbmm(reads[:, 0::2], tiles.scores, updates, beta=scale, alpha=scale)
 
@@ -202,7 +202,7 @@ def _backward_group(
     ``states`` [n, R, K, V] are those at the start of each chunk; ``do`` is [N, C, V], scaled.
     """
     flat_states = states.flatten(0, 1)
-    values = torch.baddbmm(tiles.beta * tiles.v, tiles.rows[:, 1::2], flat_states, alpha=-1)
+    values = torch.baddbmm(tiles.beta * tiles.v, tiles.rows[:, 1::2], flat_states)
     updates = tiles.inverse @ values
 
     dupdates = tiles.scores.mT @ do
@@ -215,7 +215,7 @@ def _backward_group(
     for i in reversed(range(len(states))):
         rows, keys, inverse, decay, dupdate, dread = (x[i] for x in per_chunk)
         dstates[i] = dstate
-        torch.neg(inverse @ torch.baddbmm(dupdate, keys, dstate), out=dread[:, 1::2])
+        dread[:, 1::2] = inverse @ torch.baddbmm(dupdate, keys, dstate)
         dstate = torch.baddbmm(decay * dstate, rows, dread)
 
     dstates = dstates.flatten(0, 1)
@@ -223,6 +223,6 @@ def _backward_group(
         drows=dreads @ flat_states.mT,
         dkeys=updates @ dstates.mT,
         dscores=dreads @ updates.mT,
-        dvalues=-dreads[:, 1::2],
+        dvalues=dreads[:, 1::2],
         ddecay=(flat_states * dstates).sum(-1),
     )

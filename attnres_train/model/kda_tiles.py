@@ -10,7 +10,7 @@ products of decays, at most 1: nothing overflows or cancels, and g = -inf is exa
 chunking of arXiv 2510.26692, section 3, carried down to single tokens).
 
 Shapes: N tiles (chunks x batch x heads, in that order), C tokens of a chunk, K key size, V value
-size. "Rows" are the two readers of keys, q and beta k, in turn: 2C of them in a tile.
+size. "Rows" are the two readers of keys, q and -beta k, in turn: 2C of them in a tile.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Tiles:
     v: Tensor  # [N, C, V]
     beta: Tensor  # [N, C, 1]
     token_decay: Tensor  # [N, C, K], exp(g)
-    rows: Tensor  # [N, 2C, K]: q and beta k in turn, decayed from the start of the chunk
+    rows: Tensor  # [N, 2C, K]: q and -beta k in turn, decayed from the start of the chunk
     keys: Tensor  # [N, C, K], decayed to the end of the chunk
     decay: Tensor  # [N, K, 1] over the whole chunk
     scores: Tensor  # [N, C, C]: q against k up to itself
-    inverse: Tensor  # [N, C, C]: (I + scores of beta k against earlier k)^-1, Eq. 7
+    inverse: Tensor  # [N, C, C]: (I - scores of -beta k against earlier k)^-1, Eq. 7
     joins: list[_Join]  # only for the backward pass
 
     @classmethod
@@ -82,10 +82,10 @@ class Tiles:
         q, k, v, g, beta = (to_tiles(x, chunks, chunk_size, dtype) for x in inputs)
         beta = beta.unsqueeze(-1)
         token_decay = _exp(g)
-        rows = torch.stack((q * token_decay, k * (beta * token_decay)), dim=2).flatten(1, 2)
+        rows = torch.stack((q * token_decay, -k * (beta * token_decay)), dim=2).flatten(1, 2)
         keys, decay = k.clone(), token_decay
         scores = torch.diag_embed((q * k).sum(-1))
-        inverse = torch.ones_like(beta).unsqueeze(-1)
+        inverse = torch.diag_embed(torch.ones_like(beta).squeeze(-1))
         joins = []
         m = 1
         while m < chunk_size:
@@ -96,14 +96,12 @@ class Tiles:
                 joins.append(join)
             corner = pair_rows @ pair_keys.mT
             _corners(scores, m).copy_(corner[:, :, 0::2])
-            inverse = _join_inverse(inverse, corner[:, :, 1::2])
+            _join_inverse(inverse, corner[:, :, 1::2])
             pair_rows *= first_decay
             pair_keys *= second_decay
             decay = (first_decay * second_decay).squeeze(2)
             m *= 2
-        return cls(
-            q, k, v, beta, token_decay, rows, keys, decay.mT, scores, inverse.squeeze(1), joins
-        )
+        return cls(q, k, v, beta, token_decay, rows, keys, decay.mT, scores, inverse, joins)
 
     def input_grads(
         self, drows: Tensor, dkeys: Tensor, dscores: Tensor, dvalues: Tensor, ddecay: Tensor
@@ -118,8 +116,8 @@ class Tiles:
         for join in reversed(self.joins):
             ddecay = _join_grads(join, dscores, drows, dkeys, ddecay)
         dq, dbeta_k = drows.unflatten(1, (-1, 2)).unbind(2)
-        ddecay = ddecay.addcmul_(self.q, dq).addcmul_(self.beta * self.k, dbeta_k)
-        dq, dbeta_k = dq * self.token_decay, dbeta_k * self.token_decay
+        ddecay = ddecay.addcmul_(self.q, dq).addcmul_(self.beta * self.k, dbeta_k, value=-1)
+        dq, dbeta_k = dq * self.token_decay, dbeta_k * -self.token_decay
 
         dself = dscores[:, 0::2].diagonal(dim1=1, dim2=2).unsqueeze(-1)
         dq.addcmul_(dself, self.k)
@@ -139,24 +137,25 @@ def _pairs(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return x.unflatten(1, (-1, 2, m)).unbind(2)
 
 
-def _corners(x: Tensor, m: int) -> Tensor:
-    """View [N, b, rows, m] of the second rows and first columns of the diagonal blocks of 2m
-    columns of ``x`` [N, R, C]."""
+def _pair_blocks(x: Tensor, m: int) -> Tensor:
+    """View [N, b, 2, r, 2, m] of the diagonal blocks of 2m columns of ``x`` [N, 2br, C]: first and
+    second half of their rows, of their columns."""
     pairs = x.shape[2] // (2 * m)
-    x = x.unflatten(2, (pairs, 2, m)).unflatten(1, (pairs, 2, -1))[:, :, 1, :, :, 0]
-    return x.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+    x = x.unflatten(2, (pairs, 2, m)).unflatten(1, (pairs, 2, -1))
+    return x.diagonal(dim1=1, dim2=4).movedim(-1, 1)
 
 
-def _join_inverse(inverse: Tensor, corner: Tensor) -> Tensor:
-    """[N, 2b, m, m] -> [N, b, 2m, 2m]: inverses of unit lower triangular blocks, joined by the
-    ``corner`` [N, b, m, m] of each pair."""
-    m = corner.shape[-1]
-    first, second = (x.squeeze(2) for x in _pairs(inverse, 1))
-    joined = inverse.new_zeros(*corner.shape[:2], 2 * m, 2 * m)
-    joined[..., :m, :m] = first
-    joined[..., m:, m:] = second
-    torch.neg(second @ corner @ first, out=joined[..., m:, :m])
-    return joined
+def _corners(x: Tensor, m: int) -> Tensor:
+    """View [N, b, r, m] of `_pair_blocks`: their second rows and first columns."""
+    return _pair_blocks(x, m)[:, :, 1, :, 0]
+
+
+def _join_inverse(inverse: Tensor, corner: Tensor) -> None:
+    """Inverts the next larger diagonal blocks in ``inverse`` [N, C, C], whose blocks of m are
+    inverted: ``corner`` [N, b, m, m] is what a pair's second tokens take from its first."""
+    blocks = _pair_blocks(inverse, corner.shape[-1])
+    first, second = blocks[:, :, 0, :, 0], blocks[:, :, 1, :, 1]
+    blocks[:, :, 1, :, 0] = second @ corner @ first
 
 
 def _join_grads(
