@@ -105,15 +105,19 @@ def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
     for start in range(0, len(hop.held), length):
         held = hop.held[start : start + length]
         yield Part(len(held), 0.0, held)
-    sublayers, inner = plan.layout.sublayers(hop.src_chunk), plan.used_inside(hop.src_chunk)
-    early = tuple(block for block in hop.fresh if block in inner)
-    for block in early:
-        done = max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start)
-        yield Part(1, done / len(sublayers), (block,))
-    for block in hop.fresh[len(early) :]:
-        yield Part(1, 1.0, (block,))
+    for block in hop.fresh:
+        yield Part(1, ready_share(plan, hop.src_chunk, block), (block,))
     if hop.partial:
         yield Part(1, 1.0, partial=True)
+
+
+def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:
+    """The share of ``chunk``'s forward pass behind which it can send a block that it completes (or
+    its partial, None): what it does not read itself leaves at its end."""
+    if block not in plan.used_inside(chunk):
+        return 1.0
+    sublayers = plan.layout.sublayers(chunk)
+    return max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start) / len(sublayers)
 
 
 def simulate(

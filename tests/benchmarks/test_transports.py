@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +15,6 @@ from attnres_train.pipeline.validate import validate
 from tests.pipeline.threads import run_ranks
 
 CONTESTANTS = {"NaivePlan": "naive", "PaddedPlan": "padded", "LatePlan": "exact"}
-
-
-@pytest.fixture
-def benchmarks(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
 
 
 def layout(ranks: int, virtual: int) -> Layout:
