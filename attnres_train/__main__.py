@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from attnres_train import __version__
 from attnres_train.errors import UserError
@@ -44,7 +45,7 @@ def _launch(args: argparse.Namespace) -> int:
     check_config(config, world_size)
     prepare_local(config)
     command = ["-m", "attnres_train", "train", args.config, *args.overrides]
-    return launch(command, world_size)
+    return launch(command, world_size, Path(config.run.dir) / config.run.name)
 
 
 def data(args: argparse.Namespace) -> int:

@@ -16,7 +16,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from attnres_train import failures
 from attnres_train.config.schema import RunConfig
+from attnres_train.culprit import explain
 from attnres_train.errors import UserError
 from attnres_train.run_lock import run_lock
 
@@ -42,6 +44,7 @@ PEER_LOST = (
     "Broken pipe",
     "Connection refused",
     "Socket Timeout",
+    "Timed out",
     "remote process exited",
 )
 
@@ -61,9 +64,10 @@ def default_world_size(config: RunConfig) -> int:
     return max(1, torch.cuda.device_count() // replica) * replica
 
 
-def launch(command: list[str], world_size: int) -> int:
+def launch(command: list[str], world_size: int, folder: Path) -> int:
     """Run ``python <command>`` as ``world_size`` local workers; returns the exit code. A worker
-    that fails ends the others, and its traceback alone is printed."""
+    that fails ends the others, and its traceback alone is printed; if one hangs, which it is and
+    who waited for it, from the records in run folder ``folder``."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -90,15 +94,18 @@ def launch(command: list[str], world_size: int) -> int:
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
-            return _report_failure(error)
+            return _report_failure(error, folder, world_size)
         except SignalException as stop:
             print(f"stopped by {signal.Signals(stop.sigval).name}", file=sys.stderr)
             return 128 + int(stop.sigval)
     return 0
 
 
-def _report_failure(error) -> int:
+def _report_failure(error, folder: Path, world_size: int) -> int:
     """Print the failure that came first by cause; returns the exit code."""
+    if stop := explain(failures.read(folder), world_size):
+        print(f"{stop}\nWhat every rank waited for: {folder / 'failures'}", file=sys.stderr)
+        return 1
     rank, failure = min(error.failures.items(), key=lambda item: _by_cause(item[1]))
     if failure.exitcode == 2:
         return 2  # the worker itself has told the user what is wrong
@@ -185,5 +192,5 @@ def prepare_local(config: RunConfig) -> None:
     prepare(config)
     folder = Path(config.run.dir) / config.run.name
     resolve_resume(config.checkpoint.resume, folder / "checkpoints")
-    with run_lock(folder):
-        pass  # rank 0 will hold it
+    with run_lock(folder):  # rank 0 will hold it
+        failures.clear(folder)

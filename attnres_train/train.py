@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 
 import torch
 
+from attnres_train import failures
 from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.names import training_state
 from attnres_train.config import describe, save_config
@@ -44,17 +47,26 @@ PARAMETER_DTYPE = {
 }
 STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": torch.bfloat16}
 
+# Seconds that a rank has to fail by itself behind the failure of another.
+LEAVE_SECONDS = 5.0
+
 
 def train(config: RunConfig) -> int:
     """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
     a signal stopped the run: it is saved, and the same command resumes it."""
-    stop_requested = catch_stop_signals()
+    folder = Path(config.run.dir) / config.run.name
+    if os.environ.get("RANK", "0") == "0":
+        failures.clear(folder)
+    stop_requested = catch_stop_signals(folder)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         # One process per machine; the others wait for it in join_run. Nothing to do where the
         # local launcher or `attnres-train data` has prepared already.
         prepare(config, progress=False)
-    folder = Path(config.run.dir) / config.run.name
-    with join_run(config) as ranks, run_lock(folder) if ranks.is_main else nullcontext():
+    with (
+        join_run(config) as ranks,
+        run_lock(folder) if ranks.is_main else nullcontext(),
+        failures.recorded(folder, ranks.rank, ranks.own_pipeline, ranks.world_size),
+    ):
         parts = build_parts(config, ranks)
         if ranks.is_main:
             print(describe(config, chunk_layers(config), ranks.world_size), flush=True)
@@ -64,20 +76,37 @@ def train(config: RunConfig) -> int:
     return 0
 
 
-def catch_stop_signals():
+def catch_stop_signals(folder: Path):
     """From now on the first of `stop_signals` sets a flag; returns the function that reads it. The
     loop saves and leaves behind the step in which any rank was told; a second signal ends the
-    process at once."""
+    process at once.
+
+    If another rank of the run in ``folder`` has failed, that step has no end. This one then gets
+    some seconds to fail too.
+    """
     received: list[int] = []
 
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         if received:
             os._exit(128 + number)
         received.append(number)
+        if failures.paths(folder):
+            _leave_soon(folder, frame)
 
     for number in stop_signals():
         signal.signal(number, stop)
     return lambda: bool(received)
+
+
+def _leave_soon(folder: Path, frame: FrameType | None) -> None:
+    """Write down where this rank is, unless it has failed, and end it unless it does so by then."""
+    here = failures.ended_in(int(os.environ.get("RANK", 0)), frame)
+    if all(failure.rank != here.rank for failure in failures.read(folder)):
+        failures.write(folder, here)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end = threading.Timer(LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    end.daemon = True
+    end.start()
 
 
 def build_parts(config: RunConfig, ranks: Ranks) -> Parts:

@@ -35,6 +35,11 @@ class Ranks:
         return self.pipeline.rank()
 
     @property
+    def own_pipeline(self) -> tuple[int, ...]:
+        """The global ranks of this process's pipeline by stage."""
+        return next(ranks for ranks in self.pipelines if self.rank in ranks)
+
+    @property
     def dp_rank(self) -> int:
         return self.data.rank()
 

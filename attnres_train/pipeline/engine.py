@@ -29,6 +29,7 @@ from attnres_train.pipeline.program import Program, Step
 from attnres_train.pipeline.schedule import Schedule, forward_only, one_f_one_b
 from attnres_train.pipeline.store import BlockStore
 from attnres_train.pipeline.transport import Transport
+from attnres_train.pipeline.waits import PeerError
 
 
 class ChunkOutput(Protocol):
@@ -152,12 +153,16 @@ class _Pass:
         self.losses: list[Tensor] = []
 
     def run(self) -> None:
-        for step in self.program.steps:
-            for message in step.posted:
-                self.inbox.post(message)
-            (self._forward if step.action.kind == "F" else self._backward)(step)
-            self.outbox.reap(step.slot)
-        self.outbox.flush()
+        try:
+            for step in self.program.steps:
+                for message in step.posted:
+                    self.inbox.post(message)
+                (self._forward if step.action.kind == "F" else self._backward)(step)
+                self.outbox.reap(step.slot)
+            self.outbox.flush()
+        except PeerError as error:
+            error.pending = self.inbox.pending() + self.outbox.pending()
+            raise
         self._assert_empty()
 
     def _forward(self, step: Step) -> None:

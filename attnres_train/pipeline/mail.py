@@ -6,14 +6,16 @@ Shapes: every tensor is [B, T, D], B and T those of its micro-batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnres_train.pipeline.messages import Message, PeerError, PipelineError
+from attnres_train.pipeline.messages import Message, PipelineError
 from attnres_train.pipeline.transport import Transport, Work
+from attnres_train.pipeline.waits import PeerError, Wait
 
 
 def identity(message: Message) -> Tensor:
@@ -51,31 +53,32 @@ class Inbox:
         """Start to receive ``message``, the next one that is sent on its channel."""
         buffer = self._make_buffer(message.action.micro_batch)
         tag = tag_work = None
-        if self._debug:
-            tag = identity(message).fill_(-2).to(buffer.device)
-            tag_work = self._transport.receive(message.channel, tag)
-        work = self._transport.receive(message.channel, buffer)
-        self._posted[message] = _Receipt(buffer, work, tag, tag_work, time.monotonic())
+        with _peer_errors(self._rank, message, buffer):
+            if self._debug:
+                tag = identity(message).fill_(-2).to(buffer.device)
+                tag_work = self._transport.receive(message.channel, tag)
+            work = self._transport.receive(message.channel, buffer)
+        self._posted[message] = _Receipt(buffer, work, tag, tag_work, time.time())
 
     def take(self, message: Message) -> Tensor:
         """The tensor of ``message``, which was posted, waited for.
 
         Raises PeerError if it does not come, in debug mode PipelineError if it is another tensor.
         """
-        receipt = self._posted[message]
-        if receipt.identity is not None:
-            self._wait(receipt.identity_work, message)
-            self._check_identity(message, receipt.identity)
-        self._wait(receipt.work, message)
-        del self._posted[message]
+        receipt = self._posted.pop(message)
+        with _peer_errors(self._rank, message, receipt.buffer):
+            if receipt.identity is not None:
+                receipt.identity_work.wait()
+                self._check_identity(message, receipt.identity)
+            receipt.work.wait()
         return receipt.buffer
 
-    def _wait(self, work: Work, message: Message) -> None:
-        started = time.monotonic()
-        try:
-            work.wait()
-        except RuntimeError as error:
-            raise PeerError(self._complaint(message, started)) from error
+    def pending(self) -> list[Wait]:
+        """What was posted and has not been taken, since when."""
+        return [
+            Wait.of(message, self._rank, receipt.buffer.nbytes, receipt.since)
+            for message, receipt in self._posted.items()
+        ]
 
     def _check_identity(self, message: Message, found: Tensor) -> None:
         block, micro_batch, chunk = found.tolist()
@@ -85,18 +88,6 @@ class Inbox:
                 f"rank {self._rank}: rank {message.channel.src_rank} sent {tensor} of micro-batch "
                 f"{micro_batch} for chunk {chunk} in the place of {message}"
             )
-
-    def _complaint(self, message: Message, started: float) -> str:
-        """What this rank was waiting for: action, peer, blocks, bytes, since when."""
-        now = time.monotonic()
-        receipt = self._posted[message]
-        others = [str(other) for other in self._posted if other != message]
-        return (
-            f"rank {self._rank} could not start or finish {message.action}: it waited "
-            f"{now - started:.1f} s (posted {now - receipt.since:.1f} s ago) for {message}, "
-            f"{receipt.buffer.nbytes} bytes, from rank {message.channel.src_rank}; also "
-            f"outstanding: {', '.join(others) or 'nothing'}"
-        )
 
     def assert_empty(self) -> None:
         """Raise PipelineError if a message was left unread at the end of the pass."""
@@ -110,6 +101,7 @@ class _Sending:
     tensors: tuple[Tensor, ...]
     works: tuple[Work, ...]
     due: int
+    since: float
 
 
 class Outbox:
@@ -132,34 +124,43 @@ class Outbox:
         tensors = (tensor.detach().contiguous(),)
         if self._debug:
             tensors = (identity(message).to(tensor.device), *tensors)
-        works = tuple(self._transport.send(message.channel, t) for t in tensors)
-        self._pending.append(_Sending(message, tensors, works, due))
+        with _peer_errors(self._rank, message, tensor):
+            works = tuple(self._transport.send(message.channel, t) for t in tensors)
+        self._pending.append(_Sending(message, tensors, works, due, time.time()))
 
     def reap(self, slot: int) -> None:
         """Let go of the sends that are done or, at ``slot``, overdue."""
-        pending = []
-        for sending in self._pending:
+        for sending in list(self._pending):
             if sending.due < slot:
                 self._finish(sending)
-            elif not all(work.is_completed() for work in sending.works):
-                pending.append(sending)
-        self._pending = pending
+            elif all(work.is_completed() for work in sending.works):
+                self._pending.remove(sending)
 
     def flush(self) -> None:
         """Wait for every send."""
-        for sending in self._pending:
+        for sending in list(self._pending):
             self._finish(sending)
-        self._pending.clear()
+
+    def pending(self) -> list[Wait]:
+        """What has been sent and is not known to be gone, since when."""
+        return [
+            Wait.of(s.message, self._rank, s.tensors[-1].nbytes, s.since) for s in self._pending
+        ]
 
     def _finish(self, sending: _Sending) -> None:
-        started = time.monotonic()
-        try:
+        self._pending.remove(sending)
+        with _peer_errors(self._rank, sending.message, sending.tensors[-1]):
             for work in sending.works:
                 work.wait()
-        except RuntimeError as error:
-            channel = sending.message.channel
-            raise PeerError(
-                f"rank {self._rank}: rank {channel.dst_rank} did not take {sending.message} "
-                f"({sending.tensors[-1].nbytes} bytes), waited for "
-                f"{time.monotonic() - started:.1f} s"
-            ) from error
+
+
+@contextmanager
+def _peer_errors(rank: int, message: Message, tensor: Tensor) -> Iterator[None]:
+    """Tell of what the transport raises as a wait of ``rank`` for ``message``."""
+    started = time.time()
+    try:
+        yield
+    except PipelineError:
+        raise
+    except RuntimeError as error:
+        raise PeerError(rank, Wait.of(message, rank, tensor.nbytes, started)) from error

@@ -23,11 +23,6 @@ class PipelineError(RuntimeError):
     """The pipeline broke one of its own rules; names rank, chunk, block and micro-batch."""
 
 
-class PeerError(RuntimeError):
-    """Another rank did not deliver, or not in time; names what this rank was waiting for. The
-    fault itself is usually the peer's."""
-
-
 class Channel(NamedTuple):
     """An ordered one-way connection between two ranks."""
 
@@ -45,10 +40,20 @@ class Message(NamedTuple):
     is_held: bool
     """Whether the sender of the block held it before its forward pass."""
 
+    @property
+    def tensor(self) -> str:
+        """What is sent, in words."""
+        name = "the partial" if self.block is None else f"block {self.block}"
+        return name if self.action.kind == "F" else f"the gradient of {name}"
+
+    @property
+    def made_by(self) -> Action:
+        """The action of the sender around which it leaves."""
+        step = 1 if self.action.kind == "F" else -1
+        return self.action._replace(chunk=self.action.chunk - step)
+
     def __str__(self) -> str:
-        tensor = "the partial" if self.block is None else f"block {self.block}"
-        gradient = "" if self.action.kind == "F" else "the gradient of "
-        return f"{gradient}{tensor} for {self.action}"
+        return f"{self.tensor} for {self.action}"
 
 
 def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:

@@ -67,7 +67,8 @@ class P2PTransport:
             groups = {}
             for channel in channels:
                 pair = [ranks[channel.src_rank], ranks[channel.dst_rank]]
-                groups[channel] = dist.new_group(pair, timeout=timeout)
+                name = f"{channel.kind} {pair[0]} -> {pair[1]}"  # told by NCCL's watchdog
+                groups[channel] = dist.new_group(pair, timeout=timeout, group_desc=name)
             if dist.get_rank() in ranks:
                 self._ranks, self._groups = ranks, groups
         self._connect(device)

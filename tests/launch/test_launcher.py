@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,17 @@ def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def launch_two(fault: str, rank: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    arguments = ["-m", "tests.launch.worker", fault, rank, str(folder)]
+    start = "from attnres_train.launcher import *; "
+    start += f"raise SystemExit(launch({arguments}, 2, Path({str(folder)!r})))"
+    return python("-c", start)
+
+
+def told(result: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in result.stderr.splitlines() if "[Gloo]" not in line]
+
+
 @pytest.mark.parametrize(
     ("fault", "rank", "code", "first_line", "last_line"),
     [
@@ -33,18 +45,27 @@ def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         ("user error", "1", 2, "error on rank 1: the user's fault", None),
     ],
 )
-def test_the_cause_alone_is_on_the_screen(fault, rank, code, first_line, last_line):
+def test_the_cause_alone_is_on_the_screen(fault, rank, code, first_line, last_line, tmp_path):
     """Of two workers one fails, and the other waits for it."""
-    arguments = ["-m", "tests.launch.worker", fault, rank]
-    start = f"from attnres_train.launcher import launch; raise SystemExit(launch({arguments}, 2))"
-    result = python("-c", start)
+    result = launch_two(fault, rank, tmp_path)
     assert result.returncode == code, result.stderr
-    lines = [line for line in result.stderr.splitlines() if "[Gloo]" not in line]
+    lines = told(result)
     assert lines[0] == first_line
     assert lines[-1] == (last_line or first_line)
     assert result.stderr.count("Traceback") == (0 if last_line is None else 1)
     assert result.stderr.count(first_line) == 1
     assert "done" not in result.stdout
+
+
+def test_a_rank_that_hangs_is_named_and_ended(tmp_path):
+    result = launch_two("hang", "1", tmp_path)
+    first, *stack, last = told(result)
+    assert result.returncode == 1
+    assert first.startswith("rank 1 stopped the run: rank 0 waited since ")
+    assert stack[0] == "rank 1: ended, since others have failed, in"
+    assert stack[-1].strip() == "time.sleep(self.seconds)"
+    assert last == f"What every rank waited for: {tmp_path / 'failures'}"
+    assert "Traceback" not in result.stderr
 
 
 def run_worker_alone(failing: str, rank: str) -> subprocess.CompletedProcess[str]:

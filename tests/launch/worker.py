@@ -1,7 +1,7 @@
 """A worker for the launcher's tests: joins the others, fails as it is told to on one rank, and
 leaves the rest in a collective operation that never ends by itself.
 
-python -m tests.launch.worker (error|user error|crash) RANK
+python -m tests.launch.worker (error|user error|crash|hang) RANK FOLDER
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 from attnres_train.errors import UserError
 from attnres_train.launcher import run_worker
 
 
-def work(fault: str, faulty_rank: str) -> int:
+def work(fault: str, faulty_rank: str, folder: str) -> int:
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+    if fault == "hang":
+        from attnres_train.train import catch_stop_signals
+        from tests.launch.hanging import train_beside_a_sleeper
+
+        catch_stop_signals(Path(folder))
+        dist.barrier()
+        train_beside_a_sleeper(int(faulty_rank), 60, Path(folder))
     if str(dist.get_rank()) == faulty_rank:
         if fault == "error":
             raise ValueError("the real cause")

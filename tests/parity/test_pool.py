@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from attnres_train.pipeline.messages import PeerError
+from attnres_train.pipeline.waits import PeerError, Wait
 from tests.parity.pool import RankFailedError
 
 
@@ -19,7 +19,7 @@ def sum_of_ranks(offset: int) -> tuple[int, int]:
 
 def fail_on_the_last_rank() -> None:
     if dist.get_rank() == 0:
-        raise PeerError("rank 1 is silent")
+        raise PeerError(0, Wait("receive", "block 0", "F", "F", 1, 8, 0.0))
     if dist.get_rank() == 2:
         raise ValueError("the cause")
     dist.barrier()

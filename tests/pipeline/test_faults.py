@@ -8,9 +8,10 @@ import pytest
 from torch import Tensor, nn
 
 from attnres_train.pipeline.layout import make_layout
-from attnres_train.pipeline.messages import PeerError, PipelineError
+from attnres_train.pipeline.messages import PipelineError
 from attnres_train.pipeline.store import BlockStore
 from attnres_train.pipeline.transport import Transport
+from attnres_train.pipeline.waits import PeerError
 from tests.pipeline.toy import ToyBatch, toy_batches
 from tests.pipeline.toy_runs import Recorder, make_chunks, plain, train
 
@@ -127,9 +128,8 @@ def test_without_debug_mode_a_swap_runs_on_with_wrong_gradients():
 
 def test_a_tensor_that_never_comes_is_named_with_all_that_is_known_of_it():
     message = (
-        r"rank 0 could not start or finish B\(chunk 0, micro-batch 0\): it waited 0\.\d s "
-        r"\(posted \d\.\d s ago\) for the gradient of block 0 for B\(chunk 0, micro-batch 0\), "
-        r"256 bytes, from rank 1; also outstanding: nothing"
+        r"rank 0 waited 0\.\d s in vain: the gradient of block 0 for B\(chunk 0, micro-batch 0\), "
+        r"256 bytes, from rank 1 in B\(chunk 1, micro-batch 0\) \(also under way: nothing\)"
     )
     with pytest.raises(PeerError, match=message):
         train_reordered(BACKWARD, [0, 1, 2], toy_batches([2]), debug=False, timeout=0.5)

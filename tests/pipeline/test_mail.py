@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from attnres_train.pipeline.layout import make_layout
 from attnres_train.pipeline.mail import Inbox, Outbox
-from attnres_train.pipeline.messages import Message, PeerError, PipelineError, arriving
+from attnres_train.pipeline.messages import Message, PipelineError, arriving
 from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import Action
 from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
+from attnres_train.pipeline.waits import PeerError
 
 PLAN = TransportPlan(make_layout(4, 3, 2, 1))  # the hop carries blocks 0 and 1 and a partial
 FIRST, SECOND = (arriving(PLAN, Action("F", 1, micro_batch)) for micro_batch in (0, 1))
@@ -62,10 +64,18 @@ def test_messages_are_taken_in_any_order_and_all_of_them():
     inbox.assert_empty()
 
 
-def test_a_wait_in_vain_lists_everything_outstanding():
+def test_a_wait_in_vain_tells_of_what_and_since_when():
     inbox, _ = make_inbox(*FIRST)
-    with pytest.raises(PeerError, match=r"outstanding: block 1 for F.*, the partial for F.*, mic"):
+    before = time.time()
+    with pytest.raises(PeerError) as error:
         inbox.take(FIRST[0])
+    wait = error.value.wait
+    assert (wait.direction, wait.tensor, wait.peer, wait.num_bytes) == ("receive", "block 0", 0, 4)
+    assert wait.made_by == "F(chunk 0, micro-batch 0)"
+    assert wait.needed_by == "F(chunk 1, micro-batch 0)"
+    assert before <= wait.since <= time.time() - 0.1
+    assert [other.tensor for other in inbox.pending()] == ["block 1", "the partial"]
+    assert all(other.since <= wait.since for other in inbox.pending())
 
 
 def test_sends_are_waited_for_only_when_they_are_overdue():
@@ -93,5 +103,7 @@ def test_a_send_that_is_done_is_let_go_before_it_is_due():
 def test_a_peer_that_takes_nothing_is_named():
     outbox = Outbox(0, Wire(error=True), torch.float32, debug=False)
     outbox.send(FIRST[2], torch.zeros(2), due=0)
-    with pytest.raises(PeerError, match=r"rank 0: rank 1 did not take the partial .*\(8 bytes"):
+    outbox.send(FIRST[1], torch.zeros(1), due=0)
+    with pytest.raises(PeerError, match=r"rank 0 .*: the partial for F.*, 8 bytes, to rank 1"):
         outbox.flush()
+    assert [(other.tensor, other.peer) for other in outbox.pending()] == [("block 1", 1)]

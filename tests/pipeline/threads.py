@@ -7,8 +7,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from attnres_train.pipeline.messages import PeerError
 from attnres_train.pipeline.transport import Mailboxes, MailboxTransport, Transport
+from attnres_train.pipeline.waits import PeerError
 
 Result = TypeVar("Result")
 
