@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnres_train.model.kda_inputs import DecayGate, KDAInputs
+
 _CHUNK_SIZES = (32, 64)  # of fla's kernels
 _MAX_KEY_SIZE = 256
 _SAFE_LOWER_BOUND = -5.0  # down to here fla multiplies by powers of the decay on tensor cores
@@ -43,33 +45,22 @@ def gated_kda_kernel(k: Tensor, chunk_size: int) -> Callable[..., Any] | None:
 
 
 def run_gated_kda_kernel(
-    kernel: Callable[..., Any],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    beta: Tensor,
-    A_log: Tensor,
-    dt_bias: Tensor,
-    lower_bound: float | None,
-    **options: Any,
+    kernel: Callable[..., Any], raw: KDAInputs, gate: DecayGate, **options: Any
 ) -> Tensor:
-    """o [B, T, H, V] of q, k, ``decay`` [B, T, H, K] and ``beta`` [B, T, H] as they leave their
-    projections; ``A_log``, ``dt_bias`` and ``lower_bound`` as in `kda_layer.log_decay`. The
-    backward pass recomputes the decay, so that no [B, T, H, K] of fp32 is kept for it."""
-    bounded = lower_bound is not None and lower_bound >= _SAFE_LOWER_BOUND
-    gates = {"A_log": A_log.flatten(), "dt_bias": dt_bias, "lower_bound": lower_bound}
-    options |= gates | dict.fromkeys(_GATES, True) | {"safe_gate": bounded}
-    return run_kda_kernel(kernel, q, k, v, decay, beta, initial_state=None, **options)[0]
+    """o [B, T, H, V] of ``raw``, as it leaves its projections, under ``gate``. The backward pass
+    recomputes the decay, so that no [B, T, H, K] of fp32 is kept for it."""
+    bound = gate.lower_bound
+    options |= gate._asdict() | dict.fromkeys(_GATES, True)
+    options |= {
+        "A_log": gate.A_log.flatten(),
+        "safe_gate": bound is not None and bound >= _SAFE_LOWER_BOUND,
+    }
+    return run_kda_kernel(kernel, raw, initial_state=None, **options)[0]
 
 
 def run_kda_kernel(
     kernel: Callable[..., Any],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
+    inputs: KDAInputs,
     *,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -80,15 +71,16 @@ def run_kda_kernel(
     fla wants q, k and v in one dtype, an fp32 state, and packed documents in a batch of one:
     several rows are laid end to end, with a document border between them.
     """
-    q, k = q.to(v.dtype), k.to(v.dtype)
+    v = inputs.v
+    inputs = inputs._replace(q=inputs.q.to(v.dtype), k=inputs.k.to(v.dtype))
     if initial_state is not None:
         initial_state = initial_state.float()
     if cu_seqlens is None:
-        return kernel(q, k, v, g, beta, initial_state=initial_state, **options)
+        return kernel(*inputs, initial_state=initial_state, **options)
     batch, length = v.shape[:2]
     borders = torch.arange(0, batch * length + 1, length, device=cu_seqlens.device)
     if batch > 1:
         cu_seqlens = torch.cat((cu_seqlens, borders.to(cu_seqlens))).unique()
-    flat = [x.flatten(0, 1).unsqueeze(0) for x in (q, k, v, g, beta)]
+    flat = [x.flatten(0, 1).unsqueeze(0) for x in inputs]
     o, state = kernel(*flat, initial_state=initial_state, cu_seqlens=cu_seqlens.long(), **options)
     return o.view_as(v), state

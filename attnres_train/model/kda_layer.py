@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import KDAConfig
 from attnres_train.model.fla_backend import gated_kda_kernel, run_gated_kda_kernel
 from attnres_train.model.kda import chunk_kda
+from attnres_train.model.kda_inputs import DecayGate, KDAInputs
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.short_conv import ShortConv
-
-_L2_EPS = 1e-6  # inside the sum of squares, as in the released code
 
 
 class KimiDeltaAttention(nn.Module):
@@ -63,62 +61,31 @@ class KimiDeltaAttention(nn.Module):
             )
         )
         decay, beta = self._heads(self.f_b_proj(self.f_a_proj(x))), self.b_proj(x)
-        gates = (self.A_log, self.dt_bias, self.lower_bound)
-        options = {"cu_seqlens": cu_seqlens, "chunk_size": self.chunk_size}
-        o = gated_kda(q, k, v, decay, beta, *gates, **options)
+        raw = KDAInputs(q, k, v, decay, beta)
+        o = gated_kda(raw, self.decay_gate, cu_seqlens=cu_seqlens, chunk_size=self.chunk_size)
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
         return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
+
+    @property
+    def decay_gate(self) -> DecayGate:
+        return DecayGate(self.A_log, self.dt_bias, self.lower_bound)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
 
 
 def gated_kda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    beta: Tensor,
-    A_log: Tensor,
-    dt_bias: Tensor,
-    lower_bound: float | None,
-    *,
-    cu_seqlens: Tensor | None,
-    chunk_size: int,
+    raw: KDAInputs, gate: DecayGate, *, cu_seqlens: Tensor | None, chunk_size: int
 ) -> Tensor:
-    """`chunk_kda` with L2 norms of q and k, `log_decay` of ``decay`` and the sigmoid of ``beta``.
+    """`chunk_kda` of what ``gate`` makes of ``raw``: o [B, T, H, V] in the dtype of v.
 
-    q, k, v and ``decay`` are [B, T, H, K], ``beta`` [B, T, H]; o [B, T, H, K] has the dtype of v.
     A kernel that has norms and gates of its own gets the raw tensors.
     """
     options = {"cu_seqlens": cu_seqlens, "chunk_size": chunk_size}
-    gates = (A_log, dt_bias, lower_bound)
-    kernel = gated_kda_kernel(k, chunk_size)
+    kernel = gated_kda_kernel(raw.k, chunk_size)
     if kernel is not None:
-        return run_gated_kda_kernel(kernel, q, k, v, decay, beta, *gates, **options)
-    g, beta = log_decay(decay, *gates), beta.to(A_log.dtype).sigmoid()
-    return chunk_kda(_l2_norm(q), _l2_norm(k), v, g, beta, **options)[0]
-
-
-def log_decay(
-    a: Tensor, A_log: Tensor, dt_bias: Tensor, lower_bound: float | None = None
-) -> Tensor:
-    """Log of the decay per key channel, below 0, in the dtype of ``A_log``.
-
-    ``a`` is [B, T, H, K], ``A_log`` [1, 1, H, 1], ``dt_bias`` [H K]. It is
-    ``-exp(A_log) softplus(a + dt_bias)`` without ``lower_bound``, and
-    ``lower_bound sigmoid(exp(A_log) (a + dt_bias))`` with it.
-    """
-    a = a.to(A_log.dtype) + dt_bias.view(a.shape[-2:])
-    if lower_bound is None:
-        return -A_log.exp() * F.softplus(a)
-    return lower_bound * torch.sigmoid(A_log.exp() * a)
-
-
-def _l2_norm(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, in fp32 (fp64 stays fp64)."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x * (x.square().sum(-1, keepdim=True) + _L2_EPS).rsqrt()
+        return run_gated_kda_kernel(kernel, raw, gate, **options)
+    return chunk_kda(*gate.activate(raw), **options)[0]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from attnres_train.model.fla_backend import (
     run_kda_kernel,
 )
 from attnres_train.model.kda import chunk_kda
+from attnres_train.model.kda_inputs import DecayGate, KDAInputs
 from attnres_train.model.kda_layer import gated_kda
 from tests.model.kda_reference import log_decay, random_inputs
 
@@ -121,32 +122,33 @@ def test_without_fla_there_is_no_kernel(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_packed_rows_reach_the_kernel_as_one(batch):
     """Our operator stands in for fla's, which takes packed documents in a batch of one only."""
-    inputs = random_inputs(batch, 20, 2, 4, 3, -0.2)
+    inputs = KDAInputs(*random_inputs(batch, 20, 2, 4, 3, -0.2))
     borders = torch.tensor([0, 7, 12, 20 * batch])
 
     def kernel(q, *rest, **options):
         assert q.shape[0] == 1
         return chunk_kda(q, *rest, **options)
 
-    got, _ = run_kda_kernel(kernel, *inputs, initial_state=None, cu_seqlens=borders)
+    got, _ = run_kda_kernel(kernel, inputs, initial_state=None, cu_seqlens=borders)
     wanted, _ = chunk_kda(*inputs, cu_seqlens=borders)
     assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-14)
 
 
-def gates_of(config: KDAConfig, device: str, dtype: torch.dtype) -> tuple:
-    """A_log, dt_bias and lower bound of 2 heads of 8."""
+def gate_of(config: KDAConfig, device: str, dtype: torch.dtype) -> DecayGate:
+    """For 2 heads of 8."""
     A_log = torch.full((1, 1, 2, 1), 0.3, dtype=dtype, device=device)
-    return A_log, torch.full((16,), -0.1, dtype=dtype, device=device), config.lower_bound
+    dt_bias = torch.full((16,), -0.1, dtype=dtype, device=device)
+    return DecayGate(A_log, dt_bias, config.lower_bound)
 
 
 def fake_call(gate: dict) -> None:
     """KDA with gates of bf16 tensors, two rows of 64 fake CUDA tokens."""
     bf16 = {"dtype": torch.bfloat16, "device": "cuda"}
     with FakeTensorMode():
-        gates = gates_of(KDAConfig(**gate), "cuda", torch.float32)
+        decay_gate = gate_of(KDAConfig(**gate), "cuda", torch.float32)
         qkv_decay = [torch.empty(2, 64, 2, 8, **bf16) for _ in range(4)]
-        beta = torch.empty(2, 64, 2, **bf16)
-        o = gated_kda(*qkv_decay, beta, *gates, cu_seqlens=None, chunk_size=64)
+        raw = KDAInputs(*qkv_decay, torch.empty(2, 64, 2, **bf16))
+        o = gated_kda(raw, decay_gate, cu_seqlens=None, chunk_size=64)
     assert o.dtype == torch.bfloat16
 
 
@@ -195,7 +197,7 @@ def test_a_kernel_with_gates_gives_the_same(gate, borders):
     rng = torch.Generator().manual_seed(2)
     qkv_decay = torch.randn(4, 2, 20, 2, 8, generator=rng, dtype=torch.float64)
     beta = torch.randn(2, 20, 2, generator=rng, dtype=torch.float64)
-    inputs = (*qkv_decay, beta, *gates_of(KDAConfig(**gate), "cpu", torch.float64))
+    inputs = (KDAInputs(*qkv_decay, beta), gate_of(KDAConfig(**gate), "cpu", torch.float64))
     borders = None if borders is None else torch.tensor(borders)
     options = {"cu_seqlens": borders, "chunk_size": 64}
     got, wanted = run_gated_kda_kernel(kernel, *inputs, **options), gated_kda(*inputs, **options)

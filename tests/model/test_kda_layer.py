@@ -11,11 +11,11 @@ from torch import Tensor
 from attnres_train.config.model_schema import KDAConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
+from attnres_train.model.kda_inputs import DecayGate
 from attnres_train.model.kda_layer import (
     KimiDeltaAttention,
     init_decay_,
     kda_flops_per_token,
-    log_decay,
 )
 from attnres_train.model.short_conv import short_conv
 from tests.model.kda_reference import layer as reference_layer
@@ -120,7 +120,7 @@ def test_the_gate_has_its_bound():
     a = torch.tensor([[0.0, 2.0], [-1e3, 1e3]], dtype=torch.float64).view(1, 1, 2, 2)
     rates = torch.tensor([2.0, 1.0], dtype=torch.float64).log().view(1, 1, 2, 1)
     bias = torch.tensor([1.0, -2.0, 3.0, 4.0], dtype=torch.float64)
-    got = log_decay(a, rates, bias, -5.0).flatten().tolist()
+    got = DecayGate(rates, bias, -5.0).log_decay(a).flatten().tolist()
     assert got == pytest.approx([-5 / (1 + math.exp(-2)), -2.5, 0.0, -5.0], rel=1e-14)
     assert KDAConfig(gate="lower_bound").lower_bound == -5.0
     assert KDAConfig().lower_bound is None
@@ -139,7 +139,7 @@ def test_initial_decay_of_the_bounded_gate():
     init_weights(chunk, seed=1)
     kda = chunk.layers["0"].self_attn
     assert kda.A_log.count_nonzero() == 0
-    g = log_decay(torch.zeros(1, 1, 3, 64), kda.A_log, kda.dt_bias, kda.lower_bound)
+    g = kda.decay_gate.log_decay(torch.zeros(1, 1, 3, 64))
     dt = -torch.log1p(g / 3)
     assert 0.99e-3 < dt.min() < 2e-3
     assert 0.05 < dt.max() < 0.1001
