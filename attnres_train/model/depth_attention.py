@@ -11,12 +11,13 @@ fp32 (fp64 for fp64 sources); outputs have the sources' dtype.
 ``depth_attention`` reads all sources for one sublayer. The pair ``depth_phase1`` / ``depth_phase2``
 computes the same for the S sublayers of a block, reading the completed blocks once for all of them
 and merging the running partial sum as it grows (Algorithm 1). Backward keeps references to sources
-and outputs and a few scalars per token; the phase-1 outputs are not kept at all.
+and outputs and a few scalars per token; the phase-1 outputs are not kept at all. CUDA tensors go to
+Triton kernels where Triton is installed, all others to PyTorch (`_operators`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ def depth_attention(
     if len(sources) == 1:
         h, logits = sources[0], folded.new_zeros(1, sources[0][..., 0].numel())
     else:
-        h, logits = DepthRead.apply(folded[0], eps, *sources)
+        h, logits = _operators(folded).read(folded[0], eps, *sources)
     if not return_weights:
         return h
     return h, logits.softmax(0).T.reshape(*h.shape[:-1], len(sources))
@@ -83,7 +84,8 @@ def depth_phase1(
     if not queries:
         raise ValueError("depth_phase1 needs at least one (query, key_norm_weight) pair")
     count = len(queries)
-    logits, *results = DepthPhase1.apply(_fold(queries, sources), eps, *sources)
+    folded = _fold(queries, sources)
+    logits, *results = _operators(folded).phase1(folded, eps, *sources)
     return list(map(Phase1, results[:count], results[count:], logits.unbind(-2)))
 
 
@@ -104,10 +106,32 @@ def depth_phase2(
     Raises ValueError when shapes or dtypes differ.
     """
     folded = _fold([(query, key_norm_weight)], [completed.o, partial])
-    h, logit = DepthMerge.apply(folded[0], completed.o, completed.lse, partial, eps)
+    merge = _operators(folded).merge
+    h, logit = merge(folded[0], completed.o, completed.lse, partial, eps)
     if not return_weights:
         return h
     return h, torch.cat([completed.logits, logit.unsqueeze(-1)], -1).softmax(-1)
+
+
+class _Operators(NamedTuple):
+    """Differentiable functions with the arguments and results of `DepthRead.apply`,
+    `DepthPhase1.apply` and `DepthMerge.apply`."""
+
+    read: Callable[..., tuple[Tensor, Tensor]]
+    phase1: Callable[..., tuple[Tensor, ...]]
+    merge: Callable[..., tuple[Tensor, Tensor]]
+
+
+def _operators(queries: Tensor) -> _Operators:
+    """Those for the device of ``queries``. Triton is imported on first use on a GPU only."""
+    if queries.is_cuda:
+        try:
+            from attnres_train.model.depth_attention_triton import Merge, Phase1, depth_read
+        except ModuleNotFoundError:
+            pass
+        else:
+            return _Operators(depth_read, Phase1.apply, Merge.apply)
+    return _Operators(DepthRead.apply, DepthPhase1.apply, DepthMerge.apply)
 
 
 def _fold(queries: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.blocks import Blocks
 from attnres_train.model.depth_attention import depth_attention, depth_phase2
+from attnres_train.model.fla_depth_attention import normed_read_kernel, run_normed_read
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.shared_reads import SharedReads
 
@@ -40,6 +41,13 @@ class DepthQuery(NamedTuple):
         if len(sources) == 1:
             return sources[0]
         return depth_attention(self.query, self.norm, sources, self.eps)
+
+    def attend_normed(self, sources: Sequence[Tensor], norm: RMSNorm) -> Tensor | None:
+        """`attend` and ``norm`` behind it by one kernel of fla's; None where it does not apply."""
+        kernel = normed_read_kernel(sources, self.eps, norm.eps)
+        if kernel is None:
+            return None
+        return run_normed_read(kernel, self.query, self.norm, sources, norm.weight, self.eps)
 
 
 class ResidualStream:
@@ -80,6 +88,9 @@ class ResidualStream:
 
     def read_normed(self, sublayer: int, norm: RMSNorm) -> Tensor:
         """The input of ``sublayer`` behind its own ``norm``, in the dtype of the parameters."""
+        fused = self._read_fused(sublayer, norm)
+        if fused is not None:
+            return fused.to(norm.weight.dtype)
         if not (self.recompute and torch.is_grad_enabled()):
             return norm(self.read(sublayer)).to(norm.weight.dtype)
         read = self.reader(sublayer)
@@ -96,7 +107,7 @@ class ResidualStream:
         if not self.plan.has_blocks:
             return lambda partial: partial
         own, blocks = self.queries[sublayer], tuple(self.blocks)
-        if not self.two_phase or len(blocks) == 1:  # one block: nothing to share
+        if not self._shares_blocks:
             return lambda partial: own.attend(blocks if partial is None else (*blocks, partial))
         if self._shared is None or sublayer not in self._shared.queries:
             self._shared = self._share(sublayer)
@@ -117,6 +128,19 @@ class ResidualStream:
         if self.plan.closes(sublayer):
             self.blocks.append(self.partial)
             self.partial = None
+
+    @property
+    def _shares_blocks(self) -> bool:
+        return self.two_phase and len(self.blocks) > 1  # one block: nothing to share
+
+    def _read_fused(self, sublayer: int, norm: RMSNorm) -> Tensor | None:
+        """Read and norm in one kernel, which keeps no more than `recompute` would; None where the
+        read is part of a shared one, or no kernel applies."""
+        own = self.queries.get(sublayer)
+        if self._shares_blocks or not isinstance(own, DepthQuery):
+            return None
+        sources = self.blocks if self.partial is None else [*self.blocks, self.partial]
+        return own.attend_normed(sources, norm)
 
     def _share(self, first: int) -> SharedReads:
         """Phase 1 for ``first`` and the later sublayers of its block."""

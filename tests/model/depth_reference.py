@@ -30,21 +30,21 @@ def inputs(count, shape, dtype=torch.float64):
     return random(dim, seed=1, dtype=dtype, scale=0.3), random(dim, seed=2, dtype=dtype), sources
 
 
-def assert_close(actual, expected, dtype):
+def assert_close(actual, expected, dtype, slack=1):
     scale = expected.abs().max().clamp_min(1e-6)
     error = (actual.double() - expected.double()).abs().max() / scale
-    assert error <= TOLERANCE[dtype], f"relative error {error:.2e} in {dtype}"
+    assert error <= slack * TOLERANCE[dtype], f"relative error {error:.2e} in {dtype}"
 
 
-def assert_same_gradients(function, expected_function, leaves, dtype):
+def assert_same_gradients(function, expected_function, leaves, dtype, slack=1):
     """Both functions take the leaves and return a list of outputs: compares these and all gradients
     of the same random projection."""
     outputs, expected = function(*leaves), expected_function(*leaves)
     for actual, wanted in zip(outputs, expected, strict=True):
         assert actual.dtype == dtype
-        assert_close(actual, wanted, dtype)
-    upstream = [random(*x.shape, seed=77 + i).detach() for i, x in enumerate(expected)]
-    grads = torch.autograd.grad(outputs, leaves, [g.to(dtype) for g in upstream])
-    wanted_grads = torch.autograd.grad(expected, leaves, upstream)
+        assert_close(actual, wanted, dtype, slack)
+    upstream = [random(*x.shape, dtype=dtype, seed=77 + i) for i, x in enumerate(expected)]
+    grads = torch.autograd.grad(outputs, leaves, upstream)
+    wanted_grads = torch.autograd.grad(expected, leaves, [g.double() for g in upstream])
     for actual, wanted in zip(grads, wanted_grads, strict=True):
-        assert_close(actual, wanted, dtype)
+        assert_close(actual, wanted, dtype, slack)
