@@ -19,16 +19,22 @@ from torch import Tensor, nn
 
 from attnres_train.pipeline.plan import TransportPlan
 
-PR_SET_TIMERSLACK, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = 29, -3, -1
+PR_SET_TIMERSLACK, M_TOP_PAD, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 29, -2, -1, -3
+
+
+def keep_memory() -> None:
+    """Let malloc keep what is freed, as the launcher has it in all workers (``MALLOC_ENVIRONMENT``,
+    which is read when a process starts; this one has been forked)."""
+    libc = ctypes.CDLL(None)
+    for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        libc.mallopt(parameter, 1 << 30)
+    libc.mallopt(M_TOP_PAD, 1 << 26)
 
 
 def sleep_precisely() -> None:
     """Let this process wake up on time: without the 50 us that Linux may add to a sleep, and ahead
     of other processes on a busy machine (which hardly notice: it sleeps nearly all of its time)."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        libc.mallopt(parameter, 1 << 30)
+    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 

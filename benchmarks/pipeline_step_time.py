@@ -15,6 +15,7 @@ rounds, and a first round for each row, which opens connections, does not count.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,67 +33,20 @@ import torch
 import torch.distributed as dist
 
 import small_model
-from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.layout import Layout, even_bounds
 from attnres_train.pipeline.messages import channels
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import one_f_one_b
-from attnres_train.pipeline.simulate import Costs, simulate
 from attnres_train.pipeline.transport import P2PTransport
-from chunks import Batch, SleepingChunk, sleep_precisely
+from chunks import Batch, SleepingChunk, keep_memory, sleep_precisely
+from contestants import PLANS, Row, table_head
 from ring import Ring, what_is_missing
 from torch_pipelining import make_stages, make_step
-from transports import LatePlan, NaivePlan, PaddedPlan
 
-SUBLAYERS, BLOCK_SIZE = 54, 6
 TOKENS, HIDDEN_SIZE = 128, 1024
 UNIT_BYTES = TOKENS * HIDDEN_SIZE * 4
 ROWS = [(4, 2, 8), (4, 2, 32), (4, 4, 16), (8, 2, 16)]
 UNITS = [0, 1 / 8, 1 / 4, 1 / 2, 1]
-# Contestant -> its transport plan, and the simulator's name for it.
-PLANS: dict[str, tuple[type[TransportPlan], str | None]] = {
-    "standard": (TransportPlan, "standard"),
-    "torch": (TransportPlan, None),
-    "naive": (NaivePlan, "naive"),
-    "padded": (PaddedPlan, "padded"),
-    "exact": (LatePlan, "exact"),
-    "eager": (TransportPlan, "eager"),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    ranks: int
-    virtual: int
-    micro_batches: int
-    sleeps: bool = True
-
-    def layout(self, standard: bool) -> Layout:
-        if not self.sleeps:
-            block_size = None if standard else small_model.BLOCK_SIZE
-            return small_model.layout(self.ranks, self.virtual, block_size)
-        block_size = None if standard else BLOCK_SIZE
-        bounds = even_bounds(SUBLAYERS, self.ranks * self.virtual)
-        return Layout(Blocks(SUBLAYERS, block_size), bounds, self.ranks, sublayers_per_layer=1)
-
-    def plan(self, name: str) -> TransportPlan:
-        return PLANS[name][0](self.layout(name == "standard"))
-
-    def ideal(self, seconds: float) -> float:
-        """Of the standard residual on links that cost nothing."""
-        return 3 * seconds * (self.virtual * self.micro_batches + self.ranks - 1)
-
-    def simulated(self, name: str, seconds: float, unit: float) -> float | None:
-        mode = PLANS[name][1]
-        if mode is None:
-            return None
-        chunks = self.ranks * self.virtual
-        costs = Costs([seconds] * chunks, [2 * seconds] * chunks, unit * seconds)
-        schedule = one_f_one_b(self.ranks, self.virtual, self.micro_batches)
-        plan = self.plan("eager")
-        timeline = simulate(plan, schedule, costs, mode, record=False, port_per_neighbour=True)
-        return timeline.seconds
+STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -123,7 +76,7 @@ class Worker:
             chunks = {chunk: SleepingChunk(plan, chunk, seconds, hidden_size) for chunk in own}
         else:
             hidden_size, batch = small_model.HIDDEN_SIZE, small_model.make_batch()
-            chunks = {chunk: small_model.make_chunk(plan.layout, chunk) for chunk in own}
+            chunks = {chunk: small_model.make_chunk(plan, chunk) for chunk in own}
         batches = [batch] * row.micro_batches
         if name == "torch":
             return make_step(make_stages(plan, chunks, batch, hidden_size), batches)
@@ -133,9 +86,10 @@ class Worker:
 
 def work(ring: Ring, rank: int, store: str, sleeps: bool, connection: Connection) -> None:
     """A worker's life: jobs from the connection until None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.environ["GLOO_SOCKET_IFNAME"] = ring.enter(rank)
     torch.set_num_threads(1)
+    keep_memory()
     if sleeps:
         sleep_precisely()
     dist.init_process_group(
@@ -155,26 +109,37 @@ class Cluster:
         self.workers: list[tuple[Any, Connection]] = []
 
     def __enter__(self) -> Cluster:
-        self.ring.__enter__()
         self.folder = tempfile.TemporaryDirectory()
-        context = multiprocessing.get_context("fork")
-        store = str(Path(self.folder.name) / "store")
-        for rank in range(self.ring.num_ranks):
-            here, there = context.Pipe()
-            process = context.Process(
-                target=work, args=(self.ring, rank, store, self.sleeps, there), daemon=True
-            )
-            process.start()
-            there.close()
-            self.workers.append((process, here))
+        try:
+            self.ring.__enter__()
+            for rank in range(self.ring.num_ranks):
+                self._start(rank)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
+    def _start(self, rank: int) -> None:
+        context = multiprocessing.get_context("fork")
+        store = str(Path(self.folder.name) / "store")
+        here, there = context.Pipe()
+        arguments = self.ring, rank, store, self.sleeps, there
+        process = context.Process(target=work, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        self.workers.append((process, here))
+        os.setpgid(process.pid, self.workers[0][0].pid)  # out of reach of the terminal's Ctrl-C
+
     def __exit__(self, *_: object) -> None:
+        handlers = {stop: signal.signal(stop, signal.SIG_IGN) for stop in STOP_SIGNALS}
+        if self.workers:
+            os.killpg(self.workers[0][0].pid, signal.SIGKILL)  # at once: none misses its peers
         for process, _ in self.workers:
-            process.kill()
             process.join()
         self.ring.__exit__()
         self.folder.cleanup()
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
 
     def step(self, row: Row, name: str, seconds: float) -> float:
         """Seconds of one step, over all ranks."""
@@ -192,19 +157,20 @@ class Cluster:
         return {name: statistics.median(times[name] for times in rounds) for name in names}
 
 
-def report(row: Row, seconds: float, unit: float, times: dict[str, float]) -> str:
-    """A line of the table: measured over the standard residual's, and (simulated)."""
-    base = times["standard"]
-    simulated = {name: row.simulated(name, seconds, unit) for name in times}
-    cells = [f"{1e3 * base:.0f} ({1e3 * simulated['standard']:.0f})"]
-    for name, time_ in times.items():
-        if name == "standard":
-            continue
-        guess = simulated[name]
-        note = f" ({guess / simulated['standard'] - 1:+.1%}, {guess / time_:.2f})" if guess else ""
-        cells.append(f"{time_ / base - 1:+.1%}{note}")
-    shape = f"{row.ranks}, {row.virtual}, {row.micro_batches}"
-    return f"| {shape} | {unit:g} | {' | '.join(cells)} |"
+def measure_row(cluster: Cluster, row: Row, names: list[str], args: argparse.Namespace) -> None:
+    seconds = args.milliseconds / 1e3
+    cluster.measure(row, names, seconds, 0, 1)  # opens connections
+    if not row.sleeps:
+        free = cluster.measure(row, ["standard"], seconds, 0, args.repeats)
+        seconds = free["standard"] / row.ideal(1)
+    for unit in args.units:
+        times = cluster.measure(row, names, seconds, unit, args.repeats)
+        print(row.report(seconds, unit, times), flush=True)
+
+
+def stop(number: int, _: object) -> None:
+    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -223,22 +189,15 @@ def main() -> None:
     if missing := what_is_missing():
         print(f"pipeline_step_time needs {missing}")
         sys.exit(0 if args.quick else 2)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    seconds, names, sleeps = args.milliseconds / 1e3, args.contestants, args.compute == "sleep"
-    if not sleeps:
-        names = [name for name in names if PLANS[name][0] in (TransportPlan, LatePlan)]
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+    names, sleeps = args.contestants, args.compute == "sleep"
     rows = [Row(*map(int, row.split(",")), sleeps) for row in args.rows]
-    print(f"| P, V, M | unit / t | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
+    print(table_head(names), flush=True)
     for ranks in sorted({row.ranks for row in rows}):
         with Cluster(ranks, sleeps) as cluster:
             for row in (row for row in rows if row.ranks == ranks):
-                cluster.measure(row, names, seconds, 0, 1)  # opens connections
-                if not sleeps:
-                    free = cluster.measure(row, ["standard"], seconds, 0, args.repeats)
-                    seconds = free["standard"] / row.ideal(1)
-                for unit in args.units:
-                    times = cluster.measure(row, names, seconds, unit, args.repeats)
-                    print(report(row, seconds, unit, times), flush=True)
+                measure_row(cluster, row, names, args)
 
 
 if __name__ == "__main__":

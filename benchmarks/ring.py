@@ -16,7 +16,12 @@ from pathlib import Path
 CLONE_NEWNET = 0x40000000
 MTU, HEADERS = 9000, 66  # Ethernet, IPv4 and TCP with time stamps
 BURST_BYTES, QUEUE_BYTES = 68 * 1024, 16 * 1024 * 1024
-SYSCTLS = {"ip_forward": "1", "tcp_congestion_control": "reno"}
+SYSCTLS = {
+    "ip_forward": "1",
+    "tcp_congestion_control": "reno",
+    # Small send buffers: a sender copies 128 KiB at once, gloo's thread the rest beside the passes.
+    "tcp_wmem": "4096 65536 131072",
+}
 
 
 def what_is_missing() -> str | None:

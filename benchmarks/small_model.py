@@ -5,7 +5,10 @@ Shapes: one sample of T tokens, D hidden_size; a unit is T x D in fp32, 512 KiB.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor, nn
 
 from attnres_train.config.model_schema import (
     KDAConfig,
@@ -15,9 +18,11 @@ from attnres_train.config.model_schema import (
     ResidualConfig,
 )
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.chunk import ChunkOutput, ModelChunk
 from attnres_train.model.init import init_weights
 from attnres_train.pipeline.layout import Layout, make_layout
+from attnres_train.pipeline.plan import TransportPlan
+from transports import NaivePlan
 
 TOKENS, HIDDEN_SIZE, VOCABULARY = 512, 256, 512
 LAYERS, BLOCK_SIZE = 8, 2
@@ -43,11 +48,50 @@ def layout(ranks: int, virtual: int, block_size: int | None) -> Layout:
     return make_layout(LAYERS, block_size, ranks, virtual)
 
 
-def make_chunk(layout: Layout, index: int) -> ModelChunk:
-    layers = layout.layers(index)
-    chunk = ModelChunk(config(layout.blocks.block_size), layers.start, layers.stop)
+def make_chunk(plan: TransportPlan, index: int) -> nn.Module:
+    layers = plan.layout.layers(index)
+    chunk = ModelChunk(config(plan.layout.blocks.block_size), layers.start, layers.stop)
     init_weights(chunk, seed=1)
-    return chunk
+    return chunk if type(plan) is TransportPlan else Carrier(chunk, plan, index)
+
+
+class Carrier(nn.Module):
+    """``chunk`` under one of the other `transports`: it also takes and makes their surplus tensors,
+    and tells nobody of its blocks before its pass is over."""
+
+    def __init__(self, chunk: ModelChunk, plan: TransportPlan, index: int) -> None:
+        super().__init__()
+        self.chunk, self.produced = chunk, plan.produced(index)
+        self.reads = TransportPlan(plan.layout).reads(index)
+        self.passes_on = isinstance(plan, NaivePlan)
+
+    def forward(
+        self, batch: MicroBatch, blocks: dict[int, Tensor], partial: Tensor | None, *_: object
+    ) -> ChunkOutput:
+        count = len(self.reads)
+        sources, padding = list(blocks.values())[:count], list(blocks.values())[count:]
+        if padding:
+            sources[0] = _Attach.apply(sources[0], *padding)
+        output = self.chunk(batch, dict(zip(self.reads, sources, strict=True)), partial)
+        made = list(output.blocks.values())
+        if self.passes_on:
+            made = [*(source.view_as(source) for source in sources), *made]
+        surplus = len(self.produced) - len(made)
+        made += [torch.zeros(*batch.tokens.shape, HIDDEN_SIZE) for _ in range(surplus)]
+        return replace(output, blocks=dict(zip(self.produced, made, strict=False)))
+
+
+class _Attach(torch.autograd.Function):
+    """Makes a tensor depend on ``padding``, whose gradients are zero."""
+
+    @staticmethod
+    def forward(ctx, tensor, *padding):
+        ctx.count = len(padding)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *(torch.zeros_like(gradient) for _ in range(ctx.count))
 
 
 def make_batch() -> MicroBatch:

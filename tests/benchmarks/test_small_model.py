@@ -1,0 +1,47 @@
+"""The benchmark's real model computes the same under every contestant's transport plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnres_train.pipeline.engine import Engine
+from attnres_train.pipeline.plan import TransportPlan
+from tests.pipeline.threads import first_of, run_ranks
+
+RANKS, VIRTUAL, MICRO_BATCHES = 2, 2, 3
+
+
+def loss_gradients_and_bytes(kind: type[TransportPlan]):
+    import small_model
+
+    layout = small_model.layout(RANKS, VIRTUAL, small_model.BLOCK_SIZE)
+
+    def run(rank, transport):
+        plan = kind(layout)
+        chunks = {c: small_model.make_chunk(plan, c) for c in layout.chunks_of(rank)}
+        engine = Engine(chunks, plan, rank, transport, small_model.HIDDEN_SIZE, torch.float32)
+        result = engine.train_step([small_model.make_batch()] * MICRO_BATCHES)
+        gradients = [p.grad for c in chunks for p in chunks[c].parameters()]
+        return result.loss, gradients, result.p2p_bytes
+
+    losses, gradients, sent = zip(*run_ranks(RANKS, run, timeout=60), strict=True)
+    return first_of(losses), [g for of_rank in gradients for g in of_rank], sum(sent)
+
+
+@pytest.mark.parametrize("name", ["NaivePlan", "PaddedPlan", "LatePlan"])
+def test_contestants_agree(benchmarks, monkeypatch, name):
+    import small_model
+    import transports
+
+    monkeypatch.setattr(small_model, "TOKENS", 16)
+    loss, gradients, _ = loss_gradients_and_bytes(TransportPlan)
+    plan = getattr(transports, name)
+    other_loss, others, sent = loss_gradients_and_bytes(plan)
+    torch.testing.assert_close(other_loss, loss)
+    largest = max(gradient.norm() for gradient in gradients)
+    for other, gradient in zip(others, gradients, strict=True):
+        assert (other - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * largest
+    layout = small_model.layout(RANKS, VIRTUAL, small_model.BLOCK_SIZE)
+    unit = 16 * small_model.HIDDEN_SIZE * 4
+    assert sent == 2 * MICRO_BATCHES * unit * sum(hop.units for hop in plan(layout).hops)
