@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -144,7 +145,7 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         data=open_data(config),
         checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
         observers=build_observers(config, ranks, folder, info) if ranks.is_main else [],
-        flops_per_token=training_flops_per_token(config.model, config.train.seq_length),
+        flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
     )
 

@@ -4,16 +4,18 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.batch import MicroBatch
+from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe import router_loads, update_router_biases
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.sinks import Observer, Record
@@ -42,8 +44,20 @@ class Parts:
     data: Any
     checkpoints: Any
     observers: list[Observer]
-    flops_per_token: float
+    flops_per_token: Callable[[float], float]
+    """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+
+
+class StepTotals(NamedTuple):
+    """What a step came to over all ranks. ``memory_bytes`` is the sum of the processes' on CPU and
+    the largest device's on CUDA."""
+
+    loss: float
+    p2p_bytes: int
+    memory_bytes: int
+    document_length: float
+    stopping: bool
 
 
 class Trainer:
@@ -97,7 +111,8 @@ class Trainer:
         """
         started = time.perf_counter()
         parts, progress = self.parts, self.progress
-        result = parts.engine.train_step(self._micro_batches(progress.samples))
+        micro_batches = self._micro_batches(progress.samples)
+        result = parts.engine.train_step(micro_batches)
         average_gradients(self.parameters, self.ranks.data)
         grad_norm = self._clip()
         if not math.isfinite(grad_norm):
@@ -121,23 +136,23 @@ class Trainer:
         progress.step += 1
         progress.samples += samples
         progress.tokens += tokens
-        loss, p2p_bytes, memory, stopping = self._over_ranks(result)
+        totals = self._over_ranks(result, micro_batches)
         seconds = time.perf_counter() - started
         record = {
             "step": progress.step,
             "tokens": progress.tokens,
-            "loss": loss,
+            "loss": totals.loss,
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
-            "p2p_bytes": p2p_bytes,
-            "memory_bytes": memory,
+            "p2p_bytes": totals.p2p_bytes,
+            "memory_bytes": totals.memory_bytes,
         }
         if parts.peak_flops:
-            reached = record["tokens_per_second"] * parts.flops_per_token
-            record["mfu"] = reached / (parts.peak_flops * self.ranks.world_size)
-        return record, stopping
+            flops = tokens * parts.flops_per_token(totals.document_length)
+            record["mfu"] = flops / (seconds * parts.peak_flops * self.ranks.world_size)
+        return record, totals.stopping
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -150,7 +165,8 @@ class Trainer:
                 index, self.ranks.dp_rank, self.ranks.dp_size
             )
             micro_batches = self._to_device(batches)
-            loss = self._over_ranks(self.parts.engine.evaluate(micro_batches))[0]
+            result = self.parts.engine.evaluate(micro_batches)
+            loss = self._over_ranks(result, micro_batches).loss
             share = micro_batches[0].loss_tokens.item()
             total, num_tokens = total + share * loss, num_tokens + share
         for chunk in self.parts.chunks:
@@ -184,11 +200,8 @@ class Trainer:
             sum_over(load, self.ranks.data)
         update_router_biases(self.parts.chunks, self.config.model.moe.bias_update_rate)
 
-    def _over_ranks(self, result: Any) -> tuple[float, int, int, bool]:
-        """(mean loss, bytes sent, memory in bytes, stop asked for) over all ranks, by one gather.
-
-        Memory is the sum of the processes' on CPU and the largest device's on CUDA.
-        """
+    def _over_ranks(self, result: Any, micro_batches: list[MicroBatch]) -> StepTotals:
+        """The totals of a step of ``micro_batches``, by one gather."""
         device = self.ranks.device
         has_loss = result.loss is not None
         mine = torch.tensor(
@@ -197,6 +210,7 @@ class Trainer:
                 float(has_loss),
                 result.p2p_bytes,
                 peak_memory_bytes(device),
+                statistics.fmean(map(mean_document_length, micro_batches)),
                 self.stop_requested(),
             ],
             dtype=torch.float64,
@@ -204,6 +218,12 @@ class Trainer:
         )
         rows = mine.new_empty(self.ranks.world_size, len(mine))
         dist.all_gather(list(rows), mine)
-        loss, with_loss, p2p_bytes, memory, stop = rows.T.tolist()
+        loss, with_loss, p2p_bytes, memory, document_lengths, stop = rows.T.tolist()
         peak = max(memory) if device.type == "cuda" else sum(memory)
-        return sum(loss) / sum(with_loss), int(sum(p2p_bytes)), int(peak), any(stop)
+        return StepTotals(
+            loss=sum(loss) / sum(with_loss),
+            p2p_bytes=int(sum(p2p_bytes)),
+            memory_bytes=int(peak),
+            document_length=statistics.fmean(document_lengths),
+            stopping=any(stop),
+        )

@@ -3,11 +3,14 @@ spread, nor on how its tokens fall into micro-batches."""
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 
 from attnres_train.data.loader import open_data
+from attnres_train.model.flops import forward_flops_per_token
 from tests.data.tiny import write_text
-from tests.tiny import column, grid
+from tests.tiny import column, free_port, grid, records, train_rank
 
 PACKED = ["data.reset_at_documents=true", "data.mask_document_ends=true"]
 
@@ -49,3 +52,25 @@ def test_micro_batches_differ_in_their_number_of_tokens(tiny, packed, whole):
 def test_documents_are_kept_apart(tiny, packed, whole):
     together = tiny.train("together", *packed, "data.reset_at_documents=false")
     assert column(together, "loss")[0] != column(whole, "loss")[0]
+
+
+def train_rank_of_known_peak(arguments, port):
+    """As `train_rank`, on a device of 1 GFLOP/s."""
+    with patch("attnres_train.train.peak_flops", return_value=1e9):
+        train_rank(arguments, port)
+
+
+def test_mfu_counts_attention_within_documents(tiny, packed):
+    """Of two replicas, against sum(n^2) / sum(n) of all documents of n tokens in each step."""
+    overrides = [*packed, "train.micro_batch_size=2", "train.train_iters=2", "run.name=known-peak"]
+    arguments = [str(tiny.path), *overrides]
+    tiny.pool.run(train_rank_of_known_peak, 2, arguments, free_port(), timeout=300)
+    config = tiny.config(*overrides)
+    for step, record in enumerate(records(tiny.folder / "runs" / "known-peak")):
+        batches = open_data(config).micro_batches(8 * step, 0, 1)
+        lengths = [n for batch in batches for n in batch["cu_seqlens"].diff().tolist()]
+        assert sum(lengths) == 8 * 32
+        mean = sum(n * n for n in lengths) / sum(lengths)
+        assert mean < 32
+        flops = 3 * 8 * 32 * sum(forward_flops_per_token(config.model, mean).values())
+        assert record["mfu"] == pytest.approx(flops / (2 * 1e9 * record["step_seconds"]))

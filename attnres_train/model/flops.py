@@ -8,14 +8,15 @@ the module.
 from __future__ import annotations
 
 from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.batch import MicroBatch
 from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.kda_layer import kda_flops_per_token
-from attnres_train.model.mla import mla_flops_per_token
+from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe import moe_flops_per_token
 
 
-def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: int) -> dict[str, float]:
+def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) -> dict[str, float]:
     """Forward FLOPs per token of decoder layer ``layer`` (0-based), by part: ``kda`` or ``mla``,
     ``dense`` or ``moe``, and ``depth_reads``."""
     hidden = config.hidden_size
@@ -56,7 +57,7 @@ def layer_costs(config: ModelConfig, seq_length: int, recompute: str) -> list[fl
     return costs
 
 
-def forward_flops_per_token(config: ModelConfig, seq_length: int) -> dict[str, float]:
+def forward_flops_per_token(config: ModelConfig, seq_length: float) -> dict[str, float]:
     """Forward FLOPs per token of the whole model, by part."""
     total = head_flops_per_token(config)
     for layer in range(config.num_layers):
@@ -65,10 +66,20 @@ def forward_flops_per_token(config: ModelConfig, seq_length: int) -> dict[str, f
     return total
 
 
-def training_flops_per_token(config: ModelConfig, seq_length: int) -> float:
+def training_flops_per_token(config: ModelConfig, seq_length: float) -> float:
     """FLOPs per trained token: forward and a backward of twice its cost. Recomputation is not
-    counted, so that MFU measures useful work."""
+    counted, so that MFU measures useful work. For packed documents ``seq_length`` is their
+    `mean_document_length`."""
     return 3 * sum(forward_flops_per_token(config, seq_length).values())
+
+
+def mean_document_length(batch: MicroBatch) -> float:
+    """Tokens of a token's document, averaged over the tokens of ``batch``: documents of n tokens
+    have sum(n^2) / sum(n), since attention costs each of their tokens as much as n."""
+    if batch.cu_seqlens is None:
+        return batch.tokens.shape[1]
+    lengths = document_lengths(batch.cu_seqlens, *batch.tokens.shape)
+    return sum(n * n for n in lengths) / sum(lengths)
 
 
 def _depth_reads(config: ModelConfig, *sublayers: int) -> dict[str, float]:

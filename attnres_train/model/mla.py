@@ -81,8 +81,9 @@ def document_lengths(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
     return [end - start for start, end in pairwise(sorted(borders))]
 
 
-def mla_flops_per_token(hidden_size: int, config: MLAConfig, seq_length: int) -> float:
-    """Forward FLOPs per token, exact for causal attention: a token sees T/2 others on average."""
+def mla_flops_per_token(hidden_size: int, config: MLAConfig, seq_length: float) -> float:
+    """Forward FLOPs per token, exact for causal attention: in a document of ``seq_length`` a token
+    sees half of it on average."""
     heads, latent = config.num_heads, config.kv_lora_rank
     key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
     weights = hidden_size * (heads * key + latent + config.qk_rope_head_dim)

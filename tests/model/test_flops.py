@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.batch import MicroBatch
 from attnres_train.model.flops import (
     forward_flops_per_token,
     layer_flops_per_token,
+    mean_document_length,
     training_flops_per_token,
 )
 from tests.model.tiny import tiny_config
@@ -61,3 +64,17 @@ def test_layers_and_head_sum_to_the_model():
     forward = sum(forward_flops_per_token(config, 20).values())
     assert forward == sum(sum(parts.values()) for parts in layers) + 2 * 16 * 61
     assert training_flops_per_token(config, 20) == 3 * forward
+
+
+def test_attention_costs_packed_documents_what_they_cost_alone():
+    """Two rows of 10 tokens; a document of n has n^2 / 2 pairs per head, 12 + 8 channels each."""
+    tokens = torch.zeros(2, 10, dtype=torch.int64)
+    batch = MicroBatch(tokens, tokens, tokens.float(), torch.tensor([0, 3, 3, 14, 20]))
+    lengths = [3, 7, 4, 6]  # the end of a row ends a document
+    pairs = sum(n * n / 2 for n in lengths)
+    config = tiny_config("standard")
+    length = mean_document_length(batch)
+    attention, weights = (forward_flops_per_token(config, n)["mla"] for n in (length, 0))
+    assert 20 * (attention - weights) == pytest.approx(2 * 2 * 2 * pairs * (12 + 8))
+    batch.cu_seqlens = None
+    assert mean_document_length(batch) == 10
