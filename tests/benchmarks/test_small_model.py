@@ -22,7 +22,8 @@ def loss_gradients_and_bytes(kind: type[TransportPlan]):
         chunks = {c: small_model.make_chunk(plan, c) for c in layout.chunks_of(rank)}
         engine = Engine(chunks, plan, rank, transport, small_model.HIDDEN_SIZE, torch.float32)
         result = engine.train_step([small_model.make_batch()] * MICRO_BATCHES)
-        gradients = [p.grad for c in chunks for p in chunks[c].parameters()]
+        parameters = [p for chunk in chunks.values() for p in chunk.parameters()]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         return result.loss, gradients, result.p2p_bytes
 
     losses, gradients, sent = zip(*run_ranks(RANKS, run, timeout=60), strict=True)
