@@ -43,7 +43,9 @@ def assert_same_gradients(function, expected_function, leaves, dtype, slack=1):
     for actual, wanted in zip(outputs, expected, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, wanted, dtype, slack)
-    upstream = [random(*x.shape, dtype=dtype, seed=77 + i) for i, x in enumerate(expected)]
+    upstream = [
+        random(*x.shape, dtype=dtype, seed=77 + i).to(x.device) for i, x in enumerate(expected)
+    ]
     grads = torch.autograd.grad(outputs, leaves, upstream)
     wanted_grads = torch.autograd.grad(expected, leaves, [g.double() for g in upstream])
     for actual, wanted in zip(grads, wanted_grads, strict=True):
