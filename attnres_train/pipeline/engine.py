@@ -58,6 +58,8 @@ class StepResult:
     """Bytes that this rank sent."""
     peak_blocks: int
     """Most blocks in this rank's store at any time."""
+    peak_bytes: int
+    """Most memory that they kept alive."""
 
 
 class Engine:
@@ -118,6 +120,7 @@ class Engine:
             loss=torch.stack(run.losses).mean() if run.losses else None,
             p2p_bytes=self.transport.bytes_sent - sent_before,
             peak_blocks=run.store.peak_blocks,
+            peak_bytes=run.store.peak_bytes,
         )
 
 

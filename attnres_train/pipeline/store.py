@@ -43,7 +43,7 @@ class BlockStore:
             deposits = self._deposits  # not self: leaf and store would keep each other alive
             leaf.register_post_accumulate_grad_hook(lambda _: deposits.update((key,)))
         self._leaves[key] = leaf
-        self._bytes += leaf.nbytes
+        self._bytes += _memory(leaf)
         self.peak_blocks = max(self.peak_blocks, len(self._leaves))
         self.peak_bytes = max(self.peak_bytes, self._bytes)
 
@@ -73,13 +73,13 @@ class BlockStore:
         expected = self._plan.expected_deposits(self._rank, block)
         if (found := self._deposits.pop(key, 0)) != expected:
             raise self._error(key, f"is released with {found} gradient deposits, not {expected}")
-        self._bytes -= self._leaves.pop(key).nbytes
+        self._bytes -= _memory(self._leaves.pop(key))
         return gradient
 
     def forget(self, micro_batch: int) -> None:
         """Drop a micro-batch's blocks without gradients, at the end of a forward-only pass."""
         for key in [key for key in self._leaves if key[0] == micro_batch]:
-            self._bytes -= self._leaves.pop(key).nbytes
+            self._bytes -= _memory(self._leaves.pop(key))
 
     def assert_empty(self) -> None:
         """Raise PipelineError if a block or a gradient outlives the step."""
@@ -96,3 +96,8 @@ class BlockStore:
             f"rank {self._rank}: block {block} of micro-batch {micro_batch}, which {origin} brings "
             f"to this rank, {what}"
         )
+
+
+def _memory(tensor: Tensor) -> int:
+    """The bytes that ``tensor`` keeps alive: more than its own if it is a view of a larger one."""
+    return tensor.untyped_storage().nbytes()

@@ -101,6 +101,7 @@ class RunResult:
     gradients: dict[str, Tensor]
     bytes_sent: int
     peak_blocks: list[int]
+    peak_bytes: list[int]
     planned_peak_blocks: list[int]
 
 
@@ -166,7 +167,7 @@ def run_plain(case: Case) -> RunResult:
         losses.append(sum(part.item() for part in parts))
     with torch.no_grad():
         losses.insert(1, sum(chunk(b, {}, None).loss.item() for b in validation) / len(validation))
-    return RunResult(losses, gradients([chunk]), 0, [], [])
+    return RunResult(losses, gradients([chunk]), 0, [], [], [])
 
 
 def run_rank(case: Case, rank: int, transport: Transport) -> RunResult:
@@ -192,6 +193,7 @@ def run_rank(case: Case, rank: int, transport: Transport) -> RunResult:
         gradients=gradients(chunks.values()),
         bytes_sent=transport.bytes_sent - sent_before,
         peak_blocks=[result.peak_blocks for result in results],
+        peak_bytes=[result.peak_bytes for result in results],
         planned_peak_blocks=[program.report.peak_blocks[rank] for program in programs],
     )
 

@@ -99,8 +99,11 @@ def test_the_wire_carries_the_bound_and_the_store_the_planned_peak(case, over_gl
     identities = 24 * len(directions) if case.debug else 0
     sent = sum(result.bytes_sent for result in results)
     assert sent == lower_bound(plan.layout) * (sum(sizes) + identities)
+    units = [step[0].tokens.numel() * case.config.stream_size * 8 for step in inputs(case)]
     for result in results:
-        assert result.peak_blocks == result.planned_peak_blocks
+        planned = result.planned_peak_blocks
+        assert result.peak_blocks == planned
+        assert result.peak_bytes == [n * unit for n, unit in zip(planned, units, strict=True)]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.ranks > 1][::3], ids=str)
