@@ -40,7 +40,8 @@ def sleep_precisely() -> None:
 
 
 def sleep_until(deadline: float) -> None:
-    time.sleep(max(0.0, deadline - time.monotonic()))
+    if (left := deadline - time.monotonic()) > 0:
+        time.sleep(left)
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
     python benchmarks/pipeline_machinery.py
 
-Engine, store and wire are measured on chunks that compute nothing: ranks are threads with in-memory
-mailboxes between them, and each thread's own CPU time counts. torch.distributed.pipelining, whose
-receive buffers the store is compared with, runs the same chunks on gloo processes.
+All of it is measured on chunks that compute nothing. Wire and store: ranks are threads with
+in-memory mailboxes between them. The engine's time is the CPU time of one rank alone, whose peers
+are replaced by a transport that is done at once. torch.distributed.pipelining, whose receive
+buffers the store is compared with, runs the same chunks on gloo processes.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.engine import Engine, StepResult
 from attnres_train.pipeline.layout import Layout, even_bounds
 from attnres_train.pipeline.plan import TransportPlan, lower_bound
-from attnres_train.pipeline.program import Program
+from attnres_train.pipeline.program import Channel, Program
 from attnres_train.pipeline.schedule import one_f_one_b
 from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
 from attnres_train.pipeline.validate import validate
@@ -53,17 +56,35 @@ def idle_chunks(plan: TransportPlan, rank: int) -> dict[int, SleepingChunk]:
     return {chunk: SleepingChunk(plan, chunk, 0.0, HIDDEN_SIZE) for chunk in chunks}
 
 
-def step(plan: TransportPlan, micro_batches: int) -> list[tuple[StepResult, float]]:
-    """Per rank the result of a second step, and the CPU seconds that the rank spent on it."""
+class DoneAtOnce:
+    """A transport without peers: what is sent is gone, and zeros are there when asked for. It is
+    its own work."""
+
+    bytes_sent = 0
+
+    def send(self, channel: Channel, tensor: Tensor) -> DoneAtOnce:
+        self.bytes_sent += tensor.nbytes
+        return self
+
+    def receive(self, channel: Channel, buffer: Tensor) -> DoneAtOnce:
+        buffer.zero_()
+        return self
+
+    def is_completed(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+def step(plan: TransportPlan, micro_batches: int) -> list[StepResult]:
+    """A training step's result on each rank."""
     mailboxes = Mailboxes(timedelta(minutes=1))
 
-    def run(rank: int) -> tuple[StepResult, float]:
+    def run(rank: int) -> StepResult:
         chunks, transport = idle_chunks(plan, rank), MailboxTransport(mailboxes)
         engine = Engine(chunks, plan, rank, transport, HIDDEN_SIZE, torch.float32)
-        engine.train_step(batches(micro_batches))
-        start = time.thread_time()
-        result = engine.train_step(batches(micro_batches))
-        return result, time.thread_time() - start
+        return engine.train_step(batches(micro_batches))
 
     ranks = plan.layout.num_ranks
     with ThreadPoolExecutor(ranks) as pool:
@@ -76,7 +97,7 @@ def report_wire(grid: list[tuple[int, int]], sublayers: int) -> None:
         for block_size in BLOCK_SIZES:
             layout = make_layout(ranks, virtual, block_size, sublayers)
             plan, micro_batches = TransportPlan(layout), ranks + 1
-            results = [result for result, _ in step(plan, micro_batches)]
+            results = step(plan, micro_batches)
             sent = sum(result.p2p_bytes for result in results)
             ratios.append(sent / (2 * micro_batches * lower_bound(layout) * UNIT_BYTES))
             planned = validate(plan, one_f_one_b(ranks, virtual, micro_batches)).peak_blocks
@@ -86,34 +107,50 @@ def report_wire(grid: list[tuple[int, int]], sublayers: int) -> None:
     print("most blocks stored on each rank = the plan's figure\n")
 
 
-def idle_seconds(plan: TransportPlan, micro_batches: int, rounds: int) -> tuple[float, float]:
-    """CPU seconds per action: in all, and of the chunks alone (forward and backward halves)."""
-    actions = 2 * plan.layout.num_virtual_stages * micro_batches
-    total = statistics.median(
-        seconds / actions for _ in range(rounds) for _, seconds in step(plan, micro_batches)
-    )
-    chunk = plan.layout.num_chunks // 2
-    module = SleepingChunk(plan, chunk, 0.0, HIDDEN_SIZE)
-    shape, batch = (1, TOKENS, HIDDEN_SIZE), batches(1)[0]
-    partial = torch.zeros(shape, requires_grad=True) if plan.hops[chunk - 1].partial else None
-    blocks = {block: torch.zeros(shape, requires_grad=True) for block in plan.reads(chunk)}
+def cpu_seconds(function: Callable[[], object], rounds: int) -> float:
+    """Least CPU time of a call: other work on the machine only ever adds to it."""
     times = []
-    for _ in range(200):
-        start = time.thread_time()
+    for _ in range(rounds):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def engine_step(plan: TransportPlan, rank: int, micro_batches: int) -> Callable[[], object]:
+    chunks, inputs = idle_chunks(plan, rank), batches(micro_batches)
+    engine = Engine(chunks, plan, rank, DoneAtOnce(), HIDDEN_SIZE, torch.float32)
+    return lambda: engine.train_step(inputs)
+
+
+def chunk_passes(plan: TransportPlan, chunk: int) -> Callable[[], object]:
+    """A forward and a backward pass of a chunk that computes nothing, without the engine."""
+    module, batch = SleepingChunk(plan, chunk, 0.0, HIDDEN_SIZE), batches(1)[0]
+    hop, shape = plan.hop_into(chunk), (1, TOKENS, HIDDEN_SIZE)
+    partial = torch.zeros(shape, requires_grad=True) if hop and hop.partial else None
+    blocks = {block: torch.zeros(shape, requires_grad=True) for block in plan.reads(chunk)}
+
+    def passes() -> None:
         output = module(batch, blocks, partial)
-        made = [*output.blocks.values(), *([output.partial] if module.has_partial else [])]
-        torch.autograd.backward(made, [torch.zeros(shape)] * len(made))
-        times.append((time.thread_time() - start) / 2)
-    return total, statistics.median(times)
+        made = [*output.blocks.values(), output.partial, output.loss]
+        made = [tensor for tensor in made if tensor is not None]
+        torch.autograd.backward(made, [torch.zeros_like(tensor) for tensor in made])
+
+    return passes
 
 
 def report_engine(rows: list[tuple[int, int, int]], sublayers: int, rounds: int) -> None:
+    """Means over ranks (and chunks) of the least CPU time in any round."""
     print("| P, V, M | messages per action | engine, us per action | chunk of no compute, us |")
     print("|---|---|---|---|")
     for ranks, virtual, micro_batches in rows:
         plan = TransportPlan(make_layout(ranks, virtual, 6, sublayers))
-        total, chunk = idle_seconds(plan, micro_batches, rounds)
-        messages = plan.units().exact / (ranks * virtual)
+        actions = 2 * virtual * micro_batches
+        steps = [engine_step(plan, rank, micro_batches) for rank in range(ranks)]
+        total = statistics.mean(cpu_seconds(step, rounds) for step in steps) / actions
+        passes = [chunk_passes(plan, chunk) for chunk in range(ranks * virtual)]
+        chunk = statistics.mean(cpu_seconds(pair, 10 * rounds) for pair in passes) / 2
+        messages = 2 * plan.units().exact / (ranks * virtual)
         row = f"{ranks}, {virtual}, {micro_batches} | {messages:.1f}"
         print(f"| {row} | {1e6 * (total - chunk):.0f} | {1e6 * chunk:.0f} |", flush=True)
     print()
@@ -175,14 +212,14 @@ def report_planner(ranks: int, virtual: int, micro_batches: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a smoke run")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, grid, planner = [(4, 2, 8), (4, 2, 32), (4, 4, 16), (8, 2, 16)], GRID, (128, 8, 256)
     rounds = args.rounds
     if args.quick:
-        rows, grid, planner, rounds = [(2, 2, 4)], [(2, 2), (3, 1)], (16, 4, 32), 1
+        rows, grid, planner, rounds = [(2, 2, 4)], [(2, 2), (3, 1)], (16, 4, 32), 2
     report_memory(rows, SUBLAYERS)  # forks, so before there are threads
     report_wire(grid, SUBLAYERS)
     report_engine(rows, SUBLAYERS, rounds)
