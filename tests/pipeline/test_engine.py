@@ -149,7 +149,7 @@ def test_a_schedule_is_a_function_that_lists_actions():
 
 
 class Noting(nn.Module):
-    """A chunk that notes when it is computed, forward and backward."""
+    """A chunk that notes when its passes begin and end; it takes in a partial and leaves one."""
 
     def __init__(self, chunk: nn.Module, events: list) -> None:
         super().__init__()
@@ -157,12 +157,14 @@ class Noting(nn.Module):
 
     def forward(self, batch, blocks, partial, on_block):
         self.events.append("forward")
-        if partial is not None:
-            partial.register_post_accumulate_grad_hook(lambda _: self.events.append("backward"))
-        return self.chunk(batch, blocks, partial, on_block)
+        partial.register_post_accumulate_grad_hook(lambda _: self.events.append("backward ends"))
+        output = self.chunk(batch, blocks, partial, on_block)
+        output.partial.register_hook(lambda _: self.events.append("backward"))
+        self.events.append("forward ends")
+        return output
 
 
-def test_held_blocks_leave_before_the_compute_and_fresh_tensors_behind_it():
+def test_every_tensor_leaves_as_soon_and_is_waited_for_as_late_as_can_be():
     layout = make_layout(6, 3, 3, 1)  # rank 1 passes block 0 and 1 on, makes 2 and a partial
     chunks, events = make_chunks(layout), []
     chunks[1] = Noting(chunks[1], events)
@@ -172,19 +174,21 @@ def test_held_blocks_leave_before_the_compute_and_fresh_tensors_behind_it():
         chunks,
         wrap=lambda rank, transport: Recorder(transport, events) if rank == 1 else transport,
     )
-    hops = TransportPlan(layout).hops
-    assert [(len(hop.held), len(hop.fresh), hop.partial) for hop in hops] == [
-        (0, 2, True),
-        (2, 1, True),
-    ]
     assert events == [
         *["receive F"] * 3,  # all posted ahead: this rank's list has two actions
         *["receive B"] * 4,
-        *["send F"] * 2,
+        *["wait F", "send F"] * 2,  # passed on at once
+        "wait F",
         "forward",
-        *["send F"] * 2,
+        "send F",  # block 2, of which the pass reads on
+        "forward ends",
+        "send F",
+        "wait B",
         "backward",
-        *["send B"] * 3,
+        "wait B",  # the gradient of block 2
+        "backward ends",
+        "send B",
+        *["wait B", "send B"] * 2,
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from attnres_train.pipeline.engine import Engine, StepResult
 from attnres_train.pipeline.layout import Layout
 from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.transport import Transport
+from attnres_train.pipeline.transport import Transport, Work
 from tests.pipeline.threads import run_ranks
 from tests.pipeline.toy import HIDDEN_SIZE, ToyBatch, ToyChunk, gradients
 
@@ -59,7 +60,7 @@ def plain(layout: Layout, batches: list[ToyBatch]) -> tuple[float, dict[str, Ten
 
 
 class Recorder:
-    """A transport that notes what it is asked for."""
+    """A transport that notes what it is asked for, and when its receives are waited for."""
 
     def __init__(self, transport: Transport, events: list) -> None:
         self.transport, self.events = transport, events
@@ -74,4 +75,20 @@ class Recorder:
 
     def receive(self, channel, buffer):
         self.events.append(f"receive {channel.kind}")
-        return self.transport.receive(channel, buffer)
+        return Noted(self.transport.receive(channel, buffer), f"wait {channel.kind}", self.events)
+
+
+@dataclass
+class Noted:
+    """Work that notes when it is waited for."""
+
+    work: Work
+    event: str
+    events: list
+
+    def is_completed(self) -> bool:
+        return self.work.is_completed()
+
+    def wait(self) -> None:
+        self.events.append(self.event)
+        self.work.wait()
