@@ -12,6 +12,7 @@ _HOMES = {
     "ModelChunk": "chunk",
     "chunk_kda": "kda",
     "depth_attention": "depth_attention",
+    "recurrent_kda_step": "kda",
 }
 __all__ = list(_HOMES)
 
