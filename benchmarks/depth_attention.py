@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=2 python benchmarks/depth_attention.py
 
 Two cases: one read of 9 sources, and the 6 reads of one block with 8 completed blocks before it.
-Peers: the paper's pseudo-code (`einsum`), the same with products and sums (`eager`), and
-`torch.compile` of the latter. Each round times every contestant once, in one process with the CPU
-launcher's malloc settings; a ratio is the median over rounds of the faster eager form's time to
-the contestant's. Peak memory is what one forward + backward adds to the resident set (Linux), each
-in a process of its own whose malloc returns memory at once.
+Peers: the paper's pseudo-code (`einsum`), the same with products and sums (`eager`), the latter
+compiled (`torch.compile`), and fla's `naive_attnres` where `fla-core` and `einops` are installed.
+Each round times every contestant once, in one process with the CPU launcher's malloc settings; a
+ratio is the median over rounds of the faster eager form's time to the contestant's. Peak memory is
+what one forward + backward adds to the resident set (Linux), each in a process of its
+own whose malloc returns memory at once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from attnres_train.launcher import MALLOC_ENVIRONMENT
 from attnres_train.model.depth_attention import depth_attention, depth_phase1, depth_phase2
+from fla_source import fla_source
 
 Read = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
 EAGER = ("einsum", "eager")
@@ -51,12 +53,32 @@ def eager_read(query: Tensor, weight: Tensor, sources: list[Tensor]) -> Tensor:
     return (attention.unsqueeze(-1) * values).sum(0)
 
 
+def fla_reads(on_gpu: bool) -> dict[str, Read]:
+    """fla's own reads, where it is installed."""
+    found = {}
+    if naive := fla_source("ops/attnres/naive.py"):
+        found["fla naive"] = naive.naive_attnres
+        if on_gpu:
+            from fla.ops.attnres import fused_attnres
+
+            found["fla fused"] = fused_attnres
+    return {
+        name: lambda query, weight, sources, read=read: read(query, sources, weight, rms_eps=1e-5)
+        for name, read in found.items()
+    }
+
+
 class Case:
     """Inputs of one case, and its contestants: functions of no argument that give the outputs."""
 
-    def __init__(self, name: str, tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, tokens: int, hidden_size: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=dtype, device=device)
+
         def leaves(count: int, *shape: int) -> list[Tensor]:
-            return [torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(count)]
+            return [random(*shape).requires_grad_() for _ in range(count)]
 
         torch.manual_seed(0)
         self.is_block = name == "block"
@@ -64,12 +86,14 @@ class Case:
         self.queries, self.weights = leaves(reads, hidden_size), leaves(reads, hidden_size)
         self.sources = leaves(COMPLETED if self.is_block else READ_SOURCES, tokens, hidden_size)
         self.partials = leaves(reads - 1, tokens, hidden_size)
-        self.upstream = [torch.randn(tokens, hidden_size, dtype=dtype) for _ in range(reads)]
+        self.upstream = [random(tokens, hidden_size) for _ in range(reads)]
+        self.leaves = [*self.queries, *self.weights, *self.sources, *self.partials]
 
     def contestants(self) -> dict[str, Callable[[], list[Tensor]]]:
         # One compiled function for two sizes of the source list: static shapes, compiled twice.
         compiled = torch.compile(eager_read, dynamic=False)
         reads = {"einsum": einsum_read, "eager": eager_read, "torch.compile": compiled}
+        reads |= fla_reads(self.sources[0].is_cuda)
         found = {name: lambda read=read: self.each(read) for name, read in reads.items()}
         found["ours, one read each" if self.is_block else "ours"] = lambda: self.each(
             depth_attention
@@ -93,11 +117,16 @@ class Case:
 
     def step(self, contestant: Callable[[], list[Tensor]]) -> float:
         """Seconds of one forward + backward."""
-        for leaf in (*self.queries, *self.weights, *self.sources, *self.partials):
-            leaf.grad = None
+        self.drop_gradients()
         start = time.perf_counter()
         torch.autograd.backward(contestant(), self.upstream)
+        if self.sources[0].is_cuda:
+            torch.cuda.synchronize()
         return time.perf_counter() - start
+
+    def drop_gradients(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
 
 
 def measure_times(case: Case, rounds: int) -> dict[str, list[float]]:
@@ -115,8 +144,7 @@ def measure_memory(case: Case, name: str) -> float:
     """MiB that a step adds at its peak to what the inputs hold."""
     contestant = case.contestants()[name]
     case.step(contestant)
-    for leaf in (*case.queries, *case.weights, *case.sources, *case.partials):
-        leaf.grad = None
+    case.drop_gradients()
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current use
     before = _status_kib("VmRSS")
     case.step(contestant)

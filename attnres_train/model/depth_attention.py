@@ -153,4 +153,5 @@ def _fold(queries: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Tensor]) -
                 f"sources' last dimension, not {list(vector.shape)}"
             )
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.stack([query.to(dtype) * weight.to(dtype) for query, weight in queries])
+    query_SD, weight_SD = (torch.stack(vectors).to(dtype) for vectors in zip(*queries, strict=True))
+    return query_SD * weight_SD

@@ -112,7 +112,7 @@ def test_keeps_neither_a_copy_of_a_source_nor_a_phase_1_output():
     for x in outputs[1:]:  # the merged outputs, which the sublayers keep as their inputs
         extra.pop(x.untyped_storage().data_ptr())
     scalars = 8 * 64 * (1 + 6) + 5 * 3 * 64  # read: inverse RMS, logits; merge: three per token
-    folded = 4 * 6 * 256
+    folded = 3 * (6 + 5) * 256  # queries, weights and their product, of read and merges
     assert sum(extra.values()) <= 4 * (scalars + folded) < 2 * outputs[0].nbytes
 
 
