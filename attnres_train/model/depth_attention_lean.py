@@ -10,15 +10,13 @@ sources, one inverse RMS and one logit per (source, token).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_TILE_BYTES_CPU = (
-    4 << 20
-)  # of the last-level cache; smaller tiles lose more in calls than they gain
+# Of the last-level cache; smaller tiles lose more in calls than they gain.
+_TILE_BYTES_CPU = 4 << 20
 _TILE_BYTES_DEVICE = 64 << 20  # large enough that kernel launches do not dominate
 
 
@@ -39,14 +37,15 @@ class DepthRead(torch.autograd.Function):
         with torch.autocast(output.device.type, enabled=False):
             for tile in tiles(sources_MD):
                 values = [v_MD[tile].to(query_D.dtype) for v_MD in sources_MD]
-                inv_rms_Nt = torch.stack([inverse_rms(v_tD, eps) for v_tD in values])
-                logits_Nt = torch.stack([v_tD @ query_D for v_tD in values]) * inv_rms_Nt
-                weights_Nt1 = logits_Nt.softmax(0).unsqueeze(-1)
-                with writing(output_MD[tile], query_D.dtype) as o_tD:
-                    torch.mul(values[0], weights_Nt1[0], out=o_tD)
-                    for v_tD, weight_t1 in zip(values[1:], weights_Nt1[1:], strict=True):
-                        o_tD.addcmul_(v_tD, weight_t1)
+                norms_Nt = torch.stack([torch.linalg.vector_norm(v_tD, dim=-1) for v_tD in values])
+                inv_rms_Nt = inverse_rms(norms_Nt, len(query_D), eps)
+                logits_Nt = torch.stack([v_tD @ query_D for v_tD in values]).mul_(inv_rms_Nt)
                 logits_NM[:, tile], inv_rms_NM[:, tile] = logits_Nt, inv_rms_Nt
+                first, *others = logits_Nt.softmax(0).unsqueeze(-1).unbind()
+                sum_tD = values[0] * first
+                for v_tD, weight_t1 in zip(values[1:], others, strict=True):
+                    sum_tD.addcmul_(v_tD, weight_t1)
+                output_MD[tile] = sum_tD
         ctx.save_for_backward(query_D, logits_NM, inv_rms_NM, *sources)
         ctx.mark_non_differentiable(logits_NM)
         return output, logits_NM
@@ -58,24 +57,25 @@ class DepthRead(torch.autograd.Function):
         grad_query_D = torch.zeros_like(query_D)
         grad_sources = [contiguous_like(source) for source in sources]
         grad_MD, *sources_MD = rows(grad, *sources)
-        grads_MD = rows(*grad_sources)
+        targets_MD = rows(*grad_sources)
         with torch.autocast(grad.device.type, enabled=False):
             for tile in tiles(sources_MD):
-                values = [v_MD[tile].to(query_D.dtype) for v_MD in sources_MD]
-                grad_tD = grad_MD[tile].to(query_D.dtype)
+                grad_tD, *values = (x[tile].to(query_D.dtype) for x in (grad_MD, *sources_MD))
                 logits_Nt, inv_rms_Nt = logits_NM[:, tile], inv_rms_NM[:, tile]
                 weights_Nt = logits_Nt.softmax(0)
-                dots_Nt = torch.stack([(grad_tD * v_tD).sum(-1) for v_tD in values])
+                dots_Nt = torch.stack([torch.linalg.vecdot(grad_tD, v_tD) for v_tD in values])
                 grad_logits_Nt = weights_Nt * (dots_Nt - (weights_Nt * dots_Nt).sum(0))
                 along_query_Nt, along_source_Nt = logit_gradient(
                     grad_logits_Nt, logits_Nt, inv_rms_Nt, len(query_D)
                 )
-                for n, v_tD in enumerate(values):
-                    with writing(grads_MD[n][tile], query_D.dtype) as grad_v_tD:
-                        torch.outer(along_query_Nt[n], query_D, out=grad_v_tD)
-                        grad_v_tD.addcmul_(v_tD, along_source_Nt[n, :, None])
-                        grad_v_tD.addcmul_(grad_tD, weights_Nt[n, :, None])
-                    grad_query_D.addmv_(v_tD.T, along_query_Nt[n])
+                scales = along_query_Nt, along_source_Nt.unsqueeze(-1), weights_Nt.unsqueeze(-1)
+                for v_tD, target_MD, along_query_t, along_source_t1, weight_t1 in zip(
+                    values, targets_MD, *scales, strict=True
+                ):
+                    through_logit_tD = torch.outer(along_query_t, query_D)
+                    through_logit_tD.addcmul_(v_tD, along_source_t1)
+                    torch.addcmul(through_logit_tD, grad_tD, weight_t1, out=target_MD[tile])
+                    grad_query_D.addmv_(v_tD.T, along_query_t)
         return grad_query_D, None, *grad_sources
 
 
@@ -96,22 +96,16 @@ def rows(*tensors: Tensor) -> list[Tensor]:
 
 def tiles(matrices: Sequence[Tensor]) -> Iterator[slice]:
     """Slices of tokens over which the matrices [M, D] together, in fp32, fill one tile's bytes."""
-    tokens, dim = matrices[0].shape
-    on_cpu = matrices[0].device.type == "cpu"
-    budget = _TILE_BYTES_CPU if on_cpu else _TILE_BYTES_DEVICE
-    size = max(1, budget // (4 * dim * len(matrices)))
+    tokens, size = len(matrices[0]), tile_size(matrices)
     return (slice(start, start + size) for start in range(0, tokens, size))
 
 
-@contextmanager
-def writing(target: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A tensor of ``dtype`` to compute ``target`` in: itself, or a buffer copied to it at exit."""
-    if target.dtype == dtype:
-        yield target
-    else:
-        buffer = torch.empty_like(target, dtype=dtype)
-        yield buffer
-        target.copy_(buffer)
+def tile_size(matrices: Sequence[Tensor]) -> int:
+    """Number of tokens of such a tile, M at most, 1 at least."""
+    tokens, dim = matrices[0].shape
+    on_cpu = matrices[0].device.type == "cpu"
+    budget = _TILE_BYTES_CPU if on_cpu else _TILE_BYTES_DEVICE
+    return max(1, min(tokens, budget // (4 * dim * len(matrices))))
 
 
 def contiguous_like(x: Tensor) -> Tensor:
@@ -119,7 +113,6 @@ def contiguous_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last dimension."""
-    norm = torch.linalg.vector_norm(x, dim=-1)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+def inverse_rms(norm: Tensor, dim: int, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of vectors x of ``dim`` elements, in place of their ``norm``."""
+    return norm.square_().div_(dim).add_(eps).rsqrt_()

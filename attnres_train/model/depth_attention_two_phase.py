@@ -3,8 +3,9 @@
 Shapes: D hidden_size, N sources, S queries, M tokens (all leading dimensions), t tokens of a tile.
 
 Phase 1 reads N sources once for S queries. Within a tile the sources stand side by side per token,
-v_tND, so that all N x S dot products and weighted sums are a few batched matmuls. Phase 2 merges
-one more source, the partial. Neither keeps a phase-1 output for backward.
+v_tND, so that all N x S dot products and weighted sums are a few batched matmuls. Its scalars have
+the tokens last: a softmax over a short last dimension takes many times as long. Phase 2 merges one
+more source, the partial. Neither keeps a phase-1 output for backward.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from attnres_train.model.depth_attention_lean import (
     inverse_rms,
     logit_gradient,
     rows,
+    tile_size,
     tiles,
-    writing,
 )
 
 
@@ -36,49 +37,60 @@ class DepthPhase1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries_SD: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, ...]:
-        sources_MD = rows(*sources)
+        (count, dim), tokens = queries_SD.shape, sources[0].shape[:-1]
         outputs = [contiguous_like(sources[0]) for _ in queries_SD]
-        logits_MSN = queries_SD.new_empty(len(sources_MD[0]), len(queries_SD), len(sources))
-        inv_rms_MN = queries_SD.new_empty(len(sources_MD[0]), len(sources))
+        sources_MD, outputs_MD = rows(*sources), rows(*outputs)
+        logits_SNM = queries_SD.new_empty(count, len(sources), len(sources_MD[0]))
+        inv_rms_NM = torch.empty_like(logits_SNM[0])
+        buffer_tND = queries_SD.new_empty(tile_size(sources_MD), len(sources), dim)
         with torch.autocast(queries_SD.device.type, enabled=False):
             for tile in tiles(sources_MD):
-                v_tND = _side_by_side(sources_MD, tile, queries_SD.dtype)
-                inv_rms_tN = inverse_rms(v_tND, eps)
-                logits_tSN = (v_tND @ queries_SD.T).mul_(inv_rms_tN.unsqueeze(-1)).mT
-                _apart(logits_tSN.softmax(-1) @ v_tND, rows(*outputs), tile)
-                logits_MSN[tile], inv_rms_MN[tile] = logits_tSN, inv_rms_tN
-        ctx.save_for_backward(queries_SD, logits_MSN, inv_rms_MN, *sources)
-        logits = logits_MSN.view(*sources[0].shape[:-1], *logits_MSN.shape[1:])
+                v_tND = _side_by_side(sources_MD, tile, buffer_tND)
+                norms_tN = torch.linalg.vector_norm(v_tND, dim=-1)
+                inv_rms_Nt = inverse_rms(norms_tN, dim, eps).T
+                dots_tSN = queries_SD.expand(len(v_tND), -1, -1) @ v_tND.mT
+                logits_SNt = dots_tSN.permute(1, 2, 0) * inv_rms_Nt
+                logits_SNM[..., tile], inv_rms_NM[:, tile] = logits_SNt, inv_rms_Nt
+                weights_tNS = _tokens_first(logits_SNM[..., tile].softmax(1))
+                _apart(weights_tNS.mT @ v_tND, outputs_MD, tile)
+        ctx.save_for_backward(queries_SD, logits_SNM, inv_rms_NM, *sources)
+        logits = logits_SNM.permute(2, 0, 1).view(*tokens, count, len(sources))
         ctx.mark_non_differentiable(logits)
-        return logits, *outputs, *logits.logsumexp(-1).unbind(-1)
+        return logits, *outputs, *logits_SNM.logsumexp(1).view(count, *tokens).unbind()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, _, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        queries_SD, logits_MSN, inv_rms_MN, *sources = ctx.saved_tensors
+        queries_SD, logits_SNM, inv_rms_NM, *sources = ctx.saved_tensors
         count, dim = queries_SD.shape
         sources_MD, grad_outputs_MD = rows(*sources), rows(*grads[:count])
-        grad_lse_MS1 = torch.stack([grad.flatten() for grad in grads[count:]], -1).unsqueeze(-1)
+        grad_lse_SM = torch.stack([grad.flatten() for grad in grads[count:]])
         grad_queries_SD = torch.zeros_like(queries_SD)
         grad_sources = [contiguous_like(source) for source in sources]
+        grad_sources_MD = rows(*grad_sources)
+        values_tND = queries_SD.new_empty(tile_size(sources_MD), len(sources), dim)
+        grads_tSD = queries_SD.new_empty(len(values_tND), count, dim)
         with torch.autocast(queries_SD.device.type, enabled=False):
             for tile in tiles(sources_MD):
-                v_tND = _side_by_side(sources_MD, tile, queries_SD.dtype)
-                grad_tSD = _side_by_side(grad_outputs_MD, tile, queries_SD.dtype)
-                logits_tSN = logits_MSN[tile]
-                weights_tSN = logits_tSN.softmax(-1)
-                dots_tSN = grad_tSD @ v_tND.mT
-                mean_tS1 = (weights_tSN * dots_tSN).sum(-1, keepdim=True)
-                grad_logits_tSN = weights_tSN * (dots_tSN - mean_tS1 + grad_lse_MS1[tile])
-                along_query_tSN, along_source_tSN = logit_gradient(
-                    grad_logits_tSN, logits_tSN, inv_rms_MN[tile].unsqueeze(1), dim
+                v_tND = _side_by_side(sources_MD, tile, values_tND)
+                grad_tSD = _side_by_side(grad_outputs_MD, tile, grads_tSD)
+                logits_SNt, grad_lse_S1t = logits_SNM[..., tile], grad_lse_SM[:, None, tile]
+                weights_SNt = logits_SNt.softmax(1)
+                dots_SNt = (grad_tSD @ v_tND.mT).permute(1, 2, 0)
+                mean_S1t = (weights_SNt * dots_SNt).sum(1, keepdim=True)
+                along_query_SNt, along_source_SNt = logit_gradient(
+                    weights_SNt * (dots_SNt - (mean_S1t - grad_lse_S1t)),
+                    logits_SNt,
+                    inv_rms_NM[:, tile],
+                    dim,
                 )
-                grad_tND = weights_tSN.mT @ grad_tSD
-                along_query_RS = along_query_tSN.mT.reshape(-1, count)  # R = t x N
-                grad_tND.view(-1, dim).addmm_(along_query_RS, queries_SD)
-                grad_tND.addcmul_(v_tND, along_source_tSN.sum(1).unsqueeze(-1))
-                grad_queries_SD.addmm_(along_query_RS.T, v_tND.view(-1, dim))
-                _apart(grad_tND, rows(*grad_sources), tile)
+                along_query_tNS = _tokens_first(along_query_SNt)
+                grad_queries_SD.addmm_(along_query_tNS.flatten(0, 1).T, v_tND.flatten(0, 1))
+                # The gradient takes the place of the values.
+                v_tND.mul_(along_source_SNt.sum(0).T.unsqueeze(-1))
+                v_tND.baddbmm_(along_query_tNS, queries_SD.expand_as(grad_tSD))
+                v_tND.baddbmm_(_tokens_first(weights_SNt), grad_tSD)
+                _apart(v_tND, grad_sources_MD, tile)
         return grad_queries_SD, None, *grad_sources
 
 
@@ -97,59 +109,60 @@ class DepthMerge(torch.autograd.Function):
         ctx, query_D: Tensor, read: Tensor, lse: Tensor, partial: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         output = contiguous_like(partial)
-        logit, inv_rms, weight = (query_D.new_empty(lse.shape) for _ in range(3))
         output_MD, read_MD, partial_MD = matrices = rows(output, read, partial)
-        lse_M, logit_M, inv_rms_M, weight_M = (x.reshape(-1) for x in (lse, logit, inv_rms, weight))
+        scalars_3M, lse_M = query_D.new_empty(3, len(output_MD)), lse.reshape(-1)
         with torch.autocast(partial.device.type, enabled=False):
             for tile in tiles(matrices):
                 read_tD, partial_tD = (x[tile].to(query_D.dtype) for x in (read_MD, partial_MD))
-                inv_rms_t = inverse_rms(partial_tD, eps)
+                norm_t = torch.linalg.vector_norm(partial_tD, dim=-1)
+                inv_rms_t = inverse_rms(norm_t, len(query_D), eps)
                 logit_t = (partial_tD @ query_D).mul_(inv_rms_t)
                 weight_t = torch.sigmoid(logit_t - lse_M[tile])
-                with writing(output_MD[tile], query_D.dtype) as output_tD:
-                    torch.lerp(read_tD, partial_tD, weight_t.unsqueeze(-1), out=output_tD)
-                logit_M[tile], inv_rms_M[tile], weight_M[tile] = logit_t, inv_rms_t, weight_t
-        ctx.save_for_backward(query_D, partial, output, logit, inv_rms, weight)
+                output_MD[tile] = torch.lerp(read_tD, partial_tD, weight_t.unsqueeze(-1))
+                torch.stack((logit_t, inv_rms_t, weight_t), out=scalars_3M[:, tile])
+        ctx.save_for_backward(query_D, partial, output, scalars_3M)
+        logit = scalars_3M[0].view(lse.shape)
         ctx.mark_non_differentiable(logit)
         return output, logit
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
-        query_D, partial, output, logit, inv_rms, weight = ctx.saved_tensors
-        grad_query_D = torch.zeros_like(query_D)
-        grad_lse = torch.empty_like(logit)
+        query_D, partial, output, scalars_3M = ctx.saved_tensors
+        grad_query_D, grad_lse_M = torch.zeros_like(query_D), torch.empty_like(scalars_3M[0])
         grad_read, grad_partial = contiguous_like(partial), contiguous_like(partial)
         inputs = rows(grad, partial, output)
         grad_read_MD, grad_partial_MD = rows(grad_read, grad_partial)
-        weight_M, grad_lse_M = weight.view(-1), grad_lse.view(-1)
         with torch.autocast(partial.device.type, enabled=False):
             for tile in tiles(inputs):
                 grad_tD, partial_tD, output_tD = (x[tile].to(query_D.dtype) for x in inputs)
-                weight_t = weight_M[tile]
-                grad_logit_t = weight_t * (grad_tD * (partial_tD - output_tD)).sum(-1)
+                logit_t, inv_rms_t, weight_t = scalars_3M[:, tile]
+                grad_logit_t = weight_t * torch.linalg.vecdot(grad_tD, partial_tD - output_tD)
                 along_query_t, along_source_t = logit_gradient(
-                    grad_logit_t, logit.view(-1)[tile], inv_rms.view(-1)[tile], len(query_D)
+                    grad_logit_t, logit_t, inv_rms_t, len(query_D)
                 )
-                with writing(grad_read_MD[tile], query_D.dtype) as grad_read_tD:
-                    torch.mul(grad_tD, (1 - weight_t).unsqueeze(-1), out=grad_read_tD)
-                with writing(grad_partial_MD[tile], query_D.dtype) as grad_partial_tD:
-                    torch.outer(along_query_t, query_D, out=grad_partial_tD)
-                    grad_partial_tD.addcmul_(partial_tD, along_source_t.unsqueeze(-1))
-                    grad_partial_tD.addcmul_(grad_tD, weight_t.unsqueeze(-1))
+                weight_t1 = weight_t.unsqueeze(-1)
+                torch.mul(grad_tD, 1 - weight_t1, out=grad_read_MD[tile])
+                through_logit_tD = torch.outer(along_query_t, query_D)
+                through_logit_tD.addcmul_(partial_tD, along_source_t.unsqueeze(-1))
+                torch.addcmul(through_logit_tD, grad_tD, weight_t1, out=grad_partial_MD[tile])
                 grad_query_D.addmv_(partial_tD.T, along_query_t)
                 grad_lse_M[tile] = -grad_logit_t
-        return grad_query_D, grad_read, grad_lse, grad_partial, None
+        return grad_query_D, grad_read, grad_lse_M.view(partial.shape[:-1]), grad_partial, None
 
 
-def _side_by_side(matrices: Sequence[Tensor], tile: slice, dtype: torch.dtype) -> Tensor:
-    """Copies one tile of N matrices [M, D] into a tensor [t, N, D] of ``dtype``."""
+def _side_by_side(matrices: Sequence[Tensor], tile: slice, buffer_tND: Tensor) -> Tensor:
+    """Copies one tile of N matrices [M, D] into the buffer, [t, N, D], which stays in cache."""
     parts = [x[tile] for x in matrices]
-    tokens, dim = parts[0].shape
-    return torch.stack(parts, 1, out=parts[0].new_empty(tokens, len(parts), dim, dtype=dtype))
+    return torch.stack(parts, 1, out=buffer_tND[: len(parts[0])])
 
 
 def _apart(values_tND: Tensor, matrices: Sequence[Tensor], tile: slice) -> None:
     """The way back: writes [t, N, D] into the tile of N matrices [M, D]."""
     for matrix, values_tD in zip(matrices, values_tND.unbind(1), strict=True):
         matrix[tile] = values_tD
+
+
+def _tokens_first(scalars_SNt: Tensor) -> Tensor:
+    """Copies [S, N, t] to [t, N, S]; a batched matmul of other strides is a loop over tokens."""
+    return scalars_SNt.permute(2, 1, 0).contiguous()
