@@ -175,7 +175,7 @@ def stop(number: int, _: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--milliseconds", type=float, default=20, help="t, of a forward pass")
+    parser.add_argument("--milliseconds", type=float, default=32, help="t, of a forward pass")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", nargs="+", default=[",".join(map(str, row)) for row in ROWS])
     parser.add_argument("--units", type=float, nargs="+", default=UNITS, help="link time over t")

@@ -19,8 +19,8 @@ BURST_BYTES, QUEUE_BYTES = 68 * 1024, 16 * 1024 * 1024
 SYSCTLS = {
     "ip_forward": "1",
     "tcp_congestion_control": "reno",
-    # Small send buffers: a sender copies 128 KiB at once, gloo's thread the rest beside the passes.
-    "tcp_wmem": "4096 65536 131072",
+    # Small send buffers: what they do not hold, gloo's thread copies beside the passes.
+    "tcp_wmem": "4096 131072 524288",
 }
 
 
