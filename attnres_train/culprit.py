@@ -47,16 +47,8 @@ def explain(failures: Sequence[Failure], world_size: int) -> str | None:
     start = min(waits, key=lambda rank: waits[rank].since)
     *before, end = chain({rank: wait.peer for rank, wait in waits.items()}, start)
     if end in before:
-        circle = before[before.index(end) :]
-        told = "; ".join(f"rank {rank} for {waits[rank]}" for rank in circle)
-        return f"{_ranks(circle)} waited for each other, a tensor was lost on the way: {told}"
-    direct = {rank: wait for rank, wait in waits.items() if wait.peer == end}
-    told = f"rank {end} stopped the run: " + "; ".join(
-        f"rank {rank} waited since {_clock(wait.since)} for {wait}" for rank, wait in direct.items()
-    )
-    if behind := waits.keys() - direct:
-        told += f"; {_ranks(behind)} waited behind that"
-    return told + _own_words(failures, {end})
+        return _told_of_circle(waits, before[before.index(end) :])
+    return _told_of_chain(waits, end) + _own_words(failures, {end})
 
 
 def chain(waits_for: Mapping[int, int], start: int) -> list[int]:
@@ -66,6 +58,20 @@ def chain(waits_for: Mapping[int, int], start: int) -> list[int]:
     while ranks[-1] in waits_for and ranks[-1] not in ranks[:-1]:
         ranks.append(waits_for[ranks[-1]])
     return ranks
+
+
+def _told_of_circle(waits: Mapping[int, Wait], circle: Sequence[int]) -> str:
+    told = "; ".join(f"rank {rank} for {waits[rank]}" for rank in circle)
+    return f"{_ranks(circle)} waited for each other, a tensor was lost on the way: {told}"
+
+
+def _told_of_chain(waits: Mapping[int, Wait], end: int) -> str:
+    direct = {rank: wait for rank, wait in waits.items() if wait.peer == end}
+    told = f"rank {end} stopped the run: " + "; ".join(
+        f"rank {rank} waited since {_clock(wait.since)} for {wait}" for rank, wait in direct.items()
+    )
+    behind = waits.keys() - direct
+    return told + f"; {_ranks(behind)} waited behind that" if behind else told
 
 
 def _own_words(failures: Sequence[Failure], ranks: set[int]) -> str:

@@ -40,7 +40,8 @@ def recorded(folder: Path, rank: int, pipeline: Sequence[int], world_size: int) 
         write(folder, failure)
         if failure.timed_out:
             _settle(folder, world_size)
-            error.add_note(explain(read(folder), world_size) or "")
+            if stop := explain(read(folder), world_size):
+                error.add_note(stop)
         raise
 
 

@@ -160,7 +160,8 @@ def run_worker(work: Callable[[], int]) -> int:
             handler.initialize()
             handler.record_exception(error)
         elif _is_lost_peer(error):
-            _tell(f"rank {rank} stopped, a peer is gone: {error}")
+            told = "\n".join([str(error), *getattr(error, "__notes__", [])])
+            _tell(f"rank {rank} stopped, a peer is gone: {told}")
         else:
             _tell(f"rank {rank} failed:\n{traceback.format_exc().rstrip()}")
         _leave(1)

@@ -68,6 +68,13 @@ def test_a_rank_that_is_missing_in_an_operation_of_all_is_to_blame():
     assert explain([silent(rank, None, 0, 20) for rank in range(4)], 4) is None
 
 
+def test_other_pipelines_wait_in_an_operation_of_all():
+    """Two pipelines of two ranks: 2 and 3 are through, and wait to average their gradients."""
+    through = [silent(rank, None, 0, time=19) for rank in (2, 3)]
+    told = explain([silent(0, 1, since=10, time=20), *through], 4)
+    assert told.startswith("rank 1 stopped the run: rank 0 waited since 00:00:10 UTC")
+
+
 def test_silence_behind_another_failure_explains_nothing():
     assert explain([], 2) is None
     crash = Failure(2, 15, "ValueError: the cause")

@@ -103,6 +103,12 @@ def test_without_an_agent_a_worker_tells_itself(failing, rank, code, first, last
     assert (lines[0], lines[-1]) == (first, last or first)
 
 
+def test_without_an_agent_the_note_of_the_rank_to_blame_is_told():
+    failing = "error = RuntimeError('Timed out'); error.add_note('rank 2 stopped the run'); "
+    result = run_worker_alone(failing + "raise error", "0")
+    assert result.stderr == ("rank 0 stopped, a peer is gone: Timed out\nrank 2 stopped the run\n")
+
+
 def test_a_rank_that_is_ended_by_the_others_adds_nothing():
     """All ranks have the same error: rank 0 tells it, and srun ends the others."""
     failing = "import os, signal, threading; signal.signal(15, lambda *_: None); "
