@@ -90,14 +90,13 @@ def clear(folder: Path) -> None:
 
 
 def _failure(error: Exception, rank: int, pipeline: Sequence[int]) -> Failure:
-    cause = f" ({error.__cause__})" if error.__cause__ else ""
-    failure = Failure(rank, time.time(), f"{type(error).__name__}: {error}{cause}")
     if not isinstance(error, PeerError):
-        return failure
+        return Failure(rank, time.time(), f"{type(error).__name__}: {error}")
+    # Its text numbers the ranks of the pipeline; all that it says is in the waits.
     waiting, *pending = (
         replace(wait, peer=pipeline[wait.peer]) for wait in (error.wait, *error.pending)
     )
-    return replace(failure, waiting=waiting, pending=pending)
+    return Failure(rank, time.time(), f"PeerError: {error.__cause__}", waiting, pending)
 
 
 def _settle(folder: Path, world_size: int) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attnres_train import failures
 from attnres_train.culprit import Failure, chain, explain
 from attnres_train.errors import UserError
+from attnres_train.pipeline.messages import Message
+from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.program import Program, Step
+from attnres_train.pipeline.schedule import gpipe, one_f_one_b
 from attnres_train.pipeline.waits import PeerError, Wait
 from tests.launch.hanging import train_beside_a_sleeper
+from tests.pipeline.layouts import layouts
 
 
 def waits_for(peer: int, since: float, direction: str = "receive") -> Wait:
@@ -29,6 +37,40 @@ def test_a_chain_ends_where_nobody_is_waited_for_or_where_it_was():
     assert chain({0: 1, 1: 2}, 0) == [0, 1, 2]
     assert chain({0: 1, 1: 2, 2: 1}, 0) == [0, 1, 2, 1]
     assert chain({}, 5) == [5]
+
+
+@settings(deadline=None, max_examples=50)
+@given(layouts(), st.integers(1, 6), st.sampled_from([one_f_one_b, gpipe]), st.data())
+def test_wherever_a_rank_hangs_every_wait_leads_to_it(layout, micro_batches, make, data):
+    schedule = make(layout.num_ranks, layout.num_virtual_stages, micro_batches)
+    plan = TransportPlan(layout)
+    programs = [Program(plan, schedule, rank) for rank in range(layout.num_ranks)]
+    sleeper = data.draw(st.integers(0, layout.num_ranks - 1))
+    asleep_in = data.draw(st.sampled_from(programs[sleeper].steps))
+    waits_for = waits_behind(programs, sleeper, asleep_in)
+    assert {chain(waits_for, rank)[-1] for rank in waits_for} <= {sleeper}
+    assert sleeper not in waits_for
+
+
+def waits_behind(programs: list[Program], sleeper: int, asleep_in: Step) -> dict[int, int]:
+    """Which rank waits for which once rank ``sleeper`` has fallen asleep in the pass of a step."""
+    sent: set[Message] = set()
+
+    def run(program: Program) -> Iterator[int | None]:
+        for step in program.steps:
+            for message in (*step.before, None, *step.inside, *step.behind):
+                while message is None and program.rank == sleeper and step is asleep_in:
+                    yield None
+                if message is not None and program.sends(message):
+                    sent.add(message)
+                while message is not None and message not in sent:
+                    yield message.channel.src_rank
+
+    runs, waits, before = [run(program) for program in programs], [], -1
+    while before < len(sent):
+        before = len(sent)
+        waits = [next(run, None) for run in runs]
+    return {rank: peer for rank, peer in enumerate(waits) if peer is not None}
 
 
 def test_the_rank_that_waits_for_nobody_is_to_blame():
