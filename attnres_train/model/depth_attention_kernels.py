@@ -6,8 +6,8 @@ of tiles name their axes: s queries, n sources (both padded to powers of two), d
 One program works on one token: it sweeps the token's rows twice, in blocks of D, first for the dot
 products and then for the results. The second sweep finds the rows in the cache: those of one token
 are tens of kilobytes, and few tokens are in flight at a time. A thread holds whole columns of an
-[n, d] tile, so that sums over sources need no exchange between threads. Dot products are plain
-fp32 multiply-adds (fp64 for fp64): with so few rows tensor cores would gain nothing, and round.
+[n, d] tile of up to 8 sources, so that sums over sources need no exchange between threads. Dot
+products are fp32 multiply-adds (fp64 for fp64): a tensor core would round the queries.
 
 Sources come as a tuple of pointers, padded to a power of two: no table of addresses to copy to the
 device, and one compilation for all N between two powers of two.
@@ -17,6 +17,16 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from attnres_train.model.depth_attention_tiles import (
+    in_row,
+    load,
+    load_rows,
+    row,
+    row_pointers,
+    softmax,
+    store,
+)
 
 
 @triton.jit
@@ -37,30 +47,30 @@ def phase1_forward(
     dtype: tl.constexpr = queries.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     s, n, d = tl.arange(0, S_PADDED), tl.arange(0, len(sources)), tl.arange(0, BLOCK)
-    rows_n = _row_pointers(sources, token, n, D, ALIGNMENT)
+    rows_n = row_pointers(sources, token, n, D, ALIGNMENT)
 
     squares_n = tl.zeros([len(sources)], dtype)
     dots_sn = tl.zeros([S_PADDED, len(sources)], dtype)
     for start in range(0, D, BLOCK):
-        v_nd = _load_rows(rows_n, n < count, start + d, D, dtype)
+        v_nd = load_rows(rows_n, n < count, start + d, D, dtype)
         squares_n += tl.sum(v_nd * v_nd, 1)
         for i in tl.static_range(len(outputs)):
-            q_d = _load(queries, i, start + d, D, dtype)
-            dots_sn += _in_row(i, s, tl.sum(v_nd * q_d[None, :], 1))
+            q_d = load(queries, i, start + d, D, dtype)
+            dots_sn += in_row(i, s, tl.sum(v_nd * q_d[None, :], 1))
 
     inv_rms_n = tl.rsqrt(squares_n / D + eps)
     logits_sn = dots_sn * inv_rms_n[None, :]
-    weights_sn, lse_s = _softmax(logits_sn, n < count)
+    weights_sn, lse_s = softmax(logits_sn, n < count)
     at_sn = (token * len(outputs) + s[:, None]) * count + n[None, :]
     tl.store(logits + at_sn, logits_sn, mask=(s < len(outputs))[:, None] & (n < count)[None, :])
     tl.store(lse + token * len(outputs) + s, lse_s, mask=s < len(outputs))
     tl.store(inv_rms + token * count + n, inv_rms_n, mask=n < count)
 
     for start in range(0, D, BLOCK):
-        v_nd = _load_rows(rows_n, n < count, start + d, D, dtype)
+        v_nd = load_rows(rows_n, n < count, start + d, D, dtype)
         for i in tl.static_range(len(outputs)):
-            weights_n = _row(i, s, weights_sn)
-            _store(outputs[i], token, start + d, D, tl.sum(weights_n[:, None] * v_nd, 0))
+            weights_n = row(i, s, weights_sn)
+            store(outputs[i], token, start + d, D, tl.sum(weights_n[:, None] * v_nd, 0))
 
 
 @triton.jit
@@ -82,15 +92,15 @@ def phase1_backward(
     dtype: tl.constexpr = queries.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     s, n, d = tl.arange(0, S_PADDED), tl.arange(0, len(sources)), tl.arange(0, BLOCK)
-    rows_n = _row_pointers(sources, token, n, D, ALIGNMENT)
-    grad_rows_n = _row_pointers(grad_sources, token, n, D, ALIGNMENT)
+    rows_n = row_pointers(sources, token, n, D, ALIGNMENT)
+    grad_rows_n = row_pointers(grad_sources, token, n, D, ALIGNMENT)
 
     dots_sn = tl.zeros([S_PADDED, len(sources)], dtype)
     for start in range(0, D, BLOCK):
-        v_nd = _load_rows(rows_n, n < count, start + d, D, dtype)
+        v_nd = load_rows(rows_n, n < count, start + d, D, dtype)
         for i in tl.static_range(len(grad_outputs)):
-            grad_d = _load(grad_outputs[i], token, start + d, D, dtype)
-            dots_sn += _in_row(i, s, tl.sum(v_nd * grad_d[None, :], 1))
+            grad_d = load(grad_outputs[i], token, start + d, D, dtype)
+            dots_sn += in_row(i, s, tl.sum(v_nd * grad_d[None, :], 1))
 
     at_sn = (token * len(grad_outputs) + s[:, None]) * count + n[None, :]
     mask_sn = (s < len(grad_outputs))[:, None] & (n < count)[None, :]
@@ -98,7 +108,7 @@ def phase1_backward(
     at_s = grad_lse + token * len(grad_outputs) + s
     grad_lse_s = tl.load(at_s, mask=s < len(grad_outputs), other=0.0)
     inv_rms_n = tl.load(inv_rms + token * count + n, mask=n < count, other=0.0)
-    weights_sn, _ = _softmax(logits_sn, n < count)
+    weights_sn, _ = softmax(logits_sn, n < count)
     mean_s = tl.sum(weights_sn * dots_sn, 1)
     grad_logits_sn = weights_sn * (dots_sn - mean_s[:, None] + grad_lse_s[:, None])
     along_query_sn = grad_logits_sn * inv_rms_n[None, :]
@@ -106,13 +116,13 @@ def phase1_backward(
     tl.store(along_query + at_sn, along_query_sn, mask=mask_sn)
 
     for start in range(0, D, BLOCK):
-        v_nd = _load_rows(rows_n, n < count, start + d, D, dtype)
+        v_nd = load_rows(rows_n, n < count, start + d, D, dtype)
         grad_nd = along_source_n[:, None] * v_nd
         for i in tl.static_range(len(grad_outputs)):
-            q_d = _load(queries, i, start + d, D, dtype)
-            grad_d = _load(grad_outputs[i], token, start + d, D, dtype)
-            grad_nd += _row(i, s, weights_sn)[:, None] * grad_d[None, :]
-            grad_nd += _row(i, s, along_query_sn)[:, None] * q_d[None, :]
+            q_d = load(queries, i, start + d, D, dtype)
+            grad_d = load(grad_outputs[i], token, start + d, D, dtype)
+            grad_nd += row(i, s, weights_sn)[:, None] * grad_d[None, :]
+            grad_nd += row(i, s, along_query_sn)[:, None] * q_d[None, :]
         mask_nd = (n < count)[:, None] & (start + d < D)[None, :]
         pointers_nd = grad_rows_n[:, None] + (start + d)[None, :]
         tl.store(pointers_nd, grad_nd.to(grad_sources[0].dtype.element_ty), mask=mask_nd)
@@ -141,11 +151,11 @@ def query_gradient(
     sums_sd = tl.zeros([S_PADDED, BLOCK], dtype)
     for start in range(split * TOKENS, tokens, splits * TOKENS):
         t = start + tl.arange(0, TOKENS)
-        v_td = _load_rows(_row_pointers(sources, t, n, D, ALIGNMENT), t < tokens, d, D, dtype)
+        v_td = load_rows(row_pointers(sources, t, n, D, ALIGNMENT), t < tokens, d, D, dtype)
         for i in tl.static_range(S):
             at_t = along_query + (t * S + i) * count + n
             along_t = tl.load(at_t, mask=t < tokens, other=0.0)
-            sums_sd += _in_row(i, s, tl.sum(along_t[:, None] * v_td, 0))
+            sums_sd += in_row(i, s, tl.sum(along_t[:, None] * v_td, 0))
     at_sd = (((split * count + n) * S + s)[:, None]) * D + d[None, :]
     tl.store(sums + at_sd, sums_sd, mask=(s < S)[:, None] & (d < D)[None, :])
 
@@ -169,9 +179,9 @@ def merge_forward(
     d = tl.arange(0, BLOCK)
     squares_d, dots_d = tl.zeros([BLOCK], dtype), tl.zeros([BLOCK], dtype)
     for start in range(0, D, BLOCK):
-        v_d = _load(partial, token, start + d, D, dtype)
+        v_d = load(partial, token, start + d, D, dtype)
         squares_d += v_d * v_d
-        dots_d += v_d * _load(query, 0, start + d, D, dtype)
+        dots_d += v_d * load(query, 0, start + d, D, dtype)
 
     r = tl.rsqrt(tl.sum(squares_d, 0) / D + eps)
     own = tl.sum(dots_d, 0) * r
@@ -181,9 +191,9 @@ def merge_forward(
     tl.store(weight + token, b)
 
     for start in range(0, D, BLOCK):
-        read_d = _load(read, token, start + d, D, dtype)
-        v_d = _load(partial, token, start + d, D, dtype)
-        _store(output, token, start + d, D, read_d + b * (v_d - read_d))
+        read_d = load(read, token, start + d, D, dtype)
+        v_d = load(partial, token, start + d, D, dtype)
+        store(output, token, start + d, D, read_d + b * (v_d - read_d))
 
 
 @triton.jit
@@ -207,9 +217,9 @@ def merge_backward(
     d = tl.arange(0, BLOCK)
     dots_d = tl.zeros([BLOCK], dtype)
     for start in range(0, D, BLOCK):
-        v_d = _load(partial, token, start + d, D, dtype)
-        output_d = _load(output, token, start + d, D, dtype)
-        dots_d += _load(grad, token, start + d, D, dtype) * (v_d - output_d)
+        v_d = load(partial, token, start + d, D, dtype)
+        output_d = load(output, token, start + d, D, dtype)
+        dots_d += load(grad, token, start + d, D, dtype) * (v_d - output_d)
 
     b, r = tl.load(weight + token), tl.load(inv_rms + token)
     grad_logit = b * tl.sum(dots_d, 0)
@@ -219,57 +229,8 @@ def merge_backward(
     tl.store(along_query + token, along_q)
 
     for start in range(0, D, BLOCK):
-        grad_d = _load(grad, token, start + d, D, dtype)
-        q_d = _load(query, 0, start + d, D, dtype)
-        v_d = _load(partial, token, start + d, D, dtype)
-        _store(grad_read, token, start + d, D, (1 - b) * grad_d)
-        _store(grad_partial, token, start + d, D, b * grad_d + along_q * q_d + along_v * v_d)
-
-
-@triton.jit
-def _softmax(logits_sn, exists_n):
-    """Weights and log-sum-exp over the sources that exist."""
-    logits_sn = tl.where(exists_n[None, :], logits_sn, float("-inf"))
-    top_s = tl.max(logits_sn, 1)
-    powers_sn = tl.exp(logits_sn - top_s[:, None])
-    total_s = tl.sum(powers_sn, 1)
-    return powers_sn / total_s[:, None], top_s + tl.log(total_s)
-
-
-@triton.jit
-def _row(i: tl.constexpr, s, values_sn):
-    """Row ``i`` of a matrix: tiles cannot be indexed."""
-    return tl.sum(tl.where((s == i)[:, None], values_sn, 0.0), 0)
-
-
-@triton.jit
-def _in_row(i: tl.constexpr, s, values_n):
-    """The matrix with ``values_n`` as row ``i`` and zeros elsewhere."""
-    return tl.where((s == i)[:, None], values_n[None, :], 0.0)
-
-
-@triton.jit
-def _row_pointers(matrices, token, n, D: tl.constexpr, ALIGNMENT: tl.constexpr):
-    """Pointers to the token's row in every matrix, each a multiple of ``ALIGNMENT`` bytes: the
-    compiler cannot know that of a computed address, and would not load several elements at once."""
-    element: tl.constexpr = matrices[0].dtype.element_ty
-    bases_n = tl.where(n == 0, matrices[0].to(tl.int64), 0)
-    for i in tl.static_range(1, len(matrices)):
-        bases_n = tl.where(n == i, matrices[i].to(tl.int64), bases_n)
-    return tl.multiple_of(bases_n.to(tl.pointer_type(element)) + token * D, ALIGNMENT)
-
-
-@triton.jit
-def _load_rows(rows_n, exists_n, d, D: tl.constexpr, dtype: tl.constexpr):
-    mask_nd = exists_n[:, None] & (d < D)[None, :]
-    return tl.load(rows_n[:, None] + d[None, :], mask=mask_nd, other=0.0).to(dtype)
-
-
-@triton.jit
-def _load(matrix, row, d, D: tl.constexpr, dtype: tl.constexpr):
-    return tl.load(matrix + row * D + d, mask=d < D, other=0.0).to(dtype)
-
-
-@triton.jit
-def _store(matrix, row, d, D: tl.constexpr, values_d):
-    tl.store(matrix + row * D + d, values_d.to(matrix.dtype.element_ty), mask=d < D)
+        grad_d = load(grad, token, start + d, D, dtype)
+        q_d = load(query, 0, start + d, D, dtype)
+        v_d = load(partial, token, start + d, D, dtype)
+        store(grad_read, token, start + d, D, (1 - b) * grad_d)
+        store(grad_partial, token, start + d, D, b * grad_d + along_q * q_d + along_v * v_d)
