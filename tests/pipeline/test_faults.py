@@ -129,7 +129,7 @@ def test_without_debug_mode_a_swap_runs_on_with_wrong_gradients():
 def test_a_tensor_that_never_comes_is_named_with_all_that_is_known_of_it():
     message = (
         r"rank 0 waited 0\.\d s in vain: the gradient of block 0 for B\(chunk 0, micro-batch 0\), "
-        r"256 bytes, from rank 1 in B\(chunk 1, micro-batch 0\) \(also under way: nothing\)"
+        r"256 bytes, from rank 1 in B\(chunk 1, micro-batch 0\) \(0 others were under way\)"
     )
     with pytest.raises(PeerError, match=message):
         train_reordered(BACKWARD, [0, 1, 2], toy_batches([2]), debug=False, timeout=0.5)
