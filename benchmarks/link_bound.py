@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from attnres_train.pipeline.parts import ready_share
 from attnres_train.pipeline.plan import Hop, TransportPlan
 from attnres_train.pipeline.schedule import Action, Schedule
-from attnres_train.pipeline.simulate import Costs, ready_share
+from attnres_train.pipeline.simulate import Costs
 
 
 class Event(NamedTuple):

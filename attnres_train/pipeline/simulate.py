@@ -11,29 +11,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from attnres_train.pipeline.plan import Hop, TransportPlan
+from attnres_train.pipeline.parts import Mode, Part, parts
+from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import Action, Schedule
-
-Mode = Literal["standard", "naive", "padded", "exact", "eager"]
-"""What a hop carries, as in `plan.Units`; ``eager`` is the exact payload with every tensor sent as
-soon as it is there, and its gradients due only when the receiver's pass comes to it."""
-MODES: tuple[Mode, ...] = ("standard", "naive", "padded", "exact", "eager")
-MAX_PIECES = 4
-"""Held blocks leave in at most so many runs: one by one, as they do, takes long to simulate."""
-
-
-class Part(NamedTuple):
-    """Tensors that leave together over a hop, once per micro-batch and direction."""
-
-    units: int
-    share: float = 1.0
-    """Of the sender's forward pass, behind which it leaves: 0 for what the sender held before. Its
-    gradients are due when the receiver's backward pass has just this share of itself left."""
-    blocks: tuple[int, ...] = ()
-    """Where the transport is the plan's, what the part is made of; ascending."""
-    partial: bool = False
 
 
 class Transfer(NamedTuple):
@@ -83,43 +65,6 @@ class Timeline:
         return 1 - sum(self.compute_seconds) / (len(self.compute_seconds) * self.seconds)
 
 
-def parts(plan: TransportPlan, mode: Mode) -> list[tuple[Part, ...]]:
-    """Per hop, what crosses it under ``mode``, in the order of sending forward."""
-    widest = max((hop.units for hop in plan.hops), default=0)
-
-    def of(hop: Hop) -> tuple[Part, ...]:
-        if hop.is_local:
-            return ()
-        if mode == "eager":
-            return tuple(_eager_parts(plan, hop))
-        if mode == "exact":
-            return (Part(hop.units, 1.0, hop.blocks, hop.partial),)
-        history = len(plan.reads(hop.dst_chunk)) + hop.partial
-        return (Part({"standard": 1, "naive": history, "padded": widest}[mode]),)
-
-    return [of(hop) for hop in plan.hops]
-
-
-def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
-    length = max(1, -(-len(hop.held) // MAX_PIECES))
-    for start in range(0, len(hop.held), length):
-        held = hop.held[start : start + length]
-        yield Part(len(held), 0.0, held)
-    for block in hop.fresh:
-        yield Part(1, ready_share(plan, hop.src_chunk, block), (block,))
-    if hop.partial:
-        yield Part(1, 1.0, partial=True)
-
-
-def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:
-    """The share of ``chunk``'s forward pass behind which it can send a block that it completes (or
-    its partial, None): what it does not read itself leaves at its end."""
-    if block not in plan.used_inside(chunk):
-        return 1.0
-    sublayers = plan.layout.sublayers(chunk)
-    return max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start) / len(sublayers)
-
-
 def simulate(
     plan: TransportPlan,
     schedule: Schedule,
@@ -134,8 +79,7 @@ def simulate(
     return _Simulation(plan, schedule, costs, parts(plan, mode), record, port_per_neighbour).run()
 
 
-_Arrival = tuple[Action, Part]
-"""Of a part for a pass."""
+_Arrival = tuple[Action, Part]  # of a part for a pass
 
 
 class _Simulation:

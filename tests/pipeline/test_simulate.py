@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.layout import Layout, even_bounds, make_layout
+from attnres_train.pipeline.parts import MODES, parts
 from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import forward_only, gpipe, one_f_one_b
-from attnres_train.pipeline.simulate import MODES, Costs, parts, simulate
+from attnres_train.pipeline.simulate import Costs, simulate
 from tests.pipeline.layouts import layouts
 
 

@@ -5,9 +5,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from attnres_train.pipeline.layout import make_layout
+from attnres_train.pipeline.parts import MODES
 from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.schedule import one_f_one_b
-from attnres_train.pipeline.simulate import MODES, Costs, simulate
+from attnres_train.pipeline.simulate import Costs, simulate
 from attnres_train.tools.timeline import draw_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
