@@ -37,9 +37,13 @@ class DepthRead(torch.autograd.Function):
         with torch.autocast(output.device.type, enabled=False):
             for tile in tiles(sources_MD):
                 values = [v_MD[tile].to(query_D.dtype) for v_MD in sources_MD]
-                norms_Nt = torch.stack([torch.linalg.vector_norm(v_tD, dim=-1) for v_tD in values])
+                # Both of one source before those of the next, while it is in the nearest cache.
+                pairs = [
+                    (torch.linalg.vector_norm(v_tD, dim=-1), v_tD @ query_D) for v_tD in values
+                ]
+                norms_Nt, dots_Nt = map(torch.stack, zip(*pairs, strict=True))
                 inv_rms_Nt = inverse_rms(norms_Nt, len(query_D), eps)
-                logits_Nt = torch.stack([v_tD @ query_D for v_tD in values]).mul_(inv_rms_Nt)
+                logits_Nt = dots_Nt.mul_(inv_rms_Nt)
                 logits_NM[:, tile], inv_rms_NM[:, tile] = logits_Nt, inv_rms_Nt
                 first, *others = logits_Nt.softmax(0).unsqueeze(-1).unbind()
                 sum_tD = values[0] * first
