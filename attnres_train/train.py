@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -56,16 +57,14 @@ def train(config: RunConfig) -> int:
     """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
     a signal stopped the run: it is saved, and the same command resumes it."""
     folder = Path(config.run.dir) / config.run.name
-    if os.environ.get("RANK", "0") == "0":
-        failures.clear(folder)
     stop_requested = catch_stop_signals(folder)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         # One process per machine; the others wait for it in join_run. Nothing to do where the
         # local launcher or `attnres-train data` has prepared already.
         prepare(config, progress=False)
     with (
+        owned(folder),
         join_run(config) as ranks,
-        run_lock(folder) if ranks.is_main else nullcontext(),
         failures.recorded(folder, ranks.rank, ranks.own_pipeline, ranks.world_size),
     ):
         parts = build_parts(config, ranks)
@@ -75,6 +74,17 @@ def train(config: RunConfig) -> int:
         if ranks.is_main and progress.step < config.train.train_iters:
             print(f"stopped behind step {progress.step}, saved; the same command resumes")
     return 0
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Rank 0 takes the run folder for this run alone, and clears it of earlier failures."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with run_lock(folder):
+        failures.clear(folder)
+        yield
 
 
 def catch_stop_signals(folder: Path):

@@ -20,6 +20,8 @@ from attnres_train.pipeline.plan import TransportPlan
 from attnres_train.pipeline.program import Program, Step
 from attnres_train.pipeline.schedule import gpipe, one_f_one_b
 from attnres_train.pipeline.waits import PeerError, Wait
+from attnres_train.run_lock import run_lock
+from attnres_train.train import owned
 from tests.launch.hanging import train_beside_a_sleeper
 from tests.pipeline.layouts import layouts
 
@@ -181,3 +183,16 @@ def test_what_the_user_has_to_mend_leaves_no_record(tmp_path):
     with pytest.raises(UserError), failures.recorded(tmp_path, 0, (0,), 1):
         raise UserError("no data")
     assert failures.read(tmp_path) == []
+
+
+def test_only_rank_0_takes_the_run_folder(tmp_path, monkeypatch):
+    failures.write(tmp_path, silent(1, 0, since=1, time=2))
+    with run_lock(tmp_path):
+        with pytest.raises(UserError, match="is in use by process"), owned(tmp_path):
+            pytest.fail("two runs in one folder")
+        monkeypatch.setenv("RANK", "1")
+        with owned(tmp_path):
+            assert failures.paths(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    with owned(tmp_path):
+        assert not failures.paths(tmp_path)
