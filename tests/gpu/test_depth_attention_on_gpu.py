@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd import graph
 
 from attnres_train.model.depth_attention import _operators, depth_attention
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.residual import DepthQuery
-from tests.model.depth_reference import assert_same_gradients, inputs, reference
+from tests.model.depth_reference import assert_same_gradients, bytes_kept, inputs, reference
 from tests.model.test_depth_attention_two_phase import block_inputs, plain, two_phase
 
 pytestmark = [
@@ -84,20 +83,10 @@ def test_runs_are_equal_bit_for_bit():
 
 def test_saves_references_and_scalars():
     leaves = on_gpu(block_inputs(8, 6, (4096, 1024), torch.bfloat16))
-    known, extra = {x.untyped_storage().data_ptr() for x in leaves}, {}
-
-    def pack(x):
-        if x.untyped_storage().data_ptr() not in known:
-            extra[x.untyped_storage().data_ptr()] = x.nbytes
-        return x
-
-    with graph.saved_tensors_hooks(pack, lambda x: x):
-        outputs = two_phase(6, *leaves)
-    for x in outputs[1:]:  # the merged outputs, which the sublayers keep as their inputs
-        extra.pop(x.untyped_storage().data_ptr())
+    kept, outputs = bytes_kept(lambda *x: two_phase(6, *x), leaves)
     scalars = 8 * 4096 * (1 + 6) + 5 * 3 * 4096
     folded = 3 * (6 + 5) * 1024  # queries, weights and their product, of read and merges
-    assert sum(extra.values()) <= 4 * (scalars + folded) < outputs[0].nbytes
+    assert kept <= 4 * (scalars + folded) < outputs[0].nbytes
 
 
 def test_compiles_in_one_graph():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import graph
 
 # Of values and gradients, relative to the largest element: statistics are in fp32 at least, so what
 # remains is the rounding of inputs and outputs to the sources' dtype.
@@ -50,3 +51,20 @@ def assert_same_gradients(function, expected_function, leaves, dtype, slack=1):
     wanted_grads = torch.autograd.grad(expected, leaves, [g.double() for g in upstream])
     for actual, wanted in zip(grads, wanted_grads, strict=True):
         assert_close(actual, wanted, dtype, slack)
+
+
+def bytes_kept(two_phase, leaves):
+    """Bytes that a block's reads keep for their backward pass, and their outputs. Leaves do not
+    count, nor do the merged outputs, which the sublayers keep as their inputs."""
+    known, kept = {x.untyped_storage().data_ptr() for x in leaves}, {}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in known:
+            kept[x.untyped_storage().data_ptr()] = x.nbytes
+        return x
+
+    with graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = two_phase(*leaves)
+    for x in outputs[1:]:
+        kept.pop(x.untyped_storage().data_ptr())
+    return sum(kept.values()), outputs

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import graph
 
 from attnres_train.model.depth_attention import _operators
 from attnres_train.model.depth_attention_lean import DepthRead
@@ -24,6 +23,7 @@ from tests.model.depth_reference import (
     TOLERANCE,
     assert_close,
     assert_same_gradients,
+    bytes_kept,
     inputs,
     random,
     reference,
@@ -220,18 +220,9 @@ def test_query_gradient_over_several_splits(interpreted):
 
 def check_saved():
     leaves = block_inputs(3, 2, (2, 64), torch.float32)
-    known, extra = {x.untyped_storage().data_ptr() for x in leaves}, {}
-
-    def pack(x):
-        if x.untyped_storage().data_ptr() not in known:
-            extra[x.untyped_storage().data_ptr()] = x.nbytes
-        return x
-
-    with graph.saved_tensors_hooks(pack, lambda x: x):
-        _, merged = kernel_two_phase(2, *leaves)
-    extra.pop(merged.untyped_storage().data_ptr())
+    kept, _ = bytes_kept(lambda *x: kernel_two_phase(2, *x), leaves)
     scalars = 2 * (3 + 2 * 3) + 3 * 2  # read: inverse RMS and logits; merge: three per token
-    assert sum(extra.values()) <= 4 * (scalars + 2 * 2 * 64)  # and queries, folded and stacked
+    assert kept <= 4 * (scalars + 2 * 2 * 64)  # and queries, folded and stacked
 
 
 def test_saves_references_and_scalars(interpreted):

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd import gradcheck, graph
+from torch.autograd import gradcheck
 
 from attnres_train.model.depth_attention import depth_attention, depth_phase1, depth_phase2
-from tests.model.depth_reference import TOLERANCE, assert_same_gradients, inputs, random, reference
+from tests.model.depth_reference import (
+    TOLERANCE,
+    assert_same_gradients,
+    bytes_kept,
+    inputs,
+    random,
+    reference,
+)
 
 
 def block_inputs(num_sources, size, shape, dtype=torch.float64):
@@ -99,21 +106,10 @@ def test_huge_logits_stay_finite(sign, dtype):
 
 def test_keeps_neither_a_copy_of_a_source_nor_a_phase_1_output():
     leaves = block_inputs(8, 6, (64, 256), torch.float32)
-    known = {x.untyped_storage().data_ptr() for x in leaves}
-    extra = {}
-
-    def pack(x):
-        if x.untyped_storage().data_ptr() not in known:
-            extra[x.untyped_storage().data_ptr()] = x.nbytes
-        return x
-
-    with graph.saved_tensors_hooks(pack, lambda x: x):
-        outputs = two_phase(6, *leaves)
-    for x in outputs[1:]:  # the merged outputs, which the sublayers keep as their inputs
-        extra.pop(x.untyped_storage().data_ptr())
+    kept, outputs = bytes_kept(lambda *x: two_phase(6, *x), leaves)
     scalars = 8 * 64 * (1 + 6) + 5 * 3 * 64  # read: inverse RMS, logits; merge: three per token
     folded = 3 * (6 + 5) * 256  # queries, weights and their product, of read and merges
-    assert sum(extra.values()) <= 4 * (scalars + folded) < 2 * outputs[0].nbytes
+    assert kept <= 4 * (scalars + folded) < 2 * outputs[0].nbytes
 
 
 def test_one_gradient_tensor_per_source_for_all_queries():
