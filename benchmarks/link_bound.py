@@ -131,63 +131,57 @@ def _graph(plan: TransportPlan, schedule: Schedule, costs: Costs) -> Graph:
             graph.edge(Event(action, "end"), Event(then, "start"), 0.0)
     journeys = list(_journeys(plan))
     for micro_batch in {action.micro_batch for action in schedule[0]}:
-        for block, hops in journeys:
-            share = ready_share(plan, hops[0].src_chunk, block)
-            _forward(graph, costs, micro_batch, block, hops, share)
-            _backward(graph, costs, micro_batch, block, hops, share)
+        for journey in journeys:
+            _forward(graph, costs, micro_batch, journey)
+            _backward(graph, costs, micro_batch, journey)
     return graph
 
 
-def _journeys(plan: TransportPlan) -> Iterator[tuple[int | None, list[Hop]]]:
-    """Every block with the hops that it takes one after another, every partial with its one."""
+class _Journey(NamedTuple):
+    """The hops that a block, or the partial (None), takes one after another."""
+
+    block: int | None
+    hops: list[Hop]
+    share: float
+    """Of the forward pass that makes it, behind which it is ready."""
+
+
+def _journeys(plan: TransportPlan) -> Iterator[_Journey]:
     wire = [hop for hop in plan.hops if not hop.is_local]
     for block in range(plan.layout.blocks.num_blocks):
         if hops := [hop for hop in wire if block in hop.blocks]:
-            yield block, hops
-    yield from ((None, [hop]) for hop in wire if hop.partial)
+            yield _Journey(block, hops, ready_share(plan, hops[0].src_chunk, block))
+    for hop in wire:
+        if hop.partial:
+            yield _Journey(None, [hop], ready_share(plan, hop.src_chunk, None))
 
 
-def _forward(
-    graph: Graph,
-    costs: Costs,
-    micro_batch: int,
-    block: int | None,
-    hops: list[Hop],
-    share: float,
-) -> None:
-    source = hops[0].src_chunk
-    before, seconds = (
-        Event(Action("F", source, micro_batch), "start"),
-        share * costs.forward[source],
-    )
-    for hop in hops:
+def _forward(graph: Graph, costs: Costs, micro_batch: int, journey: _Journey) -> None:
+    source = journey.hops[0].src_chunk
+    before = Event(Action("F", source, micro_batch), "start")
+    seconds = journey.share * costs.forward[source]
+    for hop in journey.hops:
         reader = Action("F", hop.dst_chunk, micro_batch)
-        unit = Unit(reader, block)
+        unit = Unit(reader, journey.block)
         graph.link_of[unit] = hop.src_rank, hop.dst_rank
         graph.edge(before, unit, seconds)
         graph.edge(unit, Event(reader, "start"), costs.unit)
         before, seconds = unit, costs.unit
 
 
-def _backward(
-    graph: Graph,
-    costs: Costs,
-    micro_batch: int,
-    block: int | None,
-    hops: list[Hop],
-    share: float,
-) -> None:
+def _backward(graph: Graph, costs: Costs, micro_batch: int, journey: _Journey) -> None:
     """The gradient travels back, on each rank joined by that of the readers there."""
     before = None
-    for hop in reversed(hops):
-        unit = Unit(Action("B", hop.src_chunk, micro_batch), block)
+    for hop in reversed(journey.hops):
+        unit = Unit(Action("B", hop.src_chunk, micro_batch), journey.block)
         graph.link_of[unit] = hop.dst_rank, hop.src_rank
         graph.edge(Event(Action("B", hop.dst_chunk, micro_batch), "end"), unit, 0.0)
         if before:
             graph.edge(before, unit, costs.unit)
         before = unit
-    maker, left = before.enables, share * costs.backward[hops[0].src_chunk]
-    if share < 1:
+    maker = before.enables
+    left = journey.share * costs.backward[maker.chunk]
+    if journey.share < 1:
         graph.edge(before, Event(maker, "end"), costs.unit + left)
     else:
         graph.edge(before, Event(maker, "start"), costs.unit)
