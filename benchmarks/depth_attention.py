@@ -72,7 +72,13 @@ class Case:
     """Inputs of one case, and its contestants: functions of no argument that give the outputs."""
 
     def __init__(
-        self, name: str, tokens: int, hidden_size: int, dtype: torch.dtype, device: str = "cpu"
+        self,
+        name: str,
+        tokens: int,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        backend: str = "inductor",
     ) -> None:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, dtype=dtype, device=device)
@@ -81,7 +87,7 @@ class Case:
             return [random(*shape).requires_grad_() for _ in range(count)]
 
         torch.manual_seed(0)
-        self.is_block = name == "block"
+        self.is_block, self.backend = name == "block", backend
         reads = BLOCK_SIZE if self.is_block else 1
         self.queries, self.weights = leaves(reads, hidden_size), leaves(reads, hidden_size)
         self.sources = leaves(COMPLETED if self.is_block else READ_SOURCES, tokens, hidden_size)
@@ -91,7 +97,7 @@ class Case:
 
     def contestants(self) -> dict[str, Callable[[], list[Tensor]]]:
         # One compiled function for two sizes of the source list: static shapes, compiled twice.
-        compiled = torch.compile(eager_read, dynamic=False)
+        compiled = torch.compile(eager_read, dynamic=False, backend=self.backend)
         reads = {"einsum": einsum_read, "eager": eager_read, "torch.compile": compiled}
         reads |= fla_reads(self.sources[0].is_cuda)
         found = {name: lambda read=read: self.each(read) for name, read in reads.items()}
@@ -158,7 +164,11 @@ def _status_kib(key: str) -> int:
 def child(what: str, options: argparse.Namespace, case: str, malloc: dict[str, str]):
     """Runs this file for one measurement and reads its JSON."""
     size = [f"--tokens={options.tokens}", f"--hidden-size={options.hidden_size}"]
-    rest = [f"--dtype={options.dtype}", f"--rounds={options.rounds}"]
+    rest = [
+        f"--dtype={options.dtype}",
+        f"--rounds={options.rounds}",
+        f"--backend={options.backend}",
+    ]
     command = [sys.executable, __file__, f"--measure={what}", f"--case={case}", *size, *rest]
     result = subprocess.run(command, env=os.environ | malloc, check=True, stdout=subprocess.PIPE)
     return json.loads(result.stdout.splitlines()[-1])
@@ -185,18 +195,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--case", choices=["read", "block"], help="only this case")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--quick", action="store_true", help="one read of 64 tokens, a smoke run")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
         options.tokens, options.hidden_size, options.rounds, options.case = 64, 32, 1, "read"
+        options.backend = "aot_eager"  # nothing to compile in C++, which takes half a minute
     if options.measure is None:
         size = f"{options.tokens} tokens x {options.hidden_size}, {options.dtype}"
         print(f"{size}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         for case in [options.case] if options.case else ["read", "block"]:
             report(case, options)
         return
-    case = Case(options.case, options.tokens, options.hidden_size, getattr(torch, options.dtype))
+    sizes = options.tokens, options.hidden_size
+    case = Case(options.case, *sizes, getattr(torch, options.dtype), backend=options.backend)
     if options.measure == "time":
         print(json.dumps(measure_times(case, options.rounds)))
     else:
