@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from threading import Condition
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,14 @@ class Transport(Protocol):
         """Start to receive the channel's next tensor into ``buffer``."""
 
 
+class _End(NamedTuple):
+    """What torch's point-to-point functions look up anew at every call, some 20 us each."""
+
+    group: dist.ProcessGroup
+    peer: int
+    """The other rank's number within the group."""
+
+
 class P2PTransport:
     """Point-to-point operations, with a process group of its own for every channel.
 
@@ -61,34 +69,29 @@ class P2PTransport:
         timeout: timedelta,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._ranks: Sequence[int] = ()
-        self._groups: dict[Channel, dist.ProcessGroup] = {}
+        self.bytes_sent = 0
+        self._ends: dict[Channel, _End] = {}
+        rank = dist.get_rank()
         for ranks in pipelines:
-            groups = {}
             for channel in channels:
-                pair = [ranks[channel.src_rank], ranks[channel.dst_rank]]
-                name = f"{channel.kind} {pair[0]} -> {pair[1]}"  # told by NCCL's watchdog
-                groups[channel] = dist.new_group(pair, timeout=timeout, group_desc=name)
-            if dist.get_rank() in ranks:
-                self._ranks, self._groups = ranks, groups
-        self._connect(device)
+                src, dst = ranks[channel.src_rank], ranks[channel.dst_rank]
+                name = f"{channel.kind} {src} -> {dst}"  # told by NCCL's watchdog
+                group = dist.new_group([src, dst], timeout=timeout, group_desc=name)
+                if rank in (src, dst):
+                    peer = dist.get_group_rank(group, dst if rank == src else src)
+                    self._ends[channel] = _End(group, peer)
+                    start = self.send if rank == src else self.receive
+                    start(channel, torch.zeros(1, device=device)).wait()
         self.bytes_sent = 0
-
-    def _connect(self, device: torch.device | str) -> None:
-        """Send one element over every channel, in the same order on every rank."""
-        self.bytes_sent = 0
-        own = self._ranks.index(dist.get_rank())
-        for channel in self._groups:
-            if own in (channel.src_rank, channel.dst_rank):
-                start = self.send if own == channel.src_rank else self.receive
-                start(channel, torch.zeros(1, device=device)).wait()
 
     def send(self, channel: Channel, tensor: Tensor) -> Work:
         self.bytes_sent += tensor.nbytes
-        return dist.isend(tensor, self._ranks[channel.dst_rank], group=self._groups[channel])
+        group, peer = self._ends[channel]
+        return group.send([tensor], peer, 0)
 
     def receive(self, channel: Channel, buffer: Tensor) -> Work:
-        return dist.irecv(buffer, self._ranks[channel.src_rank], group=self._groups[channel])
+        group, peer = self._ends[channel]
+        return group.recv([buffer], peer, 0)
 
 
 class Mailboxes:
