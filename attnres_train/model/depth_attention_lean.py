@@ -10,6 +10,7 @@ sources, one inverse RMS and one logit per (source, token).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -30,26 +31,8 @@ class DepthRead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query_D: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, Tensor]:
-        output = contiguous_like(sources[0])
-        output_MD, *sources_MD = rows(output, *sources)
-        logits_NM = query_D.new_empty(len(sources), len(output_MD))
-        inv_rms_NM = torch.empty_like(logits_NM)
-        with torch.autocast(output.device.type, enabled=False):
-            for tile in tiles(sources_MD):
-                values = [v_MD[tile].to(query_D.dtype) for v_MD in sources_MD]
-                # Both of one source before those of the next, while it is in the nearest cache.
-                pairs = [
-                    (torch.linalg.vector_norm(v_tD, dim=-1), v_tD @ query_D) for v_tD in values
-                ]
-                norms_Nt, dots_Nt = map(torch.stack, zip(*pairs, strict=True))
-                inv_rms_Nt = inverse_rms(norms_Nt, len(query_D), eps)
-                logits_Nt = dots_Nt.mul_(inv_rms_Nt)
-                logits_NM[:, tile], inv_rms_NM[:, tile] = logits_Nt, inv_rms_Nt
-                first, *others = logits_Nt.softmax(0).unsqueeze(-1).unbind()
-                sum_tD = values[0] * first
-                for v_tD, weight_t1 in zip(values[1:], others, strict=True):
-                    sum_tD.addcmul_(v_tD, weight_t1)
-                output_MD[tile] = sum_tD
+        (output,), logits_SNM, inv_rms_NM, _ = read_sources(query_D[None], eps, sources)
+        logits_NM = logits_SNM[0]
         ctx.save_for_backward(query_D, logits_NM, inv_rms_NM, *sources)
         ctx.mark_non_differentiable(logits_NM)
         return output, logits_NM
@@ -62,25 +45,81 @@ class DepthRead(torch.autograd.Function):
         grad_sources = [contiguous_like(source) for source in sources]
         grad_MD, *sources_MD = rows(grad, *sources)
         targets_MD = rows(*grad_sources)
-        with torch.autocast(grad.device.type, enabled=False):
+        with no_autocast(grad):
             for tile in tiles(sources_MD):
                 grad_tD, *values = (x[tile].to(query_D.dtype) for x in (grad_MD, *sources_MD))
                 logits_Nt, inv_rms_Nt = logits_NM[:, tile], inv_rms_NM[:, tile]
-                weights_Nt = logits_Nt.softmax(0)
-                dots_Nt = torch.stack([torch.linalg.vecdot(grad_tD, v_tD) for v_tD in values])
+                weights_Nt, dots_Nt = logits_Nt.softmax(0), torch.empty_like(logits_Nt)
+                sums = [sums_for(target_MD[tile], query_D.dtype) for target_MD in targets_MD]
+                for v_tD, sum_tD, dots_t in zip(values, sums, dots_Nt.unbind(), strict=True):
+                    torch.sum(torch.mul(grad_tD, v_tD, out=sum_tD), -1, out=dots_t)
                 grad_logits_Nt = weights_Nt * (dots_Nt - (weights_Nt * dots_Nt).sum(0))
                 along_query_Nt, along_source_Nt = logit_gradient(
                     grad_logits_Nt, logits_Nt, inv_rms_Nt, len(query_D)
                 )
-                scales = along_query_Nt, along_source_Nt.unsqueeze(-1), weights_Nt.unsqueeze(-1)
-                for v_tD, target_MD, along_query_t, along_source_t1, weight_t1 in zip(
-                    values, targets_MD, *scales, strict=True
+                scales = (
+                    x.unsqueeze(-1).unbind() for x in (weights_Nt, along_query_Nt, along_source_Nt)
+                )
+                for v_tD, target_MD, sum_tD, weight_t1, along_query_t1, along_source_t1 in zip(
+                    values, targets_MD, sums, *scales, strict=True
                 ):
-                    through_logit_tD = torch.outer(along_query_t, query_D)
-                    through_logit_tD.addcmul_(v_tD, along_source_t1)
-                    torch.addcmul(through_logit_tD, grad_tD, weight_t1, out=target_MD[tile])
-                    grad_query_D.addmv_(v_tD.T, along_query_t)
+                    torch.mul(grad_tD, weight_t1, out=sum_tD)
+                    sum_tD.addcmul_(along_query_t1, query_D).addcmul_(along_source_t1, v_tD)
+                    target_MD[tile].copy_(sum_tD)
+                    grad_query_D.addmv_(v_tD.T, along_query_t1[:, 0])
         return grad_query_D, None, *grad_sources
+
+
+def read_sources(
+    queries_SD: Tensor, eps: float, sources: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """S queries' attention over the same sources: outputs [..., D], logits [S, N, M], the sources'
+    inverse RMS [N, M] and the logits' log-sum-exps [S, M]."""
+    dim, dtype = queries_SD.shape[-1], queries_SD.dtype
+    outputs = [contiguous_like(sources[0]) for _ in queries_SD]
+    sources_MD, outputs_MD = rows(*sources), rows(*outputs)
+    logits_SNM = queries_SD.new_empty(len(outputs), len(sources), len(sources_MD[0]))
+    inv_rms_NM, lse_SM = torch.empty_like(logits_SNM[0]), torch.empty_like(logits_SNM[:, 0])
+    with no_autocast(queries_SD):
+        for tile in tiles(sources_MD):
+            values = [v_MD[tile].to(dtype) for v_MD in sources_MD]
+            logits_SNt, inv_rms_Nt = logits_SNM[..., tile], inv_rms_NM[:, tile]
+            # Both of one source before those of the next, while it is in the nearest cache.
+            for v_tD, logits_St, norms_t in zip(
+                values, logits_SNt.unbind(1), inv_rms_Nt.unbind(), strict=True
+            ):
+                torch.linalg.vector_norm(v_tD, dim=-1, out=norms_t)
+                logits_St.copy_(queries_SD @ v_tD.T)
+            logits_SNt.mul_(inverse_rms(inv_rms_Nt, dim, eps))
+            log_weights_SNt = logits_SNt.log_softmax(1)
+            lse_SM[:, tile] = logits_SNt[:, 0] - log_weights_SNt[:, 0]
+            for output_MD, weights_Nt1 in zip(
+                outputs_MD, log_weights_SNt.exp_().unsqueeze(-1).unbind(), strict=True
+            ):
+                _weighted_sum(values, weights_Nt1.unbind(), output_MD[tile])
+    return outputs, logits_SNM, inv_rms_NM, lse_SM
+
+
+def _weighted_sum(values: Sequence[Tensor], weights: Sequence[Tensor], target_tD: Tensor) -> None:
+    """Writes the sum of weights [t, 1] times values [t, D] to the target, in any dtype."""
+    sum_tD = torch.mul(values[0], weights[0], out=sums_for(target_tD, values[0].dtype))
+    for v_tD, weight_t1 in zip(values[1:], weights[1:], strict=True):
+        sum_tD.addcmul_(v_tD, weight_t1)
+    target_tD.copy_(sum_tD)
+
+
+def sums_for(target: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where to add up in ``dtype`` what is then copied to ``target``: the target itself if it has
+    that dtype, and the copy does nothing."""
+    return target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """Matmuls in the dtype of their arguments, on the device of ``x``."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def logit_gradient(

@@ -20,7 +20,10 @@ from attnres_train.model.depth_attention_lean import (
     contiguous_like,
     inverse_rms,
     logit_gradient,
+    no_autocast,
+    read_sources,
     rows,
+    sums_for,
     tile_size,
     tiles,
 )
@@ -37,26 +40,12 @@ class DepthPhase1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries_SD: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, ...]:
-        (count, dim), tokens = queries_SD.shape, sources[0].shape[:-1]
-        outputs = [contiguous_like(sources[0]) for _ in queries_SD]
-        sources_MD, outputs_MD = rows(*sources), rows(*outputs)
-        logits_SNM = queries_SD.new_empty(count, len(sources), len(sources_MD[0]))
-        inv_rms_NM = torch.empty_like(logits_SNM[0])
-        buffer_tND = queries_SD.new_empty(tile_size(sources_MD), len(sources), dim)
-        with torch.autocast(queries_SD.device.type, enabled=False):
-            for tile in tiles(sources_MD):
-                v_tND = _side_by_side(sources_MD, tile, buffer_tND)
-                norms_tN = torch.linalg.vector_norm(v_tND, dim=-1)
-                inv_rms_Nt = inverse_rms(norms_tN, dim, eps).T
-                dots_tSN = queries_SD.expand(len(v_tND), -1, -1) @ v_tND.mT
-                logits_SNt = dots_tSN.permute(1, 2, 0) * inv_rms_Nt
-                logits_SNM[..., tile], inv_rms_NM[:, tile] = logits_SNt, inv_rms_Nt
-                weights_tNS = _tokens_first(logits_SNM[..., tile].softmax(1))
-                _apart(weights_tNS.mT @ v_tND, outputs_MD, tile)
+        outputs, logits_SNM, inv_rms_NM, lse_SM = read_sources(queries_SD, eps, sources)
         ctx.save_for_backward(queries_SD, logits_SNM, inv_rms_NM, *sources)
+        count, tokens = len(outputs), sources[0].shape[:-1]
         logits = logits_SNM.permute(2, 0, 1).view(*tokens, count, len(sources))
         ctx.mark_non_differentiable(logits)
-        return logits, *outputs, *logits_SNM.logsumexp(1).view(count, *tokens).unbind()
+        return logits, *outputs, *lse_SM.view(count, *tokens).unbind()
 
     @staticmethod
     @once_differentiable
@@ -70,7 +59,7 @@ class DepthPhase1(torch.autograd.Function):
         grad_sources_MD = rows(*grad_sources)
         values_tND = queries_SD.new_empty(tile_size(sources_MD), len(sources), dim)
         grads_tSD = queries_SD.new_empty(len(values_tND), count, dim)
-        with torch.autocast(queries_SD.device.type, enabled=False):
+        with no_autocast(queries_SD):
             for tile in tiles(sources_MD):
                 v_tND = _side_by_side(sources_MD, tile, values_tND)
                 grad_tSD = _side_by_side(grad_outputs_MD, tile, grads_tSD)
@@ -88,7 +77,7 @@ class DepthPhase1(torch.autograd.Function):
                 grad_queries_SD.addmm_(along_query_tNS.flatten(0, 1).T, v_tND.flatten(0, 1))
                 # The gradient takes the place of the values.
                 v_tND.mul_(along_source_SNt.sum(0).T.unsqueeze(-1))
-                v_tND.baddbmm_(along_query_tNS, queries_SD.expand_as(grad_tSD))
+                v_tND.flatten(0, 1).addmm_(along_query_tNS.flatten(0, 1), queries_SD)
                 v_tND.baddbmm_(_tokens_first(weights_SNt), grad_tSD)
                 _apart(v_tND, grad_sources_MD, tile)
         return grad_queries_SD, None, *grad_sources
@@ -111,15 +100,17 @@ class DepthMerge(torch.autograd.Function):
         output = contiguous_like(partial)
         output_MD, read_MD, partial_MD = matrices = rows(output, read, partial)
         scalars_3M, lse_M = query_D.new_empty(3, len(output_MD)), lse.reshape(-1)
-        with torch.autocast(partial.device.type, enabled=False):
+        with no_autocast(partial):
             for tile in tiles(matrices):
                 read_tD, partial_tD = (x[tile].to(query_D.dtype) for x in (read_MD, partial_MD))
-                norm_t = torch.linalg.vector_norm(partial_tD, dim=-1)
-                inv_rms_t = inverse_rms(norm_t, len(query_D), eps)
-                logit_t = (partial_tD @ query_D).mul_(inv_rms_t)
-                weight_t = torch.sigmoid(logit_t - lse_M[tile])
-                output_MD[tile] = torch.lerp(read_tD, partial_tD, weight_t.unsqueeze(-1))
-                torch.stack((logit_t, inv_rms_t, weight_t), out=scalars_3M[:, tile])
+                logit_t, inv_rms_t, weight_t = scalars_3M[:, tile].unbind()
+                torch.linalg.vector_norm(partial_tD, dim=-1, out=inv_rms_t)
+                inverse_rms(inv_rms_t, len(query_D), eps)
+                torch.mv(partial_tD, query_D, out=logit_t).mul_(inv_rms_t)
+                torch.sub(logit_t, lse_M[tile], out=weight_t).sigmoid_()
+                sum_tD = sums_for(output_MD[tile], query_D.dtype)
+                torch.lerp(read_tD, partial_tD, weight_t.unsqueeze(-1), out=sum_tD)
+                output_MD[tile].copy_(sum_tD)
         ctx.save_for_backward(query_D, partial, output, scalars_3M)
         logit = scalars_3M[0].view(lse.shape)
         ctx.mark_non_differentiable(logit)
@@ -133,21 +124,23 @@ class DepthMerge(torch.autograd.Function):
         grad_read, grad_partial = contiguous_like(partial), contiguous_like(partial)
         inputs = rows(grad, partial, output)
         grad_read_MD, grad_partial_MD = rows(grad_read, grad_partial)
-        with torch.autocast(partial.device.type, enabled=False):
+        with no_autocast(partial):
             for tile in tiles(inputs):
                 grad_tD, partial_tD, output_tD = (x[tile].to(query_D.dtype) for x in inputs)
-                logit_t, inv_rms_t, weight_t = scalars_3M[:, tile]
-                grad_logit_t = weight_t * torch.linalg.vecdot(grad_tD, partial_tD - output_tD)
+                logit_t, inv_rms_t, weight_t = scalars_3M[:, tile].unbind()
+                sum_tD = sums_for(grad_partial_MD[tile], query_D.dtype)
+                torch.sub(partial_tD, output_tD, out=sum_tD).mul_(grad_tD)
+                grad_logit_t = sum_tD.sum(-1).mul_(weight_t)
+                torch.neg(grad_logit_t, out=grad_lse_M[tile])
                 along_query_t, along_source_t = logit_gradient(
                     grad_logit_t, logit_t, inv_rms_t, len(query_D)
                 )
-                weight_t1 = weight_t.unsqueeze(-1)
-                torch.mul(grad_tD, 1 - weight_t1, out=grad_read_MD[tile])
-                through_logit_tD = torch.outer(along_query_t, query_D)
-                through_logit_tD.addcmul_(partial_tD, along_source_t.unsqueeze(-1))
-                torch.addcmul(through_logit_tD, grad_tD, weight_t1, out=grad_partial_MD[tile])
+                torch.mul(grad_tD, weight_t.unsqueeze(-1), out=sum_tD)
+                torch.sub(grad_tD, sum_tD, out=grad_read_MD[tile])
+                sum_tD.addcmul_(along_query_t.unsqueeze(-1), query_D)
+                sum_tD.addcmul_(along_source_t.unsqueeze(-1), partial_tD)
+                grad_partial_MD[tile].copy_(sum_tD)
                 grad_query_D.addmv_(partial_tD.T, along_query_t)
-                grad_lse_M[tile] = -grad_logit_t
         return grad_query_D, grad_read, grad_lse_M.view(partial.shape[:-1]), grad_partial, None
 
 
