@@ -117,8 +117,8 @@ class Case:
         pairs = list(zip(self.queries, self.weights, strict=True))
         first, *completed = depth_phase1(pairs, self.sources)
         outputs = [first.o]
-        for pair, partial in zip(pairs[1:], self.partials, strict=True):
-            outputs.append(depth_phase2(completed.pop(0), *pair, partial))
+        for partial in self.partials:
+            outputs.append(depth_phase2(completed.pop(0), partial))
         return outputs
 
     def step(self, contestant: Callable[[], list[Tensor]]) -> float:

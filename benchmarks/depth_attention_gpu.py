@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnres_train.model.depth_attention import depth_phase1, depth_phase2
+from attnres_train.model.depth_attention import Phase1, depth_phase1, depth_phase2
 from depth_attention import BLOCK_SIZE, COMPLETED, EAGER, Case, measure_times
 
 
@@ -71,13 +71,10 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], int]]:
     """Each as a function and the number of [tokens, D] tensors that it has to read or write."""
     pairs = list(zip(case.queries, case.weights, strict=True))
     reads = depth_phase1(pairs, case.sources)
-    completed = reads[1]._replace(
-        o=reads[1].o.detach().requires_grad_(), lse=reads[1].lse.detach().requires_grad_()
-    )
-    merge = (completed, *pairs[1], case.partials[0])
-    merged = depth_phase2(*merge)
+    merge_inputs = [x.detach().requires_grad_() for x in (*reads[1][:3], case.partials[0])]
+    completed, partial = Phase1(*merge_inputs[:3], reads[1].logits), merge_inputs[3]
+    merged = depth_phase2(completed, partial)
     outputs, inputs = [read.o for read in reads], [*case.queries, *case.weights, *case.sources]
-    merge_inputs = [completed.o, completed.lse, *pairs[1], case.partials[0]]
 
     def backward(outputs: list[Tensor], inputs: list[Tensor]) -> Callable[[], object]:
         upstream = case.upstream[: len(outputs)]
@@ -86,7 +83,7 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], int]]:
     return {
         "phase 1 forward": (lambda: depth_phase1(pairs, case.sources), COMPLETED + BLOCK_SIZE),
         "phase 1 backward": (backward(outputs, inputs), 2 * COMPLETED + BLOCK_SIZE),
-        "phase 2 forward": (lambda: depth_phase2(*merge), 3),
+        "phase 2 forward": (lambda: depth_phase2(completed, partial), 3),
         "phase 2 backward": (backward([merged], merge_inputs), 5),
     }
 

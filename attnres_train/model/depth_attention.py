@@ -30,11 +30,13 @@ from attnres_train.model.depth_attention_two_phase import DepthMerge, DepthPhase
 class Phase1(NamedTuple):
     """One query's read of the completed blocks.
 
-    ``o`` [..., D] in the sources' dtype is the softmax-weighted sum (normalised), ``lse`` [...] the
-    log-sum-exp of its logits and ``logits`` [..., N] the logits (no gradient), in fp32 (fp64). The
-    first sublayer of a block reads no partial: its input is ``o`` itself.
+    ``query`` [D] is the query times its key norm weight, ``o`` [..., D] in the sources' dtype the
+    softmax-weighted sum (normalised), ``lse`` [...] the log-sum-exp of its logits and ``logits``
+    [..., N] the logits (no gradient); all but ``o`` are fp32 (fp64). The first sublayer of a block
+    reads no partial: its input is ``o`` itself.
     """
 
+    query: Tensor
     o: Tensor
     lse: Tensor
     logits: Tensor
@@ -60,11 +62,12 @@ def depth_attention(
 
     Raises ValueError when there is no source or when shapes or dtypes differ.
     """
-    folded = _fold([(query, key_norm_weight)], sources)
+    _check([query, key_norm_weight], sources)
+    folded = _fold(query, key_norm_weight, sources[0].dtype)
     if len(sources) == 1:
         h, logits = sources[0], folded.new_zeros(1, sources[0][..., 0].numel())
     else:
-        h, logits = _operators(folded).read(folded[0], eps, *sources)
+        h, logits = _operators(folded).read(folded, eps, *sources)
     if not return_weights:
         return h
     return h, logits.softmax(0).T.reshape(*h.shape[:-1], len(sources))
@@ -84,30 +87,27 @@ def depth_phase1(
     if not queries:
         raise ValueError("depth_phase1 needs at least one (query, key_norm_weight) pair")
     count = len(queries)
-    folded = _fold(queries, sources)
+    _check([vector for pair in queries for vector in pair], sources)
+    folded = _fold(*map(torch.stack, zip(*queries, strict=True)), sources[0].dtype)
     logits, *results = _operators(folded).phase1(folded, eps, *sources)
-    return list(map(Phase1, results[:count], results[count:], logits.unbind(-2)))
+    outputs, lses = results[:count], results[count:]
+    return list(map(Phase1, folded.unbind(), outputs, lses, logits.unbind(-2)))
 
 
 def depth_phase2(
-    completed: Phase1,
-    query: Tensor,
-    key_norm_weight: Tensor,
-    partial: Tensor,
-    eps: float = 1e-5,
-    return_weights: bool = False,
+    completed: Phase1, partial: Tensor, eps: float = 1e-5, return_weights: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Adds the running partial sum [..., D] to one query's read of the completed blocks.
 
     The online-softmax merge of Algorithm 1: equal to ``depth_attention`` over the completed blocks
-    and the partial. ``query`` and ``key_norm_weight`` are the pair that made ``completed``.
-    With ``return_weights`` also the attention weights [..., N+1], the partial's last.
+    and the partial. With ``return_weights`` also the attention weights [..., N+1], the partial's
+    last.
 
     Raises ValueError when shapes or dtypes differ.
     """
-    folded = _fold([(query, key_norm_weight)], [completed.o, partial])
-    merge = _operators(folded).merge
-    h, logit = merge(folded[0], completed.o, completed.lse, partial, eps)
+    _check([completed.query], [completed.o, partial])
+    merge = _operators(partial).merge
+    h, logit = merge(completed.query, completed.o, completed.lse, partial, eps)
     if not return_weights:
         return h
     return h, torch.cat([completed.logits, logit.unsqueeze(-1)], -1).softmax(-1)
@@ -122,9 +122,9 @@ class _Operators(NamedTuple):
     merge: Callable[..., tuple[Tensor, Tensor]]
 
 
-def _operators(queries: Tensor) -> _Operators:
-    """Those for the device of ``queries``. Triton is imported on first use on a GPU only."""
-    if queries.is_cuda:
+def _operators(x: Tensor) -> _Operators:
+    """Those for the device of ``x``. Triton is imported on first use on a GPU only."""
+    if x.is_cuda:
         try:
             from attnres_train.model.depth_attention_triton import Merge, Phase1, depth_read
         except ModuleNotFoundError:
@@ -134,9 +134,14 @@ def _operators(queries: Tensor) -> _Operators:
     return _Operators(DepthRead.apply, DepthPhase1.apply, DepthMerge.apply)
 
 
-def _fold(queries: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Tensor]) -> Tensor:
-    """Query times key norm weight, [S, D] in the dtype of the statistics: the logit of a source is
-    then one dot product, scaled by the inverse RMS that all queries share."""
+def _fold(query: Tensor, key_norm_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Query times key norm weight, in the dtype of the statistics: the logit of a source is then
+    one dot product, scaled by the inverse RMS that all queries share."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    return query.to(dtype) * key_norm_weight.to(dtype)
+
+
+def _check(vectors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     if not sources:
         raise ValueError("depth attention needs at least one source")
     like = sources[0]
@@ -146,12 +151,9 @@ def _fold(queries: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Tensor]) -
                 f"depth attention: source {i} is {tuple(source.shape)} {source.dtype}, "
                 f"source 0 is {tuple(like.shape)} {like.dtype}"
             )
-    for vector in (vector for pair in queries for vector in pair):
+    for vector in vectors:
         if vector.shape != like.shape[-1:]:
             raise ValueError(
                 f"depth attention: query and key_norm_weight must be [{like.shape[-1]}] like the "
                 f"sources' last dimension, not {list(vector.shape)}"
             )
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    query_SD, weight_SD = (torch.stack(vectors).to(dtype) for vectors in zip(*queries, strict=True))
-    return query_SD * weight_SD

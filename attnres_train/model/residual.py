@@ -34,7 +34,7 @@ class DepthQuery(NamedTuple):
     @classmethod
     def of(cls, proj: nn.Linear, norm: RMSNorm) -> DepthQuery:
         """From the released ``*_res_proj.weight`` [1, D] and ``*_res_norm.weight`` [D]."""
-        return cls(proj.weight[0], norm.weight, norm.eps)
+        return cls(proj.weight.flatten(), norm.weight, norm.eps)
 
     def attend(self, sources: Sequence[Tensor]) -> Tensor:
         """Attention over depth (arXiv 2603.15031, Eq. 6); over one source it is the identity."""
@@ -117,7 +117,7 @@ class ResidualStream:
             completed = shared.take(sublayer)
             if partial is None:
                 return completed.o
-            return depth_phase2(completed, own.query, own.norm, partial, own.eps)
+            return depth_phase2(completed, partial, own.eps)
 
         return merge
 

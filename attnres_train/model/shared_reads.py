@@ -42,6 +42,6 @@ class SharedReads:
         # What reads them must save the same tensors as it did the first time: leaves that seem to
         # want a gradient.
         for result in results.values():
-            result.o.requires_grad_()
-            result.lse.requires_grad_()
+            for tensor in (result.query, result.o, result.lse):
+                tensor.requires_grad_()
         return results

@@ -35,8 +35,7 @@ def two_phase(size, *leaves):
     """The inputs of a block's sublayers: the first reads the completed blocks alone (Eq. 6)."""
     pairs, partials, sources = split(size, leaves)
     first, *others = depth_phase1(pairs, sources)
-    merged = zip(others, pairs[1:], partials, strict=True)
-    return [first.o, *(depth_phase2(one, *pair, partial) for one, pair, partial in merged)]
+    return [first.o, *map(depth_phase2, others, partials)]
 
 
 def plain(size, *leaves):
@@ -78,7 +77,7 @@ def test_gradcheck_through_outputs_and_log_sum_exp():
     def function(*leaves):
         pairs, (partial,), sources = split(2, leaves)
         first, second = depth_phase1(pairs, sources)
-        return first.o, first.lse, second.lse, depth_phase2(second, *pairs[1], partial)
+        return first.o, first.lse, second.lse, depth_phase2(second, partial)
 
     assert gradcheck(function, leaves)
 
@@ -89,7 +88,7 @@ def test_log_sum_exp_logits_and_weights():
     torch.testing.assert_close(second.lse, second.logits.logsumexp(-1))
     _, expected = depth_attention(*pairs[1], sources, return_weights=True)
     torch.testing.assert_close(second.weights, expected)
-    _, merged = depth_phase2(second, *pairs[1], partial, return_weights=True)
+    _, merged = depth_phase2(second, partial, return_weights=True)
     _, expected = depth_attention(*pairs[1], [*sources, partial], return_weights=True)
     torch.testing.assert_close(merged, expected)
 
@@ -128,4 +127,4 @@ def test_no_query_is_an_error():
 def test_mismatched_partial_is_an_error():
     pairs, _, sources = split(1, block_inputs(2, 1, (3, 4)))
     with pytest.raises(ValueError, match="source 1"):
-        depth_phase2(depth_phase1(pairs, sources)[0], *pairs[0], torch.zeros(2, 4))
+        depth_phase2(depth_phase1(pairs, sources)[0], torch.zeros(2, 4))
