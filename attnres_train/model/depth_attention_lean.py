@@ -1,6 +1,6 @@
 """One depth read as an autograd function that keeps no copy of a source, and the helpers it shares.
 
-Shapes: D hidden_size, N sources, M tokens (all leading dimensions), t tokens of a tile.
+Shapes: D hidden_size, N sources, S queries, M tokens (all leading dimensions), t tokens of a tile.
 
 Tokens are processed in tiles small enough that temporaries stay in cache: per pass each source is
 read from memory once, and each gradient is written once. Saved for backward: references to the
@@ -92,7 +92,8 @@ def read_sources(
                 logits_St.copy_(queries_SD @ v_tD.T)
             logits_SNt.mul_(inverse_rms(inv_rms_Nt, dim, eps))
             log_weights_SNt = logits_SNt.log_softmax(1)
-            lse_SM[:, tile] = logits_SNt[:, 0] - log_weights_SNt[:, 0]
+            # Of the largest logit: a small one's difference would be rounded to its own size.
+            lse_SM[:, tile] = logits_SNt.amax(1) - log_weights_SNt.amax(1)
             for output_MD, weights_Nt1 in zip(
                 outputs_MD, log_weights_SNt.exp_().unsqueeze(-1).unbind(), strict=True
             ):

@@ -2,10 +2,10 @@
 
 Shapes: D hidden_size, N sources, S queries, M tokens (all leading dimensions), t tokens of a tile.
 
-Phase 1 reads N sources once for S queries. Within a tile the sources stand side by side per token,
-v_tND, so that all N x S dot products and weighted sums are a few batched matmuls. Its scalars have
-the tokens last: a softmax over a short last dimension takes many times as long. Phase 2 merges one
-more source, the partial. Neither keeps a phase-1 output for backward.
+Phase 1 reads N sources once for S queries. In its backward pass the sources of a tile stand side by
+side per token, v_tND, so that all N x S dot products and weighted sums are a few batched matmuls.
+Its scalars have the tokens last: a softmax over a short last dimension takes many times as long.
+Phase 2 merges one more source, the partial. Neither keeps a phase-1 output for backward.
 """
 
 from __future__ import annotations

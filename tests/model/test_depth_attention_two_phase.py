@@ -93,6 +93,19 @@ def test_log_sum_exp_logits_and_weights():
     torch.testing.assert_close(merged, expected)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_log_sum_exp_beside_a_logit_of_another_size(order):
+    """A logit of -20,000 says nothing, and must not cost the others their digits."""
+    dim = 16
+    query, weight = torch.eye(dim)[0] * 5000, torch.ones(dim)
+    sources = [torch.zeros(1, dim) for _ in range(3)]
+    sources[0][:, 0] = -1  # normalised to -4: its logit is -20,000
+    sources[1][:, 1], sources[2][:, 2] = 1, 1  # logits of 0
+    (read,) = depth_phase1([(query, weight)], sources[::order])
+    assert read.logits.min() < -19_000
+    torch.testing.assert_close(read.lse, torch.tensor([2.0]).log(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_huge_logits_stay_finite(sign, dtype):
