@@ -84,12 +84,14 @@ def read_sources(
         for tile in tiles(sources_MD):
             values = [v_MD[tile].to(dtype) for v_MD in sources_MD]
             logits_SNt, inv_rms_Nt = logits_SNM[..., tile], inv_rms_NM[:, tile]
-            # Both of one source before those of the next, while it is in the nearest cache.
+            # All of one source before those of the next, while it is in the nearest cache. A matmul
+            # would round a query's logits differently among others, that is in another pipeline.
             for v_tD, logits_St, norms_t in zip(
                 values, logits_SNt.unbind(1), inv_rms_Nt.unbind(), strict=True
             ):
                 torch.linalg.vector_norm(v_tD, dim=-1, out=norms_t)
-                logits_St.copy_(queries_SD @ v_tD.T)
+                for query_D, logits_t in zip(queries_SD, logits_St, strict=True):
+                    torch.mv(v_tD, query_D, out=logits_t)
             logits_SNt.mul_(inverse_rms(inv_rms_Nt, dim, eps))
             log_weights_SNt = logits_SNt.log_softmax(1)
             # Of the largest logit: a small one's difference would be rounded to its own size.

@@ -124,6 +124,20 @@ def test_keeps_neither_a_copy_of_a_source_nor_a_phase_1_output():
     assert kept <= 4 * (scalars + folded) < 2 * outputs[0].nbytes
 
 
+@pytest.mark.parametrize("num_sources", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_query_reads_the_same_bits_in_any_company(num_sources, dtype):
+    """Else a model's forward pass would depend on where its chunks end."""
+    pairs, _, sources = split(5, block_inputs(num_sources, 5, (3, 11, 48), dtype))
+    together = depth_phase1(pairs, sources)
+    apart = [
+        read for few in (pairs[:1], pairs[1:3], pairs[3:]) for read in depth_phase1(few, sources)
+    ]
+    for found, expected in zip(apart, together, strict=True):
+        assert torch.equal(found.o, expected.o)
+        assert torch.equal(found.lse, expected.lse)
+
+
 def test_one_gradient_tensor_per_source_for_all_queries():
     """All outputs come from one node of the graph, with one edge to each source."""
     pairs, _, sources = split(4, block_inputs(3, 4, (5, 16)))
