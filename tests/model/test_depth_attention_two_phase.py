@@ -120,7 +120,7 @@ def test_keeps_neither_a_copy_of_a_source_nor_a_phase_1_output():
     leaves = block_inputs(8, 6, (64, 256), torch.float32)
     kept, outputs = bytes_kept(lambda *x: two_phase(6, *x), leaves)
     scalars = 8 * 64 * (1 + 6) + 5 * 3 * 64  # read: inverse RMS, logits; merge: three per token
-    folded = 3 * (6 + 5) * 256  # queries, weights and their product, of read and merges
+    folded = 3 * 6 * 256  # queries, weights and their product, for read and merges
     assert kept <= 4 * (scalars + folded) < 2 * outputs[0].nbytes
 
 
