@@ -51,11 +51,11 @@ class Row:
 
     def _costs(self, seconds: float, unit: float) -> Costs:
         chunks = self.ranks * self.virtual
-        return Costs([seconds] * chunks, [2 * seconds] * chunks, unit * seconds)
+        return Costs([seconds] * chunks, [2 * seconds] * chunks, unit)
 
     def simulated(self, name: str, seconds: float, unit: float) -> float | None:
         """Seconds of a step by the simulator, a forward pass taking ``seconds`` and a unit on a
-        link ``unit`` times as long; None for what it does not know."""
+        link ``unit`` seconds; None for what it does not know."""
         mode = PLANS[name][1]
         if mode is None:
             return None
@@ -69,19 +69,22 @@ class Row:
         schedule = one_f_one_b(self.ranks, self.virtual, self.micro_batches)
         return step_bound(self.plan("eager"), schedule, self._costs(seconds, unit))
 
-    def report(self, seconds: float, unit: float, times: dict[str, float]) -> str:
+    def report(self, passes: dict[str, float], unit: float, times: dict[str, float]) -> str:
         """A line of the table: times over the standard residual's, in brackets the simulator's and
-        simulated over measured; last the bound and by how much the eager transport misses it."""
-        base, base_simulated = times["standard"], self.simulated("standard", seconds, unit)
-        cells = [f"{1e3 * base:.0f} ({1e3 * base_simulated:.0f})"]
+        simulated over measured; last the bound and by how much the eager transport misses it.
+        ``passes`` are the seconds of a forward pass, ``unit`` the link's over the standard's."""
+        link = unit * passes["standard"]
+        guesses = {name: self.simulated(name, passes[name], link) for name in times}
+        base, base_guess = times["standard"], guesses["standard"]
+        cells = [f"{1e3 * base:.0f} ({1e3 * base_guess:.0f})"]
         for name, time in times.items():
             if name == "standard":
                 continue
-            guess = self.simulated(name, seconds, unit)
-            note = f" ({guess / base_simulated - 1:+.1%}, {guess / time:.2f})" if guess else ""
+            guess = guesses[name]
+            note = f" ({guess / base_guess - 1:+.1%}, {guess / time:.2f})" if guess else ""
             cells.append(f"{time / base - 1:+.1%}{note}")
         if "eager" in times:
-            bound = self.bound(seconds, unit)
+            bound = self.bound(passes["eager"], link)
             cells.append(f"{1e3 * bound:.0f} ({times['eager'] / bound - 1:+.1%})")
         shape = f"{self.ranks}, {self.virtual}, {self.micro_batches}"
         return f"| {shape} | {unit:g} | {' | '.join(cells)} |"

@@ -6,7 +6,8 @@ Every rank is a gloo process in a network namespace of its own, in a ring of vet
 `tc tbf` (Linux, root and iproute2). Compute is a sleep of t forward and 2t backward, so that four
 to eight ranks fit on two cores and the step shows communication alone. 54 sublayers in blocks of 6,
 spread evenly over the chunks; a unit is an fp32 tensor of 512 KiB. With `--compute model` a small
-model computes in earnest; then t is what its passes take without any limit on the links.
+model computes in earnest; then t is what its passes take without any limit on the links, which is
+measured first, once with the standard residual and once with the block reads of all others.
 
 All contestants run side by side: a round times each of them once, the table has medians over
 rounds, and a first round for each row, which opens connections, does not count.
@@ -160,12 +161,14 @@ class Cluster:
 def measure_row(cluster: Cluster, row: Row, names: list[str], args: argparse.Namespace) -> None:
     seconds = args.milliseconds / 1e3
     cluster.measure(row, names, seconds, 0, 1)  # opens connections
+    passes = dict.fromkeys(names, seconds)
     if not row.sleeps:
-        free = cluster.measure(row, ["standard"], seconds, 0, args.repeats)
-        seconds = free["standard"] / row.ideal(1)
+        free = cluster.measure(row, ["standard", "eager"], seconds, 0, args.repeats)
+        models = {name: "standard" if name == "standard" else "eager" for name in names}
+        passes = {name: free[model] / row.ideal(1) for name, model in models.items()}
     for unit in args.units:
-        times = cluster.measure(row, names, seconds, unit, args.repeats)
-        print(row.report(seconds, unit, times), flush=True)
+        times = cluster.measure(row, names, passes["standard"], unit, args.repeats)
+        print(row.report(passes, unit, times), flush=True)
 
 
 def stop(number: int, _: object) -> None:
@@ -191,7 +194,8 @@ def main() -> None:
         sys.exit(0 if args.quick else 2)
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
-    names, sleeps = args.contestants, args.compute == "sleep"
+    names = list(dict.fromkeys(["standard", *args.contestants]))  # all are told relative to it
+    sleeps = args.compute == "sleep"
     rows = [Row(*map(int, row.split(",")), sleeps) for row in args.rows]
     print(table_head(names), flush=True)
     for ranks in sorted({row.ranks for row in rows}):
