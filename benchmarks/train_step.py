@@ -1,7 +1,7 @@
 """A training step of the quickstart model in one process: Attention Residuals against the standard
 residual, in fp32 on the CPU, on random tokens.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_step.py
+    python benchmarks/train_step.py
 
 A step is forward and backward of every micro-batch, clipping and the optimizer's update. Every
 round times each residual once, in turn; a ratio is the median over rounds. ``--profile`` shows
@@ -133,9 +133,13 @@ def print_times(runs: dict[str, Run], batches: list[MicroBatch], count: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="1, as in the quickstart's processes"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of one micro-batch")
     parser.add_argument("--profile", action="store_true", help="where the time goes, by operator")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     keep_memory()
     names = ["standard", "block"] if args.profile else list(CONTESTANTS)
     runs = {name: Run(CONTESTANTS[name]) for name in names}
