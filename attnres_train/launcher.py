@@ -6,6 +6,7 @@ environment that suits CPU training, and tells the one failure that matters from
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -68,6 +69,14 @@ def launch(command: list[str], world_size: int, folder: Path) -> int:
     """Run ``python <command>`` as ``world_size`` local workers; returns the exit code. A worker
     that fails ends the others, and its traceback alone is printed; if one hangs, which it is and
     who waited for it, from the records in run folder ``folder``."""
+    code = _launch(command, world_size, folder)
+    # The agent ends its timer when it is collected, which fails, with a traceback on the user's
+    # screen, if it is the timer's own thread that happens to collect.
+    gc.collect()
+    return code
+
+
+def _launch(command: list[str], world_size: int, folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

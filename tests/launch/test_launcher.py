@@ -120,10 +120,12 @@ def test_a_rank_that_is_ended_by_the_others_adds_nothing():
 
 @pytest.fixture
 def ignore_hangup() -> Iterator[None]:
-    """What nohup does."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """What nohup does. (A shell that starts the tests in the background ignores SIGINT as well.)"""
+    changes = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in changes.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_closed_terminal_stops_a_run_unless_nohup_says_otherwise(ignore_hangup):
