@@ -33,7 +33,7 @@ def keep_memory() -> None:
 
 def sleep_precisely() -> None:
     """Let this process wake up on time: without the 50 us that Linux may add to a sleep, and ahead
-    of other processes on a busy machine (which hardly notice: it sleeps nearly all of its time)."""
+    of other processes on a busy machine (which hardly notice: it sleeps most of its time)."""
     ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))

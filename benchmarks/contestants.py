@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import small_model
 from attnres_train.model.blocks import Blocks
@@ -27,15 +28,15 @@ PLANS: dict[str, tuple[type[TransportPlan], str | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A pipeline: P, V and M, of chunks that sleep or of the small model."""
+    """A pipeline: P, V and M; ``compute`` says of what chunks."""
 
     ranks: int
     virtual: int
     micro_batches: int
-    sleeps: bool = True
+    compute: Literal["sleep", "paced", "model"] = "sleep"
 
     def layout(self, standard: bool) -> Layout:
-        if not self.sleeps:
+        if self.compute != "sleep":
             block_size = None if standard else small_model.BLOCK_SIZE
             return small_model.layout(self.ranks, self.virtual, block_size)
         block_size = None if standard else BLOCK_SIZE

@@ -5,8 +5,9 @@
 Every rank is a gloo process in a network namespace of its own, in a ring of veth pairs shaped by
 `tc tbf` (Linux, root and iproute2). Compute is a sleep of t forward and 2t backward, so that four
 to eight ranks fit on two cores and the step shows communication alone. 54 sublayers in blocks of 6,
-spread evenly over the chunks; a unit is an fp32 tensor of 512 KiB. With `--compute model` a small
-model computes in earnest; then t is what its passes take without any limit on the links, which is
+spread evenly over the chunks; a unit is an fp32 tensor of 512 KiB. With `--compute paced` a small
+model computes in earnest and sleeps for what is left of t, as if an accelerator did it. With
+`--compute model` it does not sleep; then t is what its passes take without any limit on the links,
 measured first, once with the standard residual and once with the block reads of all others.
 
 All contestants run side by side: a round times each of them once, the table has medians over
@@ -34,7 +35,9 @@ import torch
 import torch.distributed as dist
 
 import small_model
+from attnres_train.model.chunk import ModelChunk
 from attnres_train.pipeline.engine import Engine
+from attnres_train.pipeline.layout import Layout
 from attnres_train.pipeline.messages import channels
 from attnres_train.pipeline.transport import P2PTransport
 from chunks import Batch, SleepingChunk, keep_memory, sleep_precisely
@@ -57,11 +60,12 @@ class Worker:
         self.rank = rank
         widest = Row(ranks, 2, ranks).plan("eager")
         self.transport = P2PTransport(channels(widest), [range(ranks)], timedelta(minutes=2))
-        self.steps: dict[tuple[Row, str, float], Callable[[], Any]] = {}
+        self.steps: dict[tuple[Row, str, float | None], Callable[[], Any]] = {}
+        self.models: dict[tuple[Layout, float | None], dict[int, ModelChunk]] = {}
 
     def time_step(self, row: Row, name: str, seconds: float) -> tuple[float, float]:
         """When a step began and ended on this rank."""
-        key = row, name, seconds if row.sleeps else 0.0
+        key = row, name, None if row.compute == "model" else seconds
         if key not in self.steps:
             self.steps[key] = self._make(*key)
         dist.barrier()
@@ -69,29 +73,39 @@ class Worker:
         self.steps[key]()
         return start, time.monotonic()
 
-    def _make(self, row: Row, name: str, seconds: float) -> Callable[[], Any]:
+    def _make(self, row: Row, name: str, seconds: float | None) -> Callable[[], Any]:
         plan = row.plan(name)
         own = plan.layout.chunks_of(self.rank)
-        if row.sleeps:
+        if row.compute == "sleep":
             hidden_size, batch = HIDDEN_SIZE, Batch(torch.zeros(1, TOKENS, dtype=torch.long))
             chunks = {chunk: SleepingChunk(plan, chunk, seconds, hidden_size) for chunk in own}
         else:
             hidden_size, batch = small_model.HIDDEN_SIZE, small_model.make_batch()
-            chunks = {chunk: small_model.make_chunk(plan, chunk) for chunk in own}
+            models = self._models(plan.layout, seconds)
+            chunks = {chunk: small_model.make_chunk(plan, chunk, models[chunk]) for chunk in own}
         batches = [batch] * row.micro_batches
         if name == "torch":
             return make_step(make_stages(plan, chunks, batch, hidden_size), batches)
         engine = Engine(chunks, plan, self.rank, self.transport, hidden_size, torch.float32)
         return lambda: engine.train_step(batches)
 
+    def _models(self, layout: Layout, seconds: float | None) -> dict[int, ModelChunk]:
+        """This rank's chunks of the small model. Contestants share them: where their parameters
+        lie in memory makes passes faster or slower by some percent."""
+        if (layout, seconds) not in self.models:
+            own = layout.chunks_of(self.rank)
+            models = {chunk: small_model.make_model(layout, chunk, seconds) for chunk in own}
+            self.models[layout, seconds] = models
+        return self.models[layout, seconds]
 
-def work(ring: Ring, rank: int, store: str, sleeps: bool, connection: Connection) -> None:
+
+def work(ring: Ring, rank: int, store: str, compute: str, connection: Connection) -> None:
     """A worker's life: jobs from the connection until None."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.environ["GLOO_SOCKET_IFNAME"] = ring.enter(rank)
     torch.set_num_threads(1)
     keep_memory()
-    if sleeps:
+    if compute != "model":
         sleep_precisely()
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, ring.num_ranks), rank=rank, world_size=ring.num_ranks
@@ -105,8 +119,8 @@ def work(ring: Ring, rank: int, store: str, sleeps: bool, connection: Connection
 class Cluster:
     """Workers in a ring, for the length of a ``with`` block."""
 
-    def __init__(self, ranks: int, sleeps: bool) -> None:
-        self.ring, self.sleeps = Ring(ranks), sleeps
+    def __init__(self, ranks: int, compute: str) -> None:
+        self.ring, self.compute = Ring(ranks), compute
         self.workers: list[tuple[Any, Connection]] = []
 
     def __enter__(self) -> Cluster:
@@ -124,7 +138,7 @@ class Cluster:
         context = multiprocessing.get_context("fork")
         store = str(Path(self.folder.name) / "store")
         here, there = context.Pipe()
-        arguments = self.ring, rank, store, self.sleeps, there
+        arguments = self.ring, rank, store, self.compute, there
         process = context.Process(target=work, args=arguments, daemon=True)
         process.start()
         there.close()
@@ -162,7 +176,7 @@ def measure_row(cluster: Cluster, row: Row, names: list[str], args: argparse.Nam
     seconds = args.milliseconds / 1e3
     cluster.measure(row, names, seconds, 0, 1)  # opens connections
     passes = dict.fromkeys(names, seconds)
-    if not row.sleeps:
+    if row.compute == "model":
         free = cluster.measure(row, ["standard", "eager"], seconds, 0, args.repeats)
         models = {name: "standard" if name == "standard" else "eager" for name in names}
         passes = {name: free[model] / row.ideal(1) for name, model in models.items()}
@@ -183,7 +197,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=[",".join(map(str, row)) for row in ROWS])
     parser.add_argument("--units", type=float, nargs="+", default=UNITS, help="link time over t")
     parser.add_argument("--contestants", nargs="+", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--compute", choices=["sleep", "model"], default="sleep")
+    parser.add_argument("--compute", choices=["sleep", "paced", "model"], default="sleep")
     parser.add_argument("--quick", action="store_true", help="a smoke run of one row")
     args = parser.parse_args()
     if args.quick:
@@ -195,11 +209,10 @@ def main() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
     names = list(dict.fromkeys(["standard", *args.contestants]))  # all are told relative to it
-    sleeps = args.compute == "sleep"
-    rows = [Row(*map(int, row.split(",")), sleeps) for row in args.rows]
+    rows = [Row(*map(int, row.split(",")), args.compute) for row in args.rows]
     print(table_head(names), flush=True)
     for ranks in sorted({row.ranks for row in rows}):
-        with Cluster(ranks, sleeps) as cluster:
+        with Cluster(ranks, args.compute) as cluster:
             for row in (row for row in rows if row.ranks == ranks):
                 measure_row(cluster, row, names, args)
 

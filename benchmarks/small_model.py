@@ -22,6 +22,7 @@ from attnres_train.model.chunk import ChunkOutput, ModelChunk
 from attnres_train.model.init import init_weights
 from attnres_train.pipeline.layout import Layout, make_layout
 from attnres_train.pipeline.plan import TransportPlan
+from paced import Pace
 from transports import NaivePlan
 
 TOKENS, HIDDEN_SIZE, VOCABULARY = 512, 256, 512
@@ -48,11 +49,20 @@ def layout(ranks: int, virtual: int, block_size: int | None) -> Layout:
     return make_layout(LAYERS, block_size, ranks, virtual)
 
 
-def make_chunk(plan: TransportPlan, index: int) -> nn.Module:
-    layers = plan.layout.layers(index)
-    chunk = ModelChunk(config(plan.layout.blocks.block_size), layers.start, layers.stop)
+def make_model(layout: Layout, index: int, seconds: float | None = None) -> ModelChunk:
+    """Chunk ``index`` of the model; ``seconds``: how long its forward pass takes (see `paced`;
+    None: as long as it does)."""
+    layers = layout.layers(index)
+    chunk = ModelChunk(config(layout.blocks.block_size), layers.start, layers.stop)
     init_weights(chunk, seed=1)
-    return chunk if type(plan) is TransportPlan else Carrier(chunk, plan, index)
+    if seconds is not None:
+        Pace(chunk, seconds)
+    return chunk
+
+
+def make_chunk(plan: TransportPlan, index: int, model: ModelChunk) -> nn.Module:
+    """``model``, the chunk's, as ``plan`` wants it. Several plans can share it."""
+    return model if type(plan) is TransportPlan else Carrier(model, plan, index)
 
 
 class Carrier(nn.Module):
