@@ -8,6 +8,11 @@ from tests.parity.pool import WorkerPool
 from tests.tiny import TinyRuns
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, which else one process is left with at the end."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[WorkerPool]:
     """Worker processes for whatever needs several ranks: `pool.run(function, ranks, *args)`."""

@@ -14,7 +14,7 @@ def sections(section=RunConfig):
             yield from sections(annotation)
 
 
-@pytest.mark.parametrize("section", set(sections()), ids=lambda section: section.__name__)
+@pytest.mark.parametrize("section", dict.fromkeys(sections()), ids=lambda section: section.__name__)
 def test_every_field_is_documented_and_has_words_for_its_type(section):
     for name, field in section.model_fields.items():
         assert field.description and field.description.rstrip().endswith((".", ")", ":")), name

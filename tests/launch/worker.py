@@ -20,12 +20,12 @@ def work(fault: str, faulty_rank: str, folder: str) -> int:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+    dist.barrier()  # all are connected: torch logs it when one dies before
     if fault == "hang":
         from attnres_train.train import catch_stop_signals
         from tests.launch.hanging import train_beside_a_sleeper
 
         catch_stop_signals(Path(folder))
-        dist.barrier()
         train_beside_a_sleeper(int(faulty_rank), 60, Path(folder))
     if str(dist.get_rank()) == faulty_rank:
         if fault == "error":
