@@ -216,12 +216,12 @@ class Execution:
         for kept in (self.partials, self.partial_gradients, self.outputs):
             for chunk, micro_batch in kept:
                 raise PipelineError(
-                    f"rank {self.stage.rank}: a tensor of chunk {chunk}, micro-batch "
+                    f"pipeline rank {self.stage.rank}: a tensor of chunk {chunk}, micro-batch "
                     f"{micro_batch} is left at the end of the step"
                 )
 
     def _error(self, step: Step, what: str) -> PipelineError:
-        return PipelineError(f"rank {self.stage.rank}: {step.action}: {what}")
+        return PipelineError(f"pipeline rank {self.stage.rank}: {step.action}: {what}")
 
 
 def _edge(tensor: Tensor | None) -> GradientEdge | None:

@@ -85,14 +85,14 @@ class Inbox:
         if found.tolist() != identity(message).tolist():
             tensor = "the partial" if block == -1 else f"block {block}"
             raise PipelineError(
-                f"rank {self._rank}: rank {message.channel.src_rank} sent {tensor} of micro-batch "
-                f"{micro_batch} for chunk {chunk} in the place of {message}"
+                f"pipeline rank {self._rank}: rank {message.channel.src_rank} sent {tensor} of "
+                f"micro-batch {micro_batch} for chunk {chunk} in the place of {message}"
             )
 
     def assert_empty(self) -> None:
         """Raise PipelineError if a message was left unread at the end of the pass."""
         for message in self._posted:
-            raise PipelineError(f"rank {self._rank}: {message} was never read")
+            raise PipelineError(f"pipeline rank {self._rank}: {message} was never read")
 
 
 @dataclass
@@ -119,7 +119,8 @@ class Outbox:
         """Start to send ``tensor`` (of the stream's dtype, else PipelineError)."""
         if tensor.dtype != self._dtype:
             raise PipelineError(
-                f"rank {self._rank}: {message} is {tensor.dtype}, but the stream is {self._dtype}"
+                f"pipeline rank {self._rank}: {message} is {tensor.dtype}, but the stream is "
+                f"{self._dtype}"
             )
         tensors = (tensor.detach().contiguous(),)
         if self._debug:

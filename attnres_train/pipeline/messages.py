@@ -20,7 +20,7 @@ from attnres_train.pipeline.schedule import Action
 
 
 class PipelineError(RuntimeError):
-    """The pipeline broke one of its own rules; names rank, chunk, block and micro-batch."""
+    """The pipeline broke one of its own rules; names pipeline rank, chunk, block, micro-batch."""
 
 
 class Channel(NamedTuple):

@@ -93,8 +93,8 @@ class BlockStore:
         chunk = self._plan.bring.get((self._rank, block))
         origin = "no chunk" if chunk is None else f"chunk {chunk}"
         return PipelineError(
-            f"rank {self._rank}: block {block} of micro-batch {micro_batch}, which {origin} brings "
-            f"to this rank, {what}"
+            f"pipeline rank {self._rank}: block {block} of micro-batch {micro_batch}, which "
+            f"{origin} brings to this rank, {what}"
         )
 
 

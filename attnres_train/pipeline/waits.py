@@ -56,6 +56,6 @@ class PeerError(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"rank {self.rank} waited {self.seconds:.1f} s in vain: {self.wait} "
+            f"pipeline rank {self.rank} waited {self.seconds:.1f} s in vain: {self.wait} "
             f"({len(self.pending)} others were under way)"
         )
