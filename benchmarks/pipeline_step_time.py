@@ -90,8 +90,8 @@ class Worker:
         return lambda: engine.train_step(batches)
 
     def _models(self, layout: Layout, seconds: float | None) -> dict[int, ModelChunk]:
-        """This rank's chunks of the small model. Contestants share them: where their parameters
-        lie in memory makes passes faster or slower by some percent."""
+        """This rank's chunks of the small model. Contestants share them, so that none has its
+        parameters at a luckier place in memory."""
         if (layout, seconds) not in self.models:
             own = layout.chunks_of(self.rank)
             models = {chunk: small_model.make_model(layout, chunk, seconds) for chunk in own}
