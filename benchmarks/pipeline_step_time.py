@@ -6,9 +6,10 @@ Every rank is a gloo process in a network namespace of its own, in a ring of vet
 `tc tbf` (Linux, root and iproute2). Compute is a sleep of t forward and 2t backward, so that four
 to eight ranks fit on two cores and the step shows communication alone. 54 sublayers in blocks of 6,
 spread evenly over the chunks; a unit is an fp32 tensor of 512 KiB. With `--compute paced` a small
-model computes in earnest and sleeps for what is left of t, as if an accelerator did it. With
-`--compute model` it does not sleep; then t is what its passes take without any limit on the links,
-measured first, once with the standard residual and once with the block reads of all others.
+model computes in earnest and sleeps for what is left of t, as if an accelerator did it; t must be
+long enough for that (`--milliseconds 100` for four ranks on two cores). With `--compute model` it
+does not sleep; then t is what its passes take without any limit on the links, measured first, once
+with the standard residual and once with the block reads of all others.
 
 All contestants run side by side: a round times each of them once, the table has medians over
 rounds, and a first round for each row, which opens connections, does not count.
