@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnres_train.model.depth_attention import Phase1, depth_phase1, depth_phase2
+from attnres_train.model.depth.attention import Phase1, depth_phase1, depth_phase2
 from depth_attention import BLOCK_SIZE, COMPLETED, EAGER, Case, measure_times
 
 

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.blocks import Blocks
-from attnres_train.model.depth_attention import depth_attention, depth_phase2
-from attnres_train.model.fla_depth_attention import normed_read_kernel, run_normed_read
+from attnres_train.model.depth.attention import depth_attention, depth_phase2
+from attnres_train.model.depth.fla import normed_read_kernel, run_normed_read
+from attnres_train.model.depth.shared_reads import SharedReads
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.shared_reads import SharedReads
 
 
 class DepthQuery(NamedTuple):

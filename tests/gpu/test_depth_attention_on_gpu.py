@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnres_train.model.depth_attention import _operators, depth_attention
+from attnres_train.model.depth.attention import _operators, depth_attention
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.residual import DepthQuery
-from tests.model.depth_reference import assert_same_gradients, bytes_kept, inputs, reference
-from tests.model.test_depth_attention_two_phase import block_inputs, plain, two_phase
+from tests.model.depth.reference import assert_same_gradients, bytes_kept, inputs, reference
+from tests.model.depth.test_two_phase import block_inputs, plain, two_phase
 
 pytestmark = [
     pytest.mark.gpu,

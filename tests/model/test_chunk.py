@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.depth_attention import depth_phase1
+from attnres_train.model.depth.attention import depth_phase1
 from attnres_train.model.init import init_weights
 from attnres_train.model.moe import router_loads
 from tests.model.tiny import (
@@ -76,7 +76,7 @@ def test_selective_recomputation_reads_the_same_blocks(two_phase, monkeypatch):
         runs.append([source.data_ptr() for source in sources])
         return depth_phase1(queries, sources, eps)
 
-    monkeypatch.setattr("attnres_train.model.shared_reads.depth_phase1", noting)
+    monkeypatch.setattr("attnres_train.model.depth.shared_reads.depth_phase1", noting)
     config = tiny_config("block", 4, residual={"two_phase": two_phase})
     chunk = build(config, 2, 4, recompute="selective")  # sublayers 5 to 8: one block
     blocks = {i: torch.randn(2, 20, 16, requires_grad=True) for i in range(2)}

@@ -7,8 +7,8 @@ import torch
 from torch.autograd import gradcheck, graph
 from torch.utils.checkpoint import checkpoint
 
-from attnres_train.model.depth_attention import depth_attention
-from tests.model.depth_reference import TOLERANCE, assert_same_gradients, inputs, random, reference
+from attnres_train.model.depth.attention import depth_attention
+from tests.model.depth.reference import TOLERANCE, assert_same_gradients, inputs, random, reference
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnres_train.model.depth_attention import depth_attention
-from tests.model.depth_reference import inputs
-from tests.model.test_depth_attention_two_phase import block_inputs, two_phase
+from attnres_train.model.depth.attention import depth_attention
+from tests.model.depth.reference import inputs
+from tests.model.depth.test_two_phase import block_inputs, two_phase
 
 
 def read(query, weight, *sources):

@@ -44,5 +44,5 @@ def run_normed_read(
 ) -> Tensor:
     """``rms_norm(depth_attention(...))``, [..., D] in the sources' dtype; ``query``,
     ``key_norm_weight`` and ``norm_weight`` are [D]. It is rounded once, behind the norm's weight,
-    where `rms_norm` rounds before it too. Backward keeps what that of `depth_attention` keeps."""
+    where `rms_norm` rounds before it too. Backward keeps what that of `attention` keeps."""
     return kernel(query, list(sources), key_norm_weight, output_rms_weight=norm_weight, rms_eps=eps)

@@ -8,7 +8,7 @@ for all sources. A sublayer reads, per token, a softmax-weighted sum of earlier 
 The values are not normalised. Logits, softmax and the gradients of query and weight are computed in
 fp32 (fp64 for fp64 sources); outputs have the sources' dtype.
 
-``depth_attention`` reads all sources for one sublayer. The pair ``depth_phase1`` / ``depth_phase2``
+``attention`` reads all sources for one sublayer. The pair ``depth_phase1`` / ``depth_phase2``
 computes the same for the S sublayers of a block, reading the completed blocks once for all of them
 and merging the running partial sum as it grows (Algorithm 1). Backward keeps references to sources
 and outputs and a few scalars per token; the phase-1 outputs are not kept at all. CUDA tensors go to
@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnres_train.model.depth_attention_lean import DepthRead
-from attnres_train.model.depth_attention_two_phase import DepthMerge, DepthPhase1
+from attnres_train.model.depth.lean import DepthRead
+from attnres_train.model.depth.two_phase import DepthMerge, DepthPhase1
 
 
 class Phase1(NamedTuple):
@@ -99,7 +99,7 @@ def depth_phase2(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Adds the running partial sum [..., D] to one query's read of the completed blocks.
 
-    The online-softmax merge of Algorithm 1: equal to ``depth_attention`` over the completed blocks
+    The online-softmax merge of Algorithm 1: equal to ``attention`` over the completed blocks
     and the partial. With ``return_weights`` also the attention weights [..., N+1], the partial's
     last.
 
@@ -126,7 +126,7 @@ def _operators(x: Tensor) -> _Operators:
     """Those for the device of ``x``. Triton is imported on first use on a GPU only."""
     if x.is_cuda:
         try:
-            from attnres_train.model.depth_attention_triton import Merge, Phase1, depth_read
+            from attnres_train.model.depth.triton_functions import Merge, Phase1, depth_read
         except ModuleNotFoundError:
             pass
         else:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnres_train.model.depth_attention_tiles import (
+from attnres_train.model.depth.tiles import (
     in_row,
     load,
     load_rows,

@@ -13,8 +13,7 @@ pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from attnres_train.model import depth_attention_kernels as kernels
-from attnres_train.model import depth_attention_launch as launch
+from attnres_train.model.depth import kernels, launch
 
 HOPPER = GPUTarget("cuda", 90, 32)
 N, S, D = 3, 2, 896

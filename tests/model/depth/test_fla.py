@@ -11,11 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnres_train.model.blocks import Blocks
-from attnres_train.model.depth_attention import depth_attention
-from attnres_train.model.fla_depth_attention import normed_read_kernel, run_normed_read
+from attnres_train.model.depth.attention import depth_attention
+from attnres_train.model.depth.fla import normed_read_kernel, run_normed_read
 from attnres_train.model.norm import RMSNorm, rms_norm
 from attnres_train.model.residual import DepthQuery, ResidualStream
-from tests.model.depth_reference import inputs, random, reference
+from tests.model.depth.reference import inputs, random, reference
 
 EPS = 1e-5
 

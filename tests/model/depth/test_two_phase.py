@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from attnres_train.model.depth_attention import depth_attention, depth_phase1, depth_phase2
-from tests.model.depth_reference import (
+from attnres_train.model.depth.attention import depth_attention, depth_phase1, depth_phase2
+from tests.model.depth.reference import (
     TOLERANCE,
     assert_same_gradients,
     bytes_kept,

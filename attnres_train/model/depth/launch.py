@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from torch.library import custom_op
 
-from attnres_train.model import depth_attention_kernels as kernels
+from attnres_train.model.depth import kernels
 
 TOKENS_PER_SPLIT = 256  # of a query's gradient: partial sums are small then beside the sources
 _TOKENS_PER_TILE = 4

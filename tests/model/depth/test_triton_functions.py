@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attnres_train.model.depth_attention import _operators
-from attnres_train.model.depth_attention_lean import DepthRead
-from attnres_train.model.depth_attention_two_phase import DepthMerge, DepthPhase1
-from tests.model.depth_reference import (
+from attnres_train.model.depth.attention import _operators
+from attnres_train.model.depth.lean import DepthRead
+from attnres_train.model.depth.two_phase import DepthMerge, DepthPhase1
+from tests.model.depth.reference import (
     TOLERANCE,
     assert_close,
     assert_same_gradients,
@@ -28,7 +28,7 @@ from tests.model.depth_reference import (
     random,
     reference,
 )
-from tests.model.test_depth_attention_two_phase import block_inputs, plain, split
+from tests.model.depth.test_two_phase import block_inputs, plain, split
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 EPS = 1e-5
@@ -73,13 +73,13 @@ def fold(query, weight):
 
 
 def kernel_read(query, weight, *sources):
-    from attnres_train.model.depth_attention_triton import depth_read
+    from attnres_train.model.depth.triton_functions import depth_read
 
     return depth_read(fold(query, weight), EPS, *sources)[0]
 
 
 def kernel_two_phase(size, *leaves):
-    from attnres_train.model.depth_attention_triton import Merge, Phase1
+    from attnres_train.model.depth.triton_functions import Merge, Phase1
 
     pairs, partials, sources = split(size, leaves)
     queries = torch.stack([fold(*pair) for pair in pairs])
@@ -146,7 +146,7 @@ def test_any_number_of_queries(interpreted, num_sources, size):
 
 
 def check_results_of_phase_1():
-    from attnres_train.model.depth_attention_triton import Merge, Phase1, depth_read
+    from attnres_train.model.depth.triton_functions import Merge, Phase1, depth_read
 
     pairs, (partial,), sources = split(2, block_inputs(3, 2, (2, 3, 16)))
     queries = torch.stack([fold(*pair) for pair in pairs])
@@ -203,7 +203,7 @@ def test_huge_logits_stay_finite(interpreted, sign):
 
 
 def check_query_gradient():
-    from attnres_train.model.depth_attention_triton import _query_gradient
+    from attnres_train.model.depth.triton_functions import _query_gradient
 
     tokens = 270  # two splits, of the second only a part
     queries, sources = random(2, 8).detach(), [random(tokens, 8).detach()]
@@ -250,13 +250,13 @@ def operators_for(device):
 
 
 def test_cuda_tensors_go_to_the_kernels():
-    from attnres_train.model.depth_attention_triton import Merge, Phase1, depth_read
+    from attnres_train.model.depth.triton_functions import Merge, Phase1, depth_read
 
     assert operators_for("cuda") == (depth_read, Phase1.apply, Merge.apply)
     assert operators_for("cpu") == (DepthRead.apply, DepthPhase1.apply, DepthMerge.apply)
 
 
 def test_without_triton_cuda_tensors_stay_in_torch(monkeypatch):
-    module = "attnres_train.model.depth_attention_triton"
+    module = "attnres_train.model.depth.triton_functions"
     monkeypatch.setitem(sys.modules, module, None)  # as an import error in it leaves it
     assert operators_for("cuda") == operators_for("cpu")

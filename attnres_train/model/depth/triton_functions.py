@@ -1,5 +1,5 @@
-"""Depth attention by our Triton kernels: the same functions as in `depth_attention_lean` and
-`depth_attention_two_phase`, with the same results, gradients and memory, for CUDA tensors.
+"""Depth attention by our Triton kernels: the same functions as in `lean` and
+`two_phase`, with the same results, gradients and memory, for CUDA tensors.
 
 Shapes: D hidden_size, N sources, S queries, M tokens (all leading dimensions).
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnres_train.model import depth_attention_launch as launch
-from attnres_train.model.depth_attention_lean import contiguous_like
+from attnres_train.model.depth import launch
+from attnres_train.model.depth.lean import contiguous_like
 
 
 class Phase1(torch.autograd.Function):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from attnres_train.model.depth_attention import Phase1, depth_phase1
+from attnres_train.model.depth.attention import Phase1, depth_phase1
 
 
 class SharedReads:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnres_train.model.depth_attention_lean import (
+from attnres_train.model.depth.lean import (
     contiguous_like,
     inverse_rms,
     logit_gradient,

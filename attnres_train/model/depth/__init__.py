@@ -1,0 +1,1 @@
+"""Depth attention: which implementation, PyTorch functions, Triton kernels, fla's, shared reads."""
