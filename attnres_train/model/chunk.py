@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.head import linear_cross_entropy
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
+from attnres_train.model.residual.variants import residual_of
 
 _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training

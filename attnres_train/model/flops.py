@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.kda_layer import kda_flops_per_token
 from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe import moe_flops_per_token
+from attnres_train.model.residual.variants import residual_of
 
 
 def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) -> dict[str, float]:

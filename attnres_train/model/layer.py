@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import ModelConfig
-from attnres_train.model.depth_variants import residual_of
 from attnres_train.model.kda_layer import KimiDeltaAttention
 from attnres_train.model.mla import MultiHeadLatentAttention
 from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual import ResidualStream
+from attnres_train.model.residual.stream import ResidualStream
+from attnres_train.model.residual.variants import residual_of
 
 _READS = ("self_attention_res", "mlp_res")
 """Prefixes of the names of what the two reads learn."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.residual import ResidualStream
+from attnres_train.model.residual.stream import ResidualStream
 from tests.model.tiny import build, build_split, run_split, tiny_config
 
 Sources = list[tuple[int, ...]]

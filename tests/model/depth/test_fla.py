@@ -14,7 +14,7 @@ from attnres_train.model.blocks import Blocks
 from attnres_train.model.depth.attention import depth_attention
 from attnres_train.model.depth.fla import normed_read_kernel, run_normed_read
 from attnres_train.model.norm import RMSNorm, rms_norm
-from attnres_train.model.residual import DepthQuery, ResidualStream
+from attnres_train.model.residual.stream import DepthQuery, ResidualStream
 from tests.model.depth.reference import inputs, random, reference
 
 EPS = 1e-5

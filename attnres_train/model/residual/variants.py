@@ -20,9 +20,9 @@ from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig, ResidualConfig
-from attnres_train.model.hyper_connections import HyperConnections
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual import Learned, Residual, ResidualStream
+from attnres_train.model.residual.hyper_connections import HyperConnections
+from attnres_train.model.residual.stream import Learned, Residual, ResidualStream
 
 
 def residual_of(config: ModelConfig) -> Residual:

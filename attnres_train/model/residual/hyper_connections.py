@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attnres_train.model.residual import Learned, Residual, ResidualStream
+from attnres_train.model.residual.stream import Learned, Residual, ResidualStream
 
 
 class Gates(NamedTuple):

@@ -1,7 +1,7 @@
 """The residual stream of a run of sublayers: what each sublayer reads and where its output goes.
 
 Here are the standard residual and Attention Residuals as the paper trains them; the residuals it
-compares with are in `depth_variants` and `hyper_connections`.
+compares with are in `variants` and `hyper_connections`.
 
 Shapes: D hidden size; every tensor of the stream is [B, T, D]. Sublayers are counted from 1; see
 `Blocks` for blocks and partial.

@@ -14,11 +14,11 @@ from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import forward_flops_per_token
-from attnres_train.model.hyper_connections import Gates
 from attnres_train.model.init import init_weights
+from attnres_train.model.residual.hyper_connections import Gates
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.groups import assign
-from tests.model.residual_reference import final_state
+from tests.model.residual.reference import final_state
 from tests.model.tiny import (
     assert_same_gradients,
     build,

@@ -1,0 +1,1 @@
+"""The residual stream and its kinds."""
