@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnres_train.model.kda import chunk_kda
+from attnres_train.model.kda.operator import chunk_kda
 
 Operator = Callable[..., Tensor]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.kda_layer import kda_flops_per_token
+from attnres_train.model.kda.layer import kda_flops_per_token
 from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe import moe_flops_per_token

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import ModelConfig
-from attnres_train.model.kda_layer import KimiDeltaAttention
+from attnres_train.model.kda.layer import KimiDeltaAttention
 from attnres_train.model.mla import MultiHeadLatentAttention
 from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe import MixtureOfExperts

@@ -11,16 +11,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnres_train.config.model_schema import KDAConfig
-from attnres_train.model.fla_backend import (
+from attnres_train.model.kda.fla import (
     gated_kda_kernel,
     kda_kernel,
     run_gated_kda_kernel,
     run_kda_kernel,
 )
-from attnres_train.model.kda import chunk_kda
-from attnres_train.model.kda_inputs import DecayGate, KDAInputs
-from attnres_train.model.kda_layer import gated_kda
-from tests.model.kda_reference import log_decay, random_inputs
+from attnres_train.model.kda.inputs import DecayGate, KDAInputs
+from attnres_train.model.kda.layer import gated_kda
+from attnres_train.model.kda.operator import chunk_kda
+from tests.model.kda.reference import log_decay, random_inputs
 
 GATES = [{}, {"gate": "lower_bound"}, {"gate": "lower_bound", "gate_lower_bound": -7.0}]
 

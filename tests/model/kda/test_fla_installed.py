@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnres_train.model.kda import chunk_kda
-from attnres_train.model.kda_inputs import DecayGate, KDAInputs
-from attnres_train.model.kda_layer import gated_kda
-from tests.model.kda_reference import log_decay, random_inputs, recurrence
+from attnres_train.model.kda.inputs import DecayGate, KDAInputs
+from attnres_train.model.kda.layer import gated_kda
+from attnres_train.model.kda.operator import chunk_kda
+from tests.model.kda.reference import log_decay, random_inputs, recurrence
 
 
 def source_of_chunk_kda() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_train.model.kda_inputs import DecayGate, KDAInputs
+from attnres_train.model.kda.inputs import DecayGate, KDAInputs
 
 _CHUNK_SIZES = (32, 64)  # of fla's kernels
 _MAX_KEY_SIZE = 256

@@ -4,7 +4,7 @@ Per head, with a decay per key channel, the state S [K, V] follows
 
     S <- diag(exp g_t) S;   S <- S + beta_t k_t (v_t - S^T k_t)^T;   o_t = S^T (scale q_t)
 
-``chunk_kda`` runs it in chunks (`kda_chunks`), ``recurrent_kda_step`` token by token.
+``chunk_kda`` runs it in chunks (`chunks`), ``recurrent_kda_step`` token by token.
 
 Shapes: B batch, T tokens, H heads, K key size, V value size.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_train.model.fla_backend import kda_kernel, run_kda_kernel
-from attnres_train.model.kda_chunks import ChunkKDA
-from attnres_train.model.kda_inputs import KDAInputs
+from attnres_train.model.kda.chunks import ChunkKDA
+from attnres_train.model.kda.fla import kda_kernel, run_kda_kernel
+from attnres_train.model.kda.inputs import KDAInputs
 
 
 def chunk_kda(

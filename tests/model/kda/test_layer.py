@@ -11,14 +11,14 @@ from torch import Tensor
 from attnres_train.config.model_schema import KDAConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
-from attnres_train.model.kda_inputs import DecayGate
-from attnres_train.model.kda_layer import (
+from attnres_train.model.kda.inputs import DecayGate
+from attnres_train.model.kda.layer import (
     KimiDeltaAttention,
     init_decay_,
     kda_flops_per_token,
 )
-from attnres_train.model.short_conv import short_conv
-from tests.model.kda_reference import layer as reference_layer
+from attnres_train.model.kda.short_conv import short_conv
+from tests.model.kda.reference import layer as reference_layer
 from tests.model.tiny import tiny_config
 
 HIDDEN, CONFIG = 12, KDAConfig(num_heads=3, head_dim=4, chunk_size=8)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from attnres_train.model.kda import chunk_kda, recurrent_kda_step
-from tests.model.kda_reference import random_inputs, recurrence
+from attnres_train.model.kda.operator import chunk_kda, recurrent_kda_step
+from tests.model.kda.reference import random_inputs, recurrence
 
 DECAYS = [-1e-3, -0.1, -1.0, -10.0, -100.0, "mixed", "channels"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import KDAConfig
-from attnres_train.model.fla_backend import gated_kda_kernel, run_gated_kda_kernel
-from attnres_train.model.kda import chunk_kda
-from attnres_train.model.kda_inputs import DecayGate, KDAInputs
+from attnres_train.model.kda.fla import gated_kda_kernel, run_gated_kda_kernel
+from attnres_train.model.kda.inputs import DecayGate, KDAInputs
+from attnres_train.model.kda.operator import chunk_kda
+from attnres_train.model.kda.short_conv import ShortConv
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.short_conv import ShortConv
 
 
 class KimiDeltaAttention(nn.Module):

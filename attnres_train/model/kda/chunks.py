@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.library import custom_op
 
-from attnres_train.model.kda_inputs import KDAInputs
-from attnres_train.model.kda_tiles import Tiles, from_tiles, to_tiles
+from attnres_train.model.kda.inputs import KDAInputs
+from attnres_train.model.kda.tiles import Tiles, from_tiles, to_tiles
 
 # Chunks x batch x heads worked on at once: enough to batch, few enough to stay in cache. The
 # backward pass has about 40 tensors of their size, 20 MiB at C = K = V = 64 in fp32, whatever T is.

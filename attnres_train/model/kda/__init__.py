@@ -1,0 +1,1 @@
+"""Kimi Delta Attention: operator, chunked form, layer, short convolution, fla's kernels."""
