@@ -16,7 +16,7 @@ import torch.distributed as dist
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.flops import mean_document_length
-from attnres_train.model.moe import router_loads, update_router_biases
+from attnres_train.model.moe.layer import router_loads, update_router_biases
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.sinks import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads

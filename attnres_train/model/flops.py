@@ -12,7 +12,7 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.kda.layer import kda_flops_per_token
 from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
-from attnres_train.model.moe import moe_flops_per_token
+from attnres_train.model.moe.layer import moe_flops_per_token
 from attnres_train.model.residual.variants import residual_of
 
 

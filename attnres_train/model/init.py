@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.kda.layer import init_decay_
-from attnres_train.model.moe import routers
+from attnres_train.model.moe.layer import routers
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.residual.hyper_connections import init_gates_
 

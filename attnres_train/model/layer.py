@@ -10,7 +10,7 @@ from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.kda.layer import KimiDeltaAttention
 from attnres_train.model.mla import MultiHeadLatentAttention
 from attnres_train.model.mlp import SwiGLU
-from attnres_train.model.moe import MixtureOfExperts
+from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.residual.stream import ResidualStream
 from attnres_train.model.residual.variants import residual_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnres_train.model.grouped import grouped_linear
+from attnres_train.model.moe.grouped import grouped_linear
 from tests.model.tiny import assert_same_gradients, build, gradients, random_batch, tiny_config
 
 pytestmark = [

@@ -12,7 +12,7 @@ import torch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.depth.attention import depth_phase1
 from attnres_train.model.init import init_weights
-from attnres_train.model.moe import router_loads
+from attnres_train.model.moe.layer import router_loads
 from tests.model.tiny import (
     VOCABULARY,
     assert_same_gradients,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import MoEConfig
-from attnres_train.model.grouped import Permutation, combine, dispatch, grouped_linear
 from attnres_train.model.mlp import SwiGLU, swiglu_flops_per_token
+from attnres_train.model.moe.grouped import Permutation, combine, dispatch, grouped_linear
 
 
 class Router(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attnres_train.config.model_schema import MoEConfig
-from attnres_train.model.moe import MixtureOfExperts, router_loads, update_router_biases
+from attnres_train.model.moe.layer import MixtureOfExperts, router_loads, update_router_biases
 
 HIDDEN, EXPERTS, TOP, WIDTH = 10, 6, 3, 7
 CONFIG = MoEConfig(
