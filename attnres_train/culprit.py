@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from attnres_train.pipeline.waits import Wait
+from attnres_train.pipeline.run.waits import Wait
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from types import FrameType
 
 from attnres_train.culprit import Failure, explain
 from attnres_train.errors import UserError
-from attnres_train.pipeline.waits import PeerError, Wait
+from attnres_train.pipeline.run.waits import PeerError, Wait
 
 SETTLE_SECONDS = 3.0
 """Time that a rank whose peers are silent leaves the others to write down what they waited for."""

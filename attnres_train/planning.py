@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
-from attnres_train.pipeline.layout import Layout, make_layout
-from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.plan.layout import Layout, make_layout
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 
 
 def build_plan(config: RunConfig) -> TransportPlan:

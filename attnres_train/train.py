@@ -33,11 +33,11 @@ from attnres_train.observe.sinks import JsonLines, Observer, Record, TensorBoard
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.parallel.ranks import Ranks, join_run
-from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.messages import channels
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import SCHEDULES, forward_only
-from attnres_train.pipeline.transport import P2PTransport
+from attnres_train.pipeline.plan.messages import channels
+from attnres_train.pipeline.plan.schedule import SCHEDULES, forward_only
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.run.engine import Engine
+from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning import build_plan, chunk_layers
 from attnres_train.run_lock import run_lock
 from attnres_train.trainer import Parts, Progress, Trainer

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 
 PR_SET_TIMERSLACK, M_TOP_PAD, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 29, -2, -1, -3
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 import small_model
 from attnres_train.model.blocks import Blocks
-from attnres_train.pipeline.layout import Layout, even_bounds
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import one_f_one_b
-from attnres_train.pipeline.simulate import Costs, simulate
+from attnres_train.pipeline.plan.layout import Layout, even_bounds
+from attnres_train.pipeline.plan.schedule import one_f_one_b
+from attnres_train.pipeline.plan.simulate import Costs, simulate
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from link_bound import step_bound
 from transports import LatePlan, NaivePlan, PaddedPlan
 

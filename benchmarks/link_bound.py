@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from attnres_train.pipeline.parts import ready_share
-from attnres_train.pipeline.plan import Hop, TransportPlan
-from attnres_train.pipeline.schedule import Action, Schedule
-from attnres_train.pipeline.simulate import Costs
+from attnres_train.pipeline.plan.parts import ready_share
+from attnres_train.pipeline.plan.schedule import Action, Schedule
+from attnres_train.pipeline.plan.simulate import Costs
+from attnres_train.pipeline.plan.transport_plan import Hop, TransportPlan
 
 
 class Event(NamedTuple):
@@ -105,7 +105,7 @@ def in_a_row(heads: Sequence[float], unit: float) -> float:
 
 def step_bound(plan: TransportPlan, schedule: Schedule, costs: Costs) -> float:
     """Seconds that a training step takes at least, with a full-duplex link between neighbours.
-    ``schedule`` must fit ``plan`` (see `pipeline.validate`)."""
+    ``schedule`` must fit ``plan`` (see `pipeline.plan.validate`)."""
     graph = _graph(plan, schedule, costs)
     heads, tails = graph.heads(costs.unit), graph.reversed(costs.unit).heads(costs.unit)
     bound = max(heads.values())

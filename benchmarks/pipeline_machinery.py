@@ -25,13 +25,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnres_train.model.blocks import Blocks
-from attnres_train.pipeline.engine import Engine, StepResult
-from attnres_train.pipeline.layout import Layout, even_bounds
-from attnres_train.pipeline.plan import TransportPlan, lower_bound
-from attnres_train.pipeline.program import Channel, Program
-from attnres_train.pipeline.schedule import one_f_one_b
-from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
-from attnres_train.pipeline.validate import validate
+from attnres_train.pipeline.plan.layout import Layout, even_bounds
+from attnres_train.pipeline.plan.program import Channel, Program
+from attnres_train.pipeline.plan.schedule import one_f_one_b
+from attnres_train.pipeline.plan.transport_plan import TransportPlan, lower_bound
+from attnres_train.pipeline.plan.validate import validate
+from attnres_train.pipeline.run.engine import Engine, StepResult
+from attnres_train.pipeline.run.transport import Mailboxes, MailboxTransport
 from chunks import Batch, SleepingChunk
 from torch_pipelining import buffer_bytes, make_stages, make_step
 

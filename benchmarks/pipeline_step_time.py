@@ -37,10 +37,10 @@ import torch.distributed as dist
 
 import small_model
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.layout import Layout
-from attnres_train.pipeline.messages import channels
-from attnres_train.pipeline.transport import P2PTransport
+from attnres_train.pipeline.plan.layout import Layout
+from attnres_train.pipeline.plan.messages import channels
+from attnres_train.pipeline.run.engine import Engine
+from attnres_train.pipeline.run.transport import P2PTransport
 from chunks import Batch, SleepingChunk, keep_memory, sleep_precisely
 from contestants import PLANS, Row, table_head
 from ring import Ring, what_is_missing

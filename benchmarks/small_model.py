@@ -20,8 +20,8 @@ from attnres_train.config.model_schema import (
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ChunkOutput, ModelChunk
 from attnres_train.model.init import init_weights
-from attnres_train.pipeline.layout import Layout, make_layout
-from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.plan.layout import Layout, make_layout
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from paced import Pace
 from transports import NaivePlan
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
-from attnres_train.pipeline.plan import TransportPlan
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 
 
 class Stage(nn.Module):

@@ -29,8 +29,8 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
-from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.transport import Mailboxes, MailboxTransport
+from attnres_train.pipeline.run.engine import Engine
+from attnres_train.pipeline.run.transport import Mailboxes, MailboxTransport
 from attnres_train.planning import build_plan
 from chunks import keep_memory
 

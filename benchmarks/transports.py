@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
-from attnres_train.pipeline.layout import Layout
-from attnres_train.pipeline.plan import Hop, TransportPlan
+from attnres_train.pipeline.plan.layout import Layout
+from attnres_train.pipeline.plan.transport_plan import Hop, TransportPlan
 
 
 class LatePlan(TransportPlan):

@@ -12,11 +12,11 @@ from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.model.flops import training_flops_per_token
-from attnres_train.pipeline.parts import MODES, Mode
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import SCHEDULES, Schedule, peak_in_flight
-from attnres_train.pipeline.simulate import Costs, simulate
-from attnres_train.pipeline.validate import Report, validate
+from attnres_train.pipeline.plan.parts import MODES, Mode
+from attnres_train.pipeline.plan.schedule import SCHEDULES, Schedule, peak_in_flight
+from attnres_train.pipeline.plan.simulate import Costs, simulate
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.plan.validate import Report, validate
 from attnres_train.planning import build_plan
 from attnres_train.tools.costs import GRADIENT_BYTES, PARAMETER_BYTES, CostModel
 from attnres_train.tools.plan_options import Machine

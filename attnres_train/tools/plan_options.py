@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from attnres_train.pipeline.parts import MODES
+from attnres_train.pipeline.plan.parts import MODES
 
 
 @dataclass(frozen=True)

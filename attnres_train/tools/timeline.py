@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.simulate import Pass, Timeline, Transfer
+from attnres_train.pipeline.plan.simulate import Pass, Timeline, Transfer
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 1600, 74, 24, 66
 _PASS, _WIRE, _STORE, _GAP = 26, 8, 22, 14  # heights of a rank's lanes, and the gap below them

@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnres_train.model.blocks import Blocks
-from attnres_train.pipeline.layout import Layout, even_bounds, make_layout
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import gpipe, one_f_one_b
-from attnres_train.pipeline.simulate import Costs, simulate
-from tests.pipeline.layouts import layouts
+from attnres_train.pipeline.plan.layout import Layout, even_bounds, make_layout
+from attnres_train.pipeline.plan.schedule import gpipe, one_f_one_b
+from attnres_train.pipeline.plan.simulate import Costs, simulate
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from tests.pipeline.plan.layouts import layouts
 
 
 def bound_and_simulated(layout, schedule, unit) -> tuple[float, float]:

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.plan import TransportPlan
-from tests.pipeline.threads import first_of, run_ranks
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.run.engine import Engine
+from tests.pipeline.run.threads import first_of, run_ranks
 
 RANKS, VIRTUAL, MICRO_BATCHES = 2, 2, 3
 

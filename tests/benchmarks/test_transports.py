@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from attnres_train.model.blocks import Blocks
-from attnres_train.pipeline.layout import Layout, even_bounds
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import one_f_one_b
-from attnres_train.pipeline.validate import validate
-from tests.pipeline.threads import run_ranks
+from attnres_train.pipeline.plan.layout import Layout, even_bounds
+from attnres_train.pipeline.plan.schedule import one_f_one_b
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.plan.validate import validate
+from tests.pipeline.run.threads import run_ranks
 
 CONTESTANTS = {"NaivePlan": "naive", "PaddedPlan": "padded", "LatePlan": "exact"}
 
@@ -38,7 +38,7 @@ def test_contestants_carry_what_the_plan_counts_for_them(benchmarks, name, shape
 @pytest.mark.parametrize("name", [*CONTESTANTS, "TransportPlan"])
 def test_sleeping_chunks_run_in_the_engine_and_take_their_time(benchmarks, name):
     import transports
-    from attnres_train.pipeline.engine import Engine
+    from attnres_train.pipeline.run.engine import Engine
     from chunks import Batch, SleepingChunk
 
     plan, batches, seconds = getattr(transports, name)(layout(3, 2)), 4, 0.002

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import nn
 
 from attnres_train import failures
-from attnres_train.pipeline.layout import make_layout
-from attnres_train.pipeline.messages import channels
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.transport import P2PTransport
-from tests.pipeline.toy import ToyChunk, toy_batches
-from tests.pipeline.toy_runs import make_engine
+from attnres_train.pipeline.plan.layout import make_layout
+from attnres_train.pipeline.plan.messages import channels
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.run.transport import P2PTransport
+from tests.pipeline.run.toy import ToyChunk, toy_batches
+from tests.pipeline.run.toy_runs import make_engine
 
 TIMEOUT = timedelta(seconds=1)
 

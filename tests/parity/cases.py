@@ -26,12 +26,12 @@ from attnres_train.config.model_schema import (
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
-from attnres_train.pipeline.engine import Engine
-from attnres_train.pipeline.layout import make_layout
-from attnres_train.pipeline.messages import channels
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import forward_only, one_f_one_b
-from attnres_train.pipeline.transport import P2PTransport, Transport
+from attnres_train.pipeline.plan.layout import make_layout
+from attnres_train.pipeline.plan.messages import channels
+from attnres_train.pipeline.plan.schedule import forward_only, one_f_one_b
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.run.engine import Engine
+from attnres_train.pipeline.run.transport import P2PTransport, Transport
 
 TIMEOUT = timedelta(seconds=30)
 

@@ -139,7 +139,7 @@ def _serve(connection: Connection) -> None:
 def _outcome(pickled: bytes) -> _Outcome:
     import torch.distributed as dist
 
-    from attnres_train.pipeline.waits import PeerError
+    from attnres_train.pipeline.run.waits import PeerError
 
     try:
         job = pickle.loads(pickled)

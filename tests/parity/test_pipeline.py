@@ -9,9 +9,9 @@ from functools import cache
 import pytest
 import torch
 
-from attnres_train.pipeline.plan import lower_bound
+from attnres_train.pipeline.plan.transport_plan import lower_bound
 from tests.parity.cases import Case, RunResult, inputs, run_cases, run_plain, run_rank
-from tests.pipeline.threads import first_of, run_ranks
+from tests.pipeline.run.threads import first_of, run_ranks
 
 GRID = [(2, 1), (2, 2), (4, 1), (4, 2)]
 CASES = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from attnres_train.pipeline.waits import PeerError, Wait
+from attnres_train.pipeline.run.waits import PeerError, Wait
 from tests.parity.pool import RankFailedError
 
 

@@ -4,11 +4,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from attnres_train.pipeline.layout import make_layout
-from attnres_train.pipeline.parts import MODES
-from attnres_train.pipeline.plan import TransportPlan
-from attnres_train.pipeline.schedule import one_f_one_b
-from attnres_train.pipeline.simulate import Costs, simulate
+from attnres_train.pipeline.plan.layout import make_layout
+from attnres_train.pipeline.plan.parts import MODES
+from attnres_train.pipeline.plan.schedule import one_f_one_b
+from attnres_train.pipeline.plan.simulate import Costs, simulate
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.tools.timeline import draw_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,0 +1,1 @@
+"""What is known before step 1, in pure Python: layout, payloads, schedules, programs, proofs."""

@@ -1,0 +1,1 @@
+"""What runs: engine, execution, block store, mail, transport."""

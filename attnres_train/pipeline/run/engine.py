@@ -1,0 +1,94 @@
+"""Engine: training and validation steps of one pipeline rank.
+
+It makes the rank's program for each number of micro-batches, once and proved, and runs it (see
+`pipeline.run.execution`). One process is the plan with one chunk: nothing here asks for more than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnres_train.pipeline.plan.program import Program
+from attnres_train.pipeline.plan.schedule import Schedule, forward_only, one_f_one_b
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.run.execution import Execution
+from attnres_train.pipeline.run.stage import Chunk, Stage
+from attnres_train.pipeline.run.transport import Transport
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: Tensor | None
+    """Mean over micro-batches, scalar without graph; None but on the last chunk's rank."""
+    p2p_bytes: int
+    """Bytes that this rank sent."""
+    peak_blocks: int
+    """Most blocks in this rank's store at any time."""
+    peak_bytes: int
+    """Most memory that they kept alive."""
+
+
+class Engine:
+    """The chunks of pipeline rank ``rank``, driven by ``plan`` and a schedule.
+
+    ``chunks`` maps chunk index to module. Blocks, partials and their gradients have
+    ``stream_dtype`` and live on ``device``. ``debug`` sends each tensor's identity beside it and
+    checks it on arrival. ``schedule(P, V, M)`` orders the passes. Micro-batches may differ in shape
+    and number from call to call; for every new M the schedule is validated (ScheduleError).
+    """
+
+    def __init__(
+        self,
+        chunks: Mapping[int, Chunk],
+        plan: TransportPlan,
+        rank: int,
+        transport: Transport,
+        hidden_size: int,
+        stream_dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        debug: bool = False,
+        schedule: Callable[[int, int, int], Schedule] = one_f_one_b,
+    ) -> None:
+        self.stage = Stage(chunks, plan, rank, transport, hidden_size, stream_dtype, device, debug)
+        self.schedule = schedule
+        self._programs: dict[tuple[Callable, int], Program] = {}
+
+    def train_step(self, batches: Sequence[Any]) -> StepResult:
+        """Forward and backward of every micro-batch. Gradients of the mean of their losses are
+        added to the parameters' ``.grad``."""
+        return self._run(self.program(self.schedule, len(batches)), batches)
+
+    def evaluate(self, batches: Sequence[Any]) -> StepResult:
+        """The losses alone."""
+        return self._run(self.program(forward_only, len(batches)), batches)
+
+    def program(
+        self, schedule: Callable[[int, int, int], Schedule], num_micro_batches: int
+    ) -> Program:
+        """The validated program of this rank, made once."""
+        if num_micro_batches < 1:
+            raise ValueError("a step needs at least one micro-batch")
+        key = schedule, num_micro_batches
+        if key not in self._programs:
+            plan, layout = self.stage.plan, self.stage.plan.layout
+            actions = schedule(layout.num_ranks, layout.num_virtual_stages, num_micro_batches)
+            self._programs[key] = Program(plan, actions, self.stage.rank)
+        return self._programs[key]
+
+    def _run(self, program: Program, batches: Sequence[Any]) -> StepResult:
+        sent_before = self.stage.transport.bytes_sent
+        execution = Execution(self.stage, program, batches)
+        with torch.set_grad_enabled(program.training):
+            execution.run()
+        losses, store = execution.losses, execution.store
+        return StepResult(
+            loss=torch.stack(losses).mean() if losses else None,
+            p2p_bytes=self.stage.transport.bytes_sent - sent_before,
+            peak_blocks=store.peak_blocks,
+            peak_bytes=store.peak_bytes,
+        )

@@ -1,0 +1,54 @@
+"""Stage: one rank of a pipeline, with the chunks that it computes and its way to the others.
+
+Shapes: B samples of a micro-batch, T tokens, D hidden_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attnres_train.pipeline.plan.transport_plan import TransportPlan
+from attnres_train.pipeline.run.transport import Transport
+
+
+class ChunkOutput(Protocol):
+    """What a chunk makes of one micro-batch; tensors are [B, T, D]."""
+
+    blocks: dict[int, Tensor]
+    """The blocks that it completes."""
+    partial: Tensor | None
+    """The open block behind it."""
+    loss: Tensor | None
+    """Last chunk: scalar, the micro-batch's mean loss."""
+
+
+OnBlock = Callable[[int, Tensor], None]
+"""Told of each block as it is complete, in ascending order."""
+Chunk = Callable[[Any, dict[int, Tensor], Tensor | None, OnBlock], ChunkOutput]
+"""(micro-batch with ``tokens`` [B, T], blocks complete before the chunk, partial, whom to tell of
+new blocks) -> output. To tell is optional: it lets blocks leave before the pass is over."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rank of a pipeline: its chunks by index, and what they send where and as what."""
+
+    chunks: Mapping[int, Chunk]
+    plan: TransportPlan
+    rank: int
+    transport: Transport
+    hidden_size: int
+    stream_dtype: torch.dtype
+    device: torch.device | str
+    debug: bool
+    """Whether each tensor's identity travels beside it."""
+
+    def buffer(self, batch: Any) -> Tensor:
+        """Room for one tensor [B, T, D] of micro-batch ``batch``, not initialised."""
+        shape = *batch.tokens.shape, self.hidden_size
+        return torch.empty(shape, dtype=self.stream_dtype, device=self.device)
