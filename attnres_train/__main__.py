@@ -16,7 +16,7 @@ from attnres_train.tools.plan_options import add_arguments as add_plan_arguments
 
 
 def train(args: argparse.Namespace) -> int:
-    from attnres_train.launcher import run_worker
+    from attnres_train.supervise.launcher import run_worker
 
     if "WORLD_SIZE" in os.environ:
         return run_worker(lambda: _work(args))
@@ -37,7 +37,7 @@ def _work(args: argparse.Namespace) -> int:
 def _launch(args: argparse.Namespace) -> int:
     """Start the processes of the run on this machine, once nothing speaks against it."""
     from attnres_train.config import check_config, load_config
-    from attnres_train.launcher import default_world_size, launch, prepare_local
+    from attnres_train.supervise.launcher import default_world_size, launch, prepare_local
 
     config = load_config(args.config, args.overrides)
     check_config(config, args.nproc)

@@ -14,14 +14,12 @@ from types import FrameType
 
 import torch
 
-from attnres_train import failures
 from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.names import training_state
 from attnres_train.config import describe, save_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import prepare, read_prepared
-from attnres_train.launcher import stop_signals
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -39,7 +37,9 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning import build_plan, chunk_layers
-from attnres_train.run_lock import run_lock
+from attnres_train.supervise import failures
+from attnres_train.supervise.launcher import stop_signals
+from attnres_train.supervise.run_lock import run_lock
 from attnres_train.trainer import Parts, Progress, Trainer
 
 PARAMETER_DTYPE = {

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnres_train.launcher import MALLOC_ENVIRONMENT
 from attnres_train.model.depth.attention import depth_attention, depth_phase1, depth_phase2
+from attnres_train.supervise.launcher import MALLOC_ENVIRONMENT
 from fla_source import fla_source
 
 Read = Callable[[Tensor, Tensor, list[Tensor]], Tensor]

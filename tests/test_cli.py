@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from attnres_train.__main__ import main
-from attnres_train.run_lock import run_lock
+from attnres_train.supervise.run_lock import run_lock
 from tests.data.tiny import write_indexed
 from tests.tiny import CONFIG, TinyRuns, grid, run_cli, write_config
 
@@ -25,7 +25,7 @@ def refuse(
     """Start training with arguments that must be refused; returns the message."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(
-        "attnres_train.launcher.launch", lambda *_: pytest.fail("workers were started")
+        "attnres_train.supervise.launcher.launch", lambda *_: pytest.fail("workers were started")
     )
 
     def run(*arguments: str) -> str:

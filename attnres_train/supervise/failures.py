@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from attnres_train.culprit import Failure, explain
 from attnres_train.errors import UserError
 from attnres_train.pipeline.run.waits import PeerError, Wait
+from attnres_train.supervise.culprit import Failure, explain
 
 SETTLE_SECONDS = 3.0
 """Time that a rank whose peers are silent leaves the others to write down what they waited for."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.launcher import default_world_size, stop_signals
+from attnres_train.supervise.launcher import default_world_size, stop_signals
 from tests.tiny import environment
 
 
@@ -27,8 +27,8 @@ def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 
 def launch_two(fault: str, rank: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    arguments = ["-m", "tests.launch.worker", fault, rank, str(folder)]
-    start = "from attnres_train.launcher import *; "
+    arguments = ["-m", "tests.supervise.worker", fault, rank, str(folder)]
+    start = "from attnres_train.supervise.launcher import *; "
     start += f"raise SystemExit(launch({arguments}, 2, Path({str(folder)!r})))"
     return python("-c", start)
 
@@ -72,7 +72,7 @@ def run_worker_alone(failing: str, rank: str) -> subprocess.CompletedProcess[str
     """A worker that SLURM has started: nobody but itself tells what happened."""
     code = f"""
 from attnres_train.errors import UserError
-from attnres_train.launcher import run_worker
+from attnres_train.supervise.launcher import run_worker
 def work():
     {failing}
 run_worker(work)

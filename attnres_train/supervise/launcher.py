@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from attnres_train import failures
 from attnres_train.config.schema import RunConfig
-from attnres_train.culprit import explain
 from attnres_train.errors import UserError
-from attnres_train.run_lock import run_lock
+from attnres_train.supervise import failures
+from attnres_train.supervise.culprit import explain
+from attnres_train.supervise.run_lock import run_lock
 
 # glibc returns freed activations to the kernel and faults them in again at every step; above these
 # thresholds (bytes) it keeps them. Read by malloc when a process starts, hence set for the workers.

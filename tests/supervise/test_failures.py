@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnres_train import failures
-from attnres_train.culprit import Failure, chain, explain
 from attnres_train.errors import UserError
 from attnres_train.pipeline.plan.messages import Message
 from attnres_train.pipeline.plan.program import Program, Step
 from attnres_train.pipeline.plan.schedule import gpipe, one_f_one_b
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.waits import PeerError, Wait
-from attnres_train.run_lock import run_lock
+from attnres_train.supervise import failures
+from attnres_train.supervise.culprit import Failure, chain, explain
+from attnres_train.supervise.run_lock import run_lock
 from attnres_train.train import owned
-from tests.launch.hanging import train_beside_a_sleeper
 from tests.pipeline.plan.layouts import layouts
+from tests.supervise.hanging import train_beside_a_sleeper
 
 
 def waits_for(peer: int, since: float, direction: str = "receive") -> Wait:

@@ -1,7 +1,7 @@
 """A worker for the launcher's tests: joins the others, fails as it is told to on one rank, and
 leaves the rest in a collective operation that never ends by itself.
 
-python -m tests.launch.worker (error|user error|crash|hang) RANK FOLDER
+python -m tests.supervise.worker (error|user error|crash|hang) RANK FOLDER
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from attnres_train.errors import UserError
-from attnres_train.launcher import run_worker
+from attnres_train.supervise.launcher import run_worker
 
 
 def work(fault: str, faulty_rank: str, folder: str) -> int:
@@ -23,7 +23,7 @@ def work(fault: str, faulty_rank: str, folder: str) -> int:
     dist.barrier()  # all are connected: torch logs it when one dies before
     if fault == "hang":
         from attnres_train.train import catch_stop_signals
-        from tests.launch.hanging import train_beside_a_sleeper
+        from tests.supervise.hanging import train_beside_a_sleeper
 
         catch_stop_signals(Path(folder))
         dist.barrier()  # all have imported that: the channels' timeout is short

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import nn
 
-from attnres_train import failures
 from attnres_train.pipeline.plan.layout import make_layout
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.transport import P2PTransport
+from attnres_train.supervise import failures
 from tests.pipeline.run.toy import ToyChunk, toy_batches
 from tests.pipeline.run.toy_runs import make_engine
 

@@ -1,0 +1,1 @@
+"""What watches over a run: launcher, failures and their cause, run lock."""
