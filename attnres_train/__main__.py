@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attnres_train import __version__
 from attnres_train.errors import UserError
-from attnres_train.tools.plan_options import add_arguments as add_plan_arguments
+from attnres_train.planning.machine import add_arguments as add_plan_arguments
 
 
 def train(args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def data(args: argparse.Namespace) -> int:
 
 def config(args: argparse.Namespace) -> int:
     from attnres_train.config import check_config, describe, load_config
-    from attnres_train.planning import chunk_layers
+    from attnres_train.planning.build import chunk_layers
 
     run_config = load_config(args.config, args.overrides)
     check_config(run_config, None)
@@ -70,7 +70,7 @@ def config(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     from attnres_train.config import check_config, load_config
-    from attnres_train.tools.plan import run
+    from attnres_train.planning.planner import run
 
     run_config = load_config(args.config, args.overrides)
     check_config(run_config, args.nproc)

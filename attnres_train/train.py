@@ -36,7 +36,7 @@ from attnres_train.pipeline.plan.schedule import SCHEDULES, forward_only
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
-from attnres_train.planning import build_plan, chunk_layers
+from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.supervise import failures
 from attnres_train.supervise.launcher import stop_signals
 from attnres_train.supervise.run_lock import run_lock

@@ -31,7 +31,7 @@ from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import Mailboxes, MailboxTransport
-from attnres_train.planning import build_plan
+from attnres_train.planning.build import build_plan
 from chunks import keep_memory
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

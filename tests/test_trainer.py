@@ -11,7 +11,7 @@ import torch
 
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.config import load_config
-from attnres_train.planning import build_plan
+from attnres_train.planning.build import build_plan
 from tests.parity.pool import RankFailedError
 from tests.tiny import (
     STEPS,

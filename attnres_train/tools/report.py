@@ -10,7 +10,7 @@ from attnres_train.config import load_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.sinks import Record, read_records
-from attnres_train.planning import build_plan
+from attnres_train.planning.build import build_plan
 
 
 def report(folder: str) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from attnres_train.config import describe, load_config
-from attnres_train.planning import chunk_layers
+from attnres_train.planning.build import chunk_layers
 
 
 def lines(path, *overrides: str, world_size: int | None = None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from attnres_train.pipeline.plan.parts import MODES
 from attnres_train.pipeline.plan.schedule import one_f_one_b
 from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
-from attnres_train.tools.timeline import draw_timeline
+from attnres_train.planning.timeline import draw_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 

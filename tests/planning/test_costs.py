@@ -16,7 +16,7 @@ from attnres_train.model.flops import (
 )
 from attnres_train.model.init import init_weights
 from attnres_train.optim.build import build_optimizer
-from attnres_train.tools.costs import CostModel
+from attnres_train.planning.costs import CostModel
 
 MODEL = {
     "hidden_size": 96,

@@ -1,4 +1,4 @@
-"""Options of `attnres-train plan`. Apart from `tools.plan`, so that `--help` loads no torch."""
+"""Options of `attnres-train plan`. Apart from `planning.planner`, so that `--help` loads no torch."""
 
 from __future__ import annotations
 

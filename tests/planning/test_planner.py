@@ -7,8 +7,8 @@ import pytest
 
 from attnres_train.config import load_config
 from attnres_train.errors import UserError
-from attnres_train.tools.plan import run
-from attnres_train.tools.plan_options import add_arguments
+from attnres_train.planning.machine import add_arguments
+from attnres_train.planning.planner import run
 
 
 def plan(capsys, config: str, *arguments: str, overrides: tuple[str, ...] = ()) -> str:

@@ -17,18 +17,18 @@ from attnres_train.pipeline.plan.schedule import SCHEDULES, Schedule, peak_in_fl
 from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
-from attnres_train.planning import build_plan
-from attnres_train.tools.costs import GRADIENT_BYTES, PARAMETER_BYTES, CostModel
-from attnres_train.tools.plan_options import Machine
-from attnres_train.tools.plan_text import as_text
-from attnres_train.tools.timeline import draw_timeline
+from attnres_train.planning.build import build_plan
+from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, CostModel
+from attnres_train.planning.machine import Machine
+from attnres_train.planning.text import as_text
+from attnres_train.planning.timeline import draw_timeline
 
 # Beyond this many passes only the slowest and the fastest of the exact transports are simulated.
 _MANY_PASSES = 50_000
 
 
 def run(config: RunConfig, args: argparse.Namespace) -> int:
-    """Print the plan of a checked ``config``; ``args`` as of `plan_options`. Raises UserError for
+    """Print the plan of a checked ``config``; ``args`` as of `machine`. Raises UserError for
     rates that are not positive and for a picture that cannot be written."""
     machine = Machine(args.flops_rate, args.peak_flops, args.link_bandwidth)
     for name, value in asdict(machine).items():

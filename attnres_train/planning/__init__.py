@@ -1,0 +1,1 @@
+"""What a configuration's pipeline sends, stores and costs, before any worker."""
