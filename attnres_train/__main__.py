@@ -87,8 +87,8 @@ def schema(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    from attnres_train.commands.report import report as print_report
     from attnres_train.config import load_config
-    from attnres_train.tools.report import report as print_report
 
     folder = args.run_or_config
     if folder.endswith((".yaml", ".yml")):
@@ -98,19 +98,19 @@ def report(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from attnres_train.tools.weights import export_weights
+    from attnres_train.commands.weights import export_weights
 
     return export_weights(args.run_folder, args.target)
 
 
 def import_(args: argparse.Namespace) -> int:
-    from attnres_train.tools.weights import import_weights
+    from attnres_train.commands.weights import import_weights
 
     return import_weights(args.source, args.config, args.overrides)
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from attnres_train.tools.doctor import doctor as print_doctor
+    from attnres_train.commands.doctor import doctor as print_doctor
 
     return print_doctor()
 

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from attnres_train.__main__ import main
+from attnres_train.commands.report import report
 from attnres_train.errors import UserError
 from attnres_train.planning.build import build_plan
-from attnres_train.tools.report import report
 from tests.tiny import STEPS, column, grid
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from attnres_train.__main__ import main
-from attnres_train.tools.doctor import OPTIONAL, REQUIRED
+from attnres_train.commands.doctor import OPTIONAL, REQUIRED
 
 
 def test_the_doctor_names_every_package_and_what_a_lack_costs(capsys):
