@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -38,8 +35,8 @@ from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.supervise import failures
-from attnres_train.supervise.launcher import stop_signals
 from attnres_train.supervise.run_lock import run_lock
+from attnres_train.supervise.signals import catch_stop_signals
 from attnres_train.trainer import Parts, Progress, Trainer
 
 PARAMETER_DTYPE = {
@@ -48,9 +45,6 @@ PARAMETER_DTYPE = {
     "bf16_params": torch.bfloat16,
 }
 STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": torch.bfloat16}
-
-# Seconds that a rank has to fail by itself behind the failure of another.
-LEAVE_SECONDS = 5.0
 
 
 def train(config: RunConfig) -> int:
@@ -85,39 +79,6 @@ def owned(folder: Path) -> Iterator[None]:
     with run_lock(folder):
         failures.clear(folder)
         yield
-
-
-def catch_stop_signals(folder: Path):
-    """From now on the first of `stop_signals` sets a flag; returns the function that reads it. The
-    loop saves and leaves behind the step in which any rank was told; a second signal ends the
-    process at once.
-
-    If another rank of the run in ``folder`` has failed, that step has no end. This one then gets
-    some seconds to fail too.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        if failures.paths(folder):
-            _leave_soon(folder, frame)
-
-    for number in stop_signals():
-        signal.signal(number, stop)
-    return lambda: bool(received)
-
-
-def _leave_soon(folder: Path, frame: FrameType | None) -> None:
-    """Write down where this rank is, unless it has failed, and end it unless it does so by then."""
-    here = failures.ended_in(int(os.environ.get("RANK", 0)), frame)
-    if all(failure.rank != here.rank for failure in failures.read(folder)):
-        failures.write(folder, here)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end = threading.Timer(LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
-    end.daemon = True
-    end.start()
 
 
 def build_parts(config: RunConfig, ranks: Ranks) -> Parts:

@@ -25,7 +25,7 @@ def refuse(
     """Start training with arguments that must be refused; returns the message."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(
-        "attnres_train.supervise.launcher.launch", lambda *_: pytest.fail("workers were started")
+        "attnres_train.commands.train.launch", lambda *_: pytest.fail("workers were started")
     )
 
     def run(*arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 
 import torch
@@ -22,7 +23,7 @@ OPTIONAL = {
 REQUIRED = ("torch", "megatron-core", "numpy", "pyyaml", "pydantic", "tokenizers", "safetensors")
 
 
-def doctor() -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the state of this machine. Returns 1 when a required package is missing, else 0."""
     print(f"python {platform.python_version()} on {platform.platform()}")
     _print_devices()

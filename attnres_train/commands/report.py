@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -11,6 +13,14 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.sinks import Record, read_records
 from attnres_train.planning.build import build_plan
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = args.run_or_config
+    if folder.endswith((".yaml", ".yml")):
+        section = load_config(folder, args.overrides).run
+        folder = os.path.join(section.dir, section.name)
+    return report(folder)
 
 
 def report(folder: str) -> int:

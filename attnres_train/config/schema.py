@@ -32,7 +32,7 @@ class ParallelConfig(Section):
     """Context-parallel size."""
     layout: Literal["even", "auto"] | list[int] | str = "even"
     """Decoder layers per chunk: `even`; `auto`, balanced by the FLOPs of each layer and of the head
-    (see `pipeline.plan.layout.balanced_bounds`); one count per chunk in model order (P*V of them); or
+    (`pipeline.plan.layout.balanced_bounds`); one count per chunk in model order (P*V of them); or
     Megatron's layout string, e.g. `Et*3|(tt|)*2ttL` (see `config.layout_text`)."""
 
     @property

@@ -10,9 +10,9 @@ _HOMES = {
     "Blocks": "blocks",
     "MicroBatch": "batch",
     "ModelChunk": "chunk",
-    "chunk_kda": "kda",
-    "depth_attention": "depth_attention",
-    "recurrent_kda_step": "kda",
+    "chunk_kda": "kda.operator",
+    "depth_attention": "depth.attention",
+    "recurrent_kda_step": "kda.operator",
 }
 __all__ = list(_HOMES)
 

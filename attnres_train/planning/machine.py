@@ -1,4 +1,5 @@
-"""Options of `attnres-train plan`. Apart from `planning.planner`, so that `--help` loads no torch."""
+"""The machine that a plan is made for, and the options of `attnres-train plan`. Apart from
+`planning.planner`, so that `--help` loads no torch."""
 
 from __future__ import annotations
 

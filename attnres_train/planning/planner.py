@@ -1,16 +1,11 @@
-"""`attnres-train plan CONFIG`: what a layout sends, stores and costs, before any worker starts."""
+"""The planner: everything that follows from a config, a machine and the number of processes."""
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
-from attnres_train.errors import UserError
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.pipeline.plan.parts import MODES, Mode
 from attnres_train.pipeline.plan.schedule import SCHEDULES, Schedule, peak_in_flight
@@ -20,37 +15,10 @@ from attnres_train.pipeline.plan.validate import Report, validate
 from attnres_train.planning.build import build_plan
 from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, CostModel
 from attnres_train.planning.machine import Machine
-from attnres_train.planning.text import as_text
 from attnres_train.planning.timeline import draw_timeline
 
 # Beyond this many passes only the slowest and the fastest of the exact transports are simulated.
 _MANY_PASSES = 50_000
-
-
-def run(config: RunConfig, args: argparse.Namespace) -> int:
-    """Print the plan of a checked ``config``; ``args`` as of `machine`. Raises UserError for
-    rates that are not positive and for a picture that cannot be written."""
-    machine = Machine(args.flops_rate, args.peak_flops, args.link_bandwidth)
-    for name, value in asdict(machine).items():
-        if not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
-    gc.disable()  # a million small tuples and no cycles: looking for them takes half the time
-    try:
-        planner = Planner(config, machine, args.nproc)
-        report = planner.report()
-    finally:
-        gc.enable()
-    print(json.dumps(report) if args.json else as_text(report))
-    if args.picture:
-        _write(Path(args.picture), planner.picture(args.mode))
-    return 0
-
-
-def _write(path: Path, svg: str) -> None:
-    try:
-        path.write_text(svg, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--picture {path}: {error.strerror}") from error
 
 
 class Planner:

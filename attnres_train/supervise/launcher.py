@@ -13,15 +13,13 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.errors import UserError
 from attnres_train.supervise import failures
 from attnres_train.supervise.culprit import explain
-from attnres_train.supervise.run_lock import run_lock
+from attnres_train.supervise.signals import stop_signals
+from attnres_train.supervise.worker import is_lost_peer
 
 # glibc returns freed activations to the kernel and faults them in again at every step; above these
 # thresholds (bytes) it keeps them. Read by malloc when a process starts, hence set for the workers.
@@ -32,27 +30,6 @@ MALLOC_ENVIRONMENT = {
 }
 # Seconds that workers have to finish their step and save behind a signal; torch gives them 30.
 SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
-# Signals that end a run: the agent hands them to the workers, which save (see `train`).
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# An error on all ranks is told by rank 0. The others leave it this many seconds to do so, and to
-# take them down with it.
-RANK_0_FIRST_SECONDS = 5.0
-# How a collective or point-to-point call ends when the process at its other end has died.
-PEER_LOST = (
-    "PeerError",
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Connection refused",
-    "Socket Timeout",
-    "Timed out",
-    "remote process exited",
-)
-
-
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that end a run here; one that the caller ignores (nohup) is not among them."""
-    return tuple(s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN)
 
 
 def default_world_size(config: RunConfig) -> int:
@@ -134,73 +111,11 @@ def _by_cause(failure) -> tuple[int, float]:
     elif failure.exitcode < 0:
         order = 0
     else:
-        order = 2 if _is_lost_peer(failure.message) else 1
+        order = 2 if is_lost_peer(failure.message) else 1
     return order, failure.timestamp
-
-
-def _is_lost_peer(message: object) -> bool:
-    return any(text in str(message) for text in PEER_LOST)
 
 
 def _traceback_of(failure) -> str:
     if isinstance(failure.message, dict):
         return failure.message["extraInfo"]["py_callstack"].rstrip()
     return f"exit code {failure.exitcode}, without a traceback"
-
-
-def run_worker(work: Callable[[], int]) -> int:
-    """Run a worker's ``work``; returns its exit code.
-
-    An exception ends the process, exit code 2 for a UserError, else 1. It is told once: a UserError
-    here, by the lowest rank that has it; any other by the agent that started the process (the local
-    launcher or torchrun), or here without one.
-    """
-    rank = os.environ.get("RANK", "0")
-    try:
-        return work()
-    except UserError as error:
-        _tell(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
-        _leave(2)
-    except BaseException as error:  # also SystemExit: a normal exit would wait for the peers
-        if os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-            handler = get_error_handler()
-            handler.initialize()
-            handler.record_exception(error)
-        elif _is_lost_peer(error):
-            told = "\n".join([str(error), *getattr(error, "__notes__", [])])
-            _tell(f"rank {rank} stopped, a peer is gone: {told}")
-        else:
-            _tell(f"rank {rank} failed:\n{traceback.format_exc().rstrip()}")
-        _leave(1)
-
-
-def _tell(what: str) -> None:
-    """Print what ended this worker, unless rank 0 has the same to say and ends this process too."""
-    if os.environ.get("RANK", "0") != "0":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(RANK_0_FIRST_SECONDS)
-    print(what, file=sys.stderr)
-
-
-def _leave(code: int) -> None:
-    """End the process at once: gloo's and NCCL's destructors may wait for the peers that wait for
-    this process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def prepare_local(config: RunConfig) -> None:
-    """What is done once, before any worker starts: data, the checkpoint to resume from, the run
-    folder, in which no other run may be at work. Raises UserError where one of them is not to be
-    had."""
-    from attnres_train.checkpoint.folders import resolve_resume
-    from attnres_train.data.prepare import prepare
-
-    prepare(config)
-    folder = Path(config.run.dir) / config.run.name
-    resolve_resume(config.checkpoint.resume, folder / "checkpoints")
-    with run_lock(folder):  # rank 0 will hold it
-        failures.clear(folder)

@@ -14,7 +14,7 @@ from attnres_train.checkpoint.huggingface_config import (
     released_config,
 )
 from attnres_train.checkpoint.streaming import FILE_BYTES, in_groups
-from attnres_train.commands.weights import released_layout
+from attnres_train.commands.export import released_layout
 from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.errors import UserError

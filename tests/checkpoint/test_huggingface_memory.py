@@ -16,7 +16,8 @@ import torch
 from attnres_train.checkpoint.huggingface import write_weights
 from attnres_train.checkpoint.huggingface_config import released_config, write_config
 from attnres_train.config import load_config
-from attnres_train.commands.weights import export_weights, import_weights, released_layout
+from attnres_train.commands.export import export_weights, released_layout
+from attnres_train.commands.import_ import import_weights
 
 def there_and_back(folder, *overrides):
     config = load_config(sys.argv[1], overrides)

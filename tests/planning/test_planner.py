@@ -5,16 +5,18 @@ import json
 
 import pytest
 
+from attnres_train.commands.plan import print_plan
 from attnres_train.config import load_config
 from attnres_train.errors import UserError
 from attnres_train.planning.machine import add_arguments
-from attnres_train.planning.planner import run
 
 
 def plan(capsys, config: str, *arguments: str, overrides: tuple[str, ...] = ()) -> str:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    code = run(load_config(f"configs/{config}.yaml", list(overrides)), parser.parse_args(arguments))
+    code = print_plan(
+        load_config(f"configs/{config}.yaml", list(overrides)), parser.parse_args(arguments)
+    )
     assert code == 0
     return capsys.readouterr().out
 

@@ -1,7 +1,7 @@
 """KDA over chunks of tokens: forward and backward of `kda.chunk_kda`.
 
 Within a chunk everything is batched matrix products, and only the state passes from one chunk to
-the next. The products inside a chunk are made in `kda_tiles`. Both directions are custom operators,
+the next. The products inside a chunk are made in `tiles`. Both directions are custom operators,
 so that `torch.compile` takes each as one node, however many chunks there are.
 
 Shapes: B batch, T tokens, H heads, K key size, V value size; C tokens per chunk, R = B H rows of

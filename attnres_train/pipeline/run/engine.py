@@ -1,7 +1,7 @@
 """Engine: training and validation steps of one pipeline rank.
 
 It makes the rank's program for each number of micro-batches, once and proved, and runs it (see
-`pipeline.run.execution`). One process is the plan with one chunk: nothing here asks for more than one.
+`execution`). One process is the plan with one chunk: nothing here asks for more than one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Execution: one run of a rank's program, forward and backward passes and what moves around them.
 
 Blocks cross to the next rank before the chunk that passes them on is computed, those that it makes
-as soon as they are complete (see `pipeline.plan.program`). A backward pass starts from what the chunk
+as soon as they are complete (see `plan.program`). A backward pass starts from what the chunk
 leaves behind: its partial with the gradient that came back, the loss with 1/M, the blocks that it
 does not read itself with the gradient collected in the store. Those that it does read get what was
 collected when the pass comes to where they were made, so that it need not wait for it before.

@@ -73,8 +73,8 @@ def calls(monkeypatch) -> list[dict]:
     namespace["ChunkKDAFunction"] = SimpleNamespace(apply=apply)
     unread_annotations = ast.parse("from __future__ import annotations").body
     exec(compile(ast.Module([*unread_annotations, function], []), path, "exec"), namespace)
-    for user in ("kda", "fla_backend"):
-        kernel_of = f"attnres_train.model.{user}.kda_kernel"
+    for user in ("operator", "fla"):
+        kernel_of = f"attnres_train.model.kda.{user}.kda_kernel"
         monkeypatch.setattr(kernel_of, lambda k, chunk_size: namespace["chunk_kda"])
     return recorded
 

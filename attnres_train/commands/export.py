@@ -1,0 +1,92 @@
+"""`attnres-train export`: a run's weights in the layout of the released Kimi-Linear. About one file
+of weights is in memory at a time."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attnres_train.checkpoint import folders, store
+from attnres_train.checkpoint.huggingface import released_dtype, write_weights
+from attnres_train.checkpoint.huggingface_config import left_unsaid, released_config, write_config
+from attnres_train.checkpoint.manifest import META, Manifest, read_manifest
+from attnres_train.checkpoint.streaming import FILE_BYTES
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.config.schema import RunConfig
+from attnres_train.errors import UserError
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.naming import released_tensors
+
+
+def run(args: argparse.Namespace) -> int:
+    return export_weights(args.run_folder, args.target)
+
+
+def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
+    """Write the newest checkpoint of ``run`` (run or step folder) to the new folder ``target``."""
+    step_folder, folder = _find_checkpoint(Path(run)), Path(target)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{target} exists already: name a new folder, or remove it")
+    manifest = read_manifest(step_folder)
+    config = RunConfig.model_validate(manifest.extras["config"])
+    description = released_config(config.model, config.train.seq_length)
+    layout = released_layout(config.model)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    load = partial(_load, step_folder, manifest, layout)
+    files = write_weights(unfinished, layout, load, file_bytes=file_bytes)
+    write_config(unfinished, description)
+    unfinished.rename(folder)
+    for note in left_unsaid(config.model):
+        print(f"note: {note}")
+    print(f"exported {count_of(layout)} of {step_folder} to {folder}, files: {files}")
+    return 0
+
+
+def released_layout(model: ModelConfig) -> dict[str, Tensor]:
+    """Name, shape and dtype of every released tensor, in model order and on the meta device.
+
+    Raises UserError for a residual that no released model has.
+    """
+    residual = model.residual
+    if residual.kind in ("dense_former", "mhc_lite") or residual.variations:
+        key = (residual.variations or ["kind"])[0]
+        raise UserError(
+            f"model.residual.{key} is {str(getattr(residual, key)).lower()}, which released models "
+            "do not know: only Attention Residuals as in the paper, or none, are exchanged"
+        )
+    chunk = ModelChunk(model, 0, model.num_layers, device="meta")
+    named = released_tensors(chunk.state_dict().items())
+    return {name: tensor.to(released_dtype(name)) for name, tensor in named}
+
+
+def _load(
+    step_folder: Path, manifest: Manifest, layout: dict[str, Tensor], names: list[str]
+) -> dict[str, Tensor]:
+    """Tensors ``names`` of a checkpoint, in the dtypes of ``layout``."""
+    specs = {name: manifest.tensors[name] for name in names}
+    saved = {n: torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for n, s in specs.items()}
+    store.load(step_folder, saved, unread=("",))
+    # One by one, so that the two precisions of the whole file are never there together.
+    return {name: saved.pop(name).to(layout[name].dtype) for name in names}
+
+
+def _find_checkpoint(path: Path) -> Path:
+    if (path / META).is_file():
+        return path
+    newest = folders.find_latest(path / "checkpoints") or folders.find_latest(path)
+    if newest is None:
+        raise UserError(f"{path} holds no complete checkpoint: name a run folder or a step folder")
+    return newest
+
+
+def count_of(layout: dict[str, Tensor]) -> str:
+    """``N tensors, M elements,``."""
+    elements = sum(tensor.numel() for tensor in layout.values())
+    return f"{len(layout):,} tensors, {elements:,} elements,"

@@ -1,0 +1,55 @@
+"""`attnres-train train`: be one process of a run, or start its local processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from attnres_train.config import check_config, load_config
+from attnres_train.config.schema import RunConfig
+from attnres_train.supervise import failures
+from attnres_train.supervise.launcher import default_world_size, launch
+from attnres_train.supervise.run_lock import run_lock
+from attnres_train.supervise.worker import run_worker
+
+
+def run(args: argparse.Namespace) -> int:
+    if "WORLD_SIZE" in os.environ:
+        return run_worker(lambda: _work(args))
+    return _launch(args)
+
+
+def _work(args: argparse.Namespace) -> int:
+    """Be one of the processes that a launcher has started."""
+    config = load_config(args.config, args.overrides)
+    check_config(config, int(os.environ["WORLD_SIZE"]))
+    # Imported here: a config that cannot run is told before torch is loaded.
+    from attnres_train.train import train
+
+    return train(config)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    """Start the processes of the run on this machine, once nothing speaks against it."""
+    config = load_config(args.config, args.overrides)
+    check_config(config, args.nproc)
+    world_size = args.nproc or default_world_size(config)
+    check_config(config, world_size)
+    prepare_once(config)
+    command = ["-m", "attnres_train", "train", args.config, *args.overrides]
+    return launch(command, world_size, Path(config.run.dir) / config.run.name)
+
+
+def prepare_once(config: RunConfig) -> None:
+    """What is done once, before any worker starts: data, the checkpoint to resume from, the run
+    folder, in which no other run may be at work. Raises UserError where one of them is not to be
+    had."""
+    from attnres_train.checkpoint.folders import resolve_resume
+    from attnres_train.data.prepare import prepare
+
+    prepare(config)
+    folder = Path(config.run.dir) / config.run.name
+    resolve_resume(config.checkpoint.resume, folder / "checkpoints")
+    with run_lock(folder):  # rank 0 will hold it
+        failures.clear(folder)

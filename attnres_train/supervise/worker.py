@@ -1,0 +1,76 @@
+"""One process of a run: how its end, by whatever cause, is told once and leaves nobody waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from attnres_train.errors import UserError
+
+# An error on all ranks is told by rank 0. The others leave it this many seconds to do so, and to
+# take them down with it.
+RANK_0_FIRST_SECONDS = 5.0
+# How a collective or point-to-point call ends when the process at its other end has died.
+PEER_LOST = (
+    "PeerError",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Socket Timeout",
+    "Timed out",
+    "remote process exited",
+)
+
+
+def run_worker(work: Callable[[], int]) -> int:
+    """Run a worker's ``work``; returns its exit code.
+
+    An exception ends the process, exit code 2 for a UserError, else 1. It is told once: a UserError
+    here, by the lowest rank that has it; any other by the agent that started the process (the local
+    launcher or torchrun), or here without one.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        return work()
+    except UserError as error:
+        _tell(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
+        _leave(2)
+    except BaseException as error:  # also SystemExit: a normal exit would wait for the peers
+        if os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            handler = get_error_handler()
+            handler.initialize()
+            handler.record_exception(error)
+        elif is_lost_peer(error):
+            told = "\n".join([str(error), *getattr(error, "__notes__", [])])
+            _tell(f"rank {rank} stopped, a peer is gone: {told}")
+        else:
+            _tell(f"rank {rank} failed:\n{traceback.format_exc().rstrip()}")
+        _leave(1)
+
+
+def _tell(what: str) -> None:
+    """Print what ended this worker, unless rank 0 has the same to say and ends this process too."""
+    if os.environ.get("RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(RANK_0_FIRST_SECONDS)
+    print(what, file=sys.stderr)
+
+
+def _leave(code: int) -> None:
+    """End the process at once: gloo's and NCCL's destructors may wait for the peers that wait for
+    this process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_lost_peer(message: object) -> bool:
+    """Whether ``message``, or its text, says that the process at the other end has died."""
+    return any(text in str(message) for text in PEER_LOST)
