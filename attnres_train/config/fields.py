@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
-from attnres_train.config.model_schema import Section
+from attnres_train.config.kinds import KindName, OptionsOf, options_class
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.section import Section
 from attnres_train.config.yaml_text import KeyPath, dotted
 
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
@@ -50,9 +51,10 @@ def nearest(key: str) -> list[str]:
     return [k for score, k in ranked[:3] if score > 0 and score >= best - 0.1]
 
 
-def locate(location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
+def locate(location: tuple[str | int, ...], values: Any) -> tuple[KeyPath, str]:
     """The key path behind a pydantic error location (without the branches of unions that pydantic
-    appends), and what is expected there. An unknown key expects nothing ("")."""
+    appends), and what is expected there. An unknown key expects nothing (""). ``values`` are those
+    of the whole configuration, whose kinds say which options there are."""
     annotation: Any = RunConfig
     bounds: list[Any] = []
     path: KeyPath = ()
@@ -61,22 +63,43 @@ def locate(location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
             field = annotation.model_fields.get(step)
             if field is None:
                 return (*path, step), ""
-            annotation, bounds = field.annotation, field.metadata
+            annotation, bounds = (
+                _options_type(field.metadata, values) or field.annotation,
+                field.metadata,
+            )
         elif isinstance(step, int) and get_origin(annotation) is list:
             annotation, bounds = get_args(annotation)[0], []
         else:
             break
         path = (*path, step)
+        values = _inside(values, step)
     return path, expected(annotation, bounds)
 
 
-def section_at(path: KeyPath) -> type[Section]:
-    """The section whose keys follow ``path``, which must lead to one."""
+def _inside(values: Any, key: str | int) -> Any:
+    """``values[key]``, None where nothing is there."""
+    if isinstance(values, dict):
+        return values.get(key)
+    return values[key] if isinstance(values, list) and isinstance(key, int) else None
+
+
+def _options_type(metadata: list[Any], section: Any) -> type[Section] | None:
+    """The options of the kind that ``section``, plain values, names; None for any other field."""
+    for note in metadata:
+        if isinstance(note, OptionsOf):
+            return options_class(note.choice, section[note.by])
+    return None
+
+
+def section_at(path: KeyPath, values: Any) -> type[Section]:
+    """The section whose keys follow ``path``, which must lead to one; ``values`` as in `locate`."""
     section: Any = RunConfig
     for step in path:
         if not isinstance(step, int):
-            annotation = section.model_fields[step].annotation
+            field = section.model_fields[step]
+            annotation = _options_type(field.metadata, values) or field.annotation
             section = annotation if is_section(annotation) else get_args(annotation)[0]
+        values = _inside(values, step)
     return section
 
 
@@ -91,10 +114,15 @@ def expected(annotation: Any, bounds: list[Any] = ()) -> str:
         some = f"{len(args)} " if origin is tuple else ""
         filled = "non-empty " if bounds else ""
         return f"a {filled}list of {some}{_PLURALS.get(args[0], 'sections')}"
+    if any(isinstance(note, OptionsOf) for note in bounds):
+        return "a section with the options that the kind declares"
     if is_section(annotation):
         return "a section with the keys " + ", ".join(annotation.model_fields)
     if annotation is type(None):
         return "null"
+    for note in bounds:
+        if isinstance(note, KindName):
+            return note.expected
     if annotation is str:
         return "non-empty text" if bounds else "text"
     if annotation is bool:

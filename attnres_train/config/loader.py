@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.fields import locate, nearest, section_at
+from attnres_train.config.kinds import KIND_ERROR
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import Dumper, KeyPath, dotted
@@ -30,20 +32,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         return RunConfig.model_validate(tree.values)
     except ValidationError as error:
         # A union reports each of its branches: keep one problem per key.
-        problems = dict(_problem(tree, e["type"], e["loc"]) for e in error.errors())
+        problems = dict(_problem(tree, e) for e in error.errors())
         raise ConfigError(list(problems.values())) from None
 
 
-def _problem(tree: Tree, kind: str, location: tuple[str | int, ...]) -> tuple[KeyPath, str]:
-    path, wanted = locate(location)
+def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
+    path, wanted = locate(error["loc"], tree.values)
     key = dotted(path)
-    if kind == "missing" and path == location:
+    if error["type"] == "missing" and path == error["loc"]:
         return path, f"{key}: missing from {tree.place(path[:-1])}; expected {wanted}"
     here = f"{key} ({tree.place(path)})"
+    if error["type"] == KIND_ERROR:
+        return path, f"{here} is {_shown(tree.at(path))}: {error['msg']}"
     if not wanted:
         if guesses := nearest(key):
             return path, f"{here}: unknown key; did you mean {' or '.join(guesses)}?"
-        known = ", ".join(section_at(path[:-1]).model_fields)
+        known = ", ".join(section_at(path[:-1], tree.values).model_fields)
         return path, f"{here}: unknown key; known here: {known}"
     return path, f"{here}: expected {wanted}, not {_shown(tree.at(path))}"
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
-
-class Section(BaseModel):
-    """A closed section: unknown keys are errors, values are checked on assignment."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        validate_assignment=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("neither true nor false is a number")
-        return value
+from attnres_train.config.kinds import KindName, KindOptions, NoOptions, OptionsOf
+from attnres_train.config.section import Section
 
 
 class ResidualConfig(Section):
-    kind: Literal["standard", "full", "block", "dense_former", "mhc_lite"] = "block"
+    kind: Annotated[str, KindName("model.residual.kind")] = "block"
     """Residual stream: `standard` PreNorm sum, `full` attention over every sublayer output,
     `block` attention over sums of `block_size` sublayers; for comparison `dense_former`, averages
     of layers by learned scalars, and `mhc_lite`, hyper-connections of `num_streams` streams."""
@@ -51,6 +36,10 @@ class ResidualConfig(Section):
     """Heads of depth attention, with weights of their own for their channels."""
     num_streams: int = Field(4, ge=2, le=6)
     """Streams of `kind: mhc_lite`; it learns a weight for each of their permutations."""
+    options: Annotated[KindOptions, OptionsOf("model.residual.kind")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a kind of your own declares."""
 
     @property
     def variations(self) -> list[str]:

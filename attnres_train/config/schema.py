@@ -3,11 +3,13 @@ JSON schema; relations between fields are checked in `config.checks`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from attnres_train.config.model_schema import ModelConfig, Section
+from attnres_train.config.kinds import KindName, KindOptions, NoOptions, OptionsOf
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.config.section import Section
 
 
 class RunSection(Section):
@@ -50,9 +52,13 @@ class ParallelConfig(Section):
 
 
 class PipelineConfig(Section):
-    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    schedule: Annotated[str, KindName("pipeline.schedule")] = "1f1b"
     """Order of forward and backward passes. `1f1b`: interleaved where V > 1; `gpipe`: all forward
     passes, then all backward ones, with every micro-batch's activations alive at once."""
+    schedule_options: Annotated[KindOptions, OptionsOf("pipeline.schedule", by="schedule")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a schedule of your own declares."""
     debug: bool = False
     """Send the identity of every block beside it and check it on arrival."""
     timeout_seconds: float = Field(600, gt=0)
@@ -87,7 +93,7 @@ class TrainSection(Section):
 
 
 class OptimizerConfig(Section):
-    kind: Literal["muon", "adamw"] = "muon"
+    kind: Annotated[str, KindName("optimizer.kind")] = "muon"
     """`muon`: Muon for matrices and AdamW for the rest; `adamw`: AdamW for everything."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, shared by Muon and AdamW."""
@@ -103,10 +109,14 @@ class OptimizerConfig(Section):
     """Newton-Schulz steps."""
     ns_dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """Dtype of Newton-Schulz; `auto`: bf16 on CUDA, fp32 on CPU."""
+    options: Annotated[KindOptions, OptionsOf("optimizer.kind")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a kind of your own declares."""
 
 
 class LRScheduleConfig(Section):
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    kind: Annotated[str, KindName("lr_schedule.kind")] = "cosine"
     """Shape behind the warm-up: cosine to `min_lr_ratio`, warm-up-stable-decay, or constant."""
     warmup_iters: int = Field(0, ge=0)
     """Steps of linear warm-up."""
@@ -115,10 +125,14 @@ class LRScheduleConfig(Section):
     of the linear decay at the end of the run (default: a fifth of it)."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """Final learning rate over the peak."""
+    options: Annotated[KindOptions, OptionsOf("lr_schedule.kind")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a kind of your own declares."""
 
 
 class CorpusConfig(Section):
-    kind: Literal["python-stdlib", "text", "jsonl", "parquet", "indexed"]
+    kind: Annotated[str, KindName("data.corpus.kind")]
     """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
     path: str | list[str] | None = None
     """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl or
@@ -127,6 +141,10 @@ class CorpusConfig(Section):
     """Share of the blend, relative to the other corpora."""
     text_field: str = "text"
     """Field with the document in JSONL and Parquet files."""
+    options: Annotated[KindOptions, OptionsOf("data.corpus.kind")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a kind of your own declares."""
 
 
 class TokenizerConfig(Section):
@@ -186,6 +204,20 @@ class WandbConfig(Section):
     """`offline` writes to the run folder for a later `wandb sync`."""
 
 
+class ObserverConfig(Section):
+    kind: Annotated[str, KindName("log.observers")]
+    """Class of your own, `module:Name`."""
+    options: Annotated[KindOptions, OptionsOf("log.observers")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a kind of your own declares."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
 class LogConfig(Section):
     interval: int = Field(10, ge=1)
     """Steps between log lines."""
@@ -197,6 +229,8 @@ class LogConfig(Section):
     """Weights & Biases."""
     plot: bool = True
     """Draw the loss curve (PNG) into the run folder at the end, where matplotlib is installed."""
+    observers: list[ObserverConfig] = Field(default_factory=list)
+    """Observers of your own: `module:Name`, or a section with `kind` and `options`."""
 
 
 class RunConfig(Section):

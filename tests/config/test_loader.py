@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -141,7 +142,9 @@ class TestJsonSchema:
 
     def test_choices_and_bounds(self):
         residual = json_schema()["$defs"]["ResidualConfig"]["properties"]
-        assert residual["kind"]["enum"][:3] == ["standard", "full", "block"]
+        ours, own = residual["kind"]["anyOf"]
+        assert ours["enum"][:3] == ["standard", "full", "block"]
+        assert re.search(own["pattern"], "my_lab.residuals:LayerScale")
         assert residual["block_size"]["minimum"] == 1
 
 

@@ -1,0 +1,238 @@
+"""Kinds: what a configuration names where there is a choice, be it of residual, of learning-rate
+schedule or of corpus reader.
+
+A name is one of ours, listed in `CHOICES`, or a class of the user's as ``module:Name``. Either way
+it leads to a class, imported when it is used, that holds all that is to be known of the kind:
+whoever needs to know asks that class, and no other list of kinds exists. The modules named here are
+light: what a kind does once a run starts (and torch) is imported by the kind itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializeAsAny, ValidationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from attnres_train.config.errors import ConfigError
+from attnres_train.config.section import Section
+
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+KIND_ERROR = "kind"
+"""Type of the validation errors whose message is told as it is."""
+
+
+class NoOptions(Section):
+    """The options of a kind that has none of its own."""
+
+
+class Kind:
+    """What a configuration names by ``kind``: a base of the bases in `CHOICES`.
+
+    ``section`` is the section that names the kind, ``key`` its dotted place (``data.corpus.0``).
+    A class declares options of its own as a nested ``Options``, a `Section`; they are written below
+    ``options`` in the same section.
+    """
+
+    Options: ClassVar[type[Section]] = NoOptions
+
+    def __init__(self, section: Any, key: str) -> None:
+        self.section, self.key = section, key
+
+    @property
+    def options(self) -> Any:
+        """The checked `Options` of the configuration."""
+        return self.section.options
+
+    @classmethod
+    def about(cls) -> str:
+        """The first sentence or so of the class's docstring: what the kind is."""
+        text = inspect.cleandoc(cls.__doc__ or cls.__name__)
+        return " ".join(text.split("\n\n")[0].split())
+
+    def check(self, config: Any) -> Iterator[str]:
+        """What speaks against running ``config``, a `RunConfig`, with this kind: a line each, with
+        the user's key and what to do. Called before any worker starts."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kinds that a key may name; classes as ``module:Name``."""
+
+    base: str
+    """The class that every one derives from."""
+    built_in: Mapping[str, str]
+    """Ours, by the name in the configuration."""
+
+
+_PACKAGE = "attnres_train."
+_RESIDUAL, _CORPORA = "attnres_train.model.residual.", "attnres_train.data.corpora."
+CHOICES: dict[str, Choice] = {
+    "model.residual.kind": Choice(
+        _RESIDUAL + "kind:ResidualKind",
+        {
+            "standard": _RESIDUAL + "kinds:Standard",
+            "full": _RESIDUAL + "kinds:Full",
+            "block": _RESIDUAL + "kinds:Block",
+            "dense_former": _RESIDUAL + "kinds:DenseFormerKind",
+            "mhc_lite": _RESIDUAL + "kinds:HyperConnectionsKind",
+        },
+    ),
+    "pipeline.schedule": Choice(
+        _PACKAGE + "pipeline.plan.schedule_kinds:PipelineSchedule",
+        {
+            "1f1b": _PACKAGE + "pipeline.plan.schedule_kinds:OneFOneB",
+            "gpipe": _PACKAGE + "pipeline.plan.schedule_kinds:GPipe",
+        },
+    ),
+    "optimizer.kind": Choice(
+        _PACKAGE + "optim.kinds:OptimizerKind",
+        {
+            "muon": _PACKAGE + "optim.kinds:MuonKind",
+            "adamw": _PACKAGE + "optim.kinds:AdamWKind",
+        },
+    ),
+    "lr_schedule.kind": Choice(
+        _PACKAGE + "optim.schedules:LRSchedule",
+        {
+            "cosine": _PACKAGE + "optim.schedules:Cosine",
+            "wsd": _PACKAGE + "optim.schedules:WarmupStableDecay",
+            "constant": _PACKAGE + "optim.schedules:Constant",
+        },
+    ),
+    "data.corpus.kind": Choice(
+        _CORPORA + "reader:CorpusReader",
+        {
+            "python-stdlib": _CORPORA + "text:PythonStdlib",
+            "text": _CORPORA + "text:Text",
+            "jsonl": _CORPORA + "records:JsonLines",
+            "parquet": _CORPORA + "records:Parquet",
+            "indexed": _CORPORA + "indexed:Indexed",
+        },
+    ),
+    "log.observers": Choice(_PACKAGE + "observe.observer:Observer", {}),
+}
+"""Every key that names a kind (list elements without their index)."""
+
+
+def resolve(choice: str, name: str) -> type[Any]:
+    """The class that ``name`` stands for where `CHOICES` has ``choice``.
+
+    Raises ConfigError where a class of the user's cannot be imported or is not of that choice.
+    """
+    table = CHOICES[choice]
+    found = _load(table.built_in.get(name, name))
+    base = _load(table.base)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(
+            f"{name} is no {base.__name__}: derive the class from "
+            f"{base.__module__}.{base.__name__} (see docs/extending.md)"
+        )
+    return found
+
+
+def _load(target: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"there is no module {error.name}: start in the folder that holds it (now "
+                f"{os.getcwd()}), install it, or put its folder on PYTHONPATH"
+            ) from None
+        raise ConfigError(f"module {module_name} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"module {module_name} cannot be imported: {told}") from error
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        meant = f"; did you mean {module_name}:{near[0]}?" if near else ""
+        raise ConfigError(f"module {module_name} ({module.__file__}) has no {attribute}{meant}")
+    return getattr(module, attribute)
+
+
+@dataclass(frozen=True)
+class KindName:
+    """Annotation of a ``str`` field that names a kind of ``choice``."""
+
+    choice: str
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        names = list(CHOICES[self.choice].built_in)
+        own = "module:Name of your own"
+        return f"one of {', '.join(names)}, or {own}" if names else own
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        names = list(CHOICES[self.choice].built_in)
+        own = {"type": "string", "pattern": f"^{_OWN.pattern}$"}
+        return {"anyOf": [{"enum": names}, own]} if names else own
+
+    def _checked(self, name: str) -> str:
+        if name in CHOICES[self.choice].built_in:
+            return name
+        if not _OWN.fullmatch(name):
+            raise ValueError(self.expected)
+        _told_as_it_is(lambda: resolve(self.choice, name))
+        return name
+
+
+def _told_as_it_is(action: Callable[[], Any]) -> Any:
+    """The result of ``action``; its ConfigError as a validation error that is told as it is."""
+    try:
+        return action()
+    except ConfigError as error:
+        raise PydanticCustomError(KIND_ERROR, "{told}", {"told": str(error)}) from None
+
+
+def options_class(choice: str, name: str) -> type[Section]:
+    """The `Kind.Options` of kind ``name``."""
+    return resolve(choice, name).Options
+
+
+@dataclass(frozen=True)
+class OptionsOf:
+    """Annotation of a field of `KindOptions`: those of the kind that the field ``by``, which comes
+    before it in the same section, names."""
+
+    choice: str
+    by: str = "kind"
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "object"}
+
+    def _checked(self, value: Any, info: ValidationInfo) -> Section:
+        name = info.data.get(self.by)
+        given = value.model_dump() if isinstance(value, Section) else value
+        if name is None or (not given and name in CHOICES[self.choice].built_in):
+            return NoOptions()  # an unknown kind is an error of its own
+        options = _told_as_it_is(lambda: options_class(self.choice, name))
+        return options.model_validate({} if given is None else given)
+
+
+KindOptions = SerializeAsAny[Section]
+"""Type of a field that holds the options of a kind: ``Annotated[KindOptions, OptionsOf(...)]``."""
