@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from attnres_train.config import check_config, load_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.planning.machine import Machine
@@ -15,7 +16,13 @@ from attnres_train.planning.planner import Planner
 from attnres_train.planning.text import as_text
 
 
-def run(config: RunConfig, args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    check_config(config, args.nproc)
+    return print_plan(config, args)
+
+
+def print_plan(config: RunConfig, args: argparse.Namespace) -> int:
     """Print the plan of a checked ``config``; ``args`` as of `machine`. Raises UserError for
     rates that are not positive and for a picture that cannot be written."""
     machine = Machine(args.flops_rate, args.peak_flops, args.link_bandwidth)
