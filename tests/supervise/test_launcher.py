@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.supervise.launcher import default_world_size, stop_signals
+from attnres_train.supervise.launcher import default_world_size
+from attnres_train.supervise.signals import stop_signals
 from tests.tiny import environment
 
 
@@ -72,7 +73,7 @@ def run_worker_alone(failing: str, rank: str) -> subprocess.CompletedProcess[str
     """A worker that SLURM has started: nobody but itself tells what happened."""
     code = f"""
 from attnres_train.errors import UserError
-from attnres_train.supervise.launcher import run_worker
+from attnres_train.supervise.worker import run_worker
 def work():
     {failing}
 run_worker(work)

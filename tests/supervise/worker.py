@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from attnres_train.errors import UserError
-from attnres_train.supervise.launcher import run_worker
+from attnres_train.supervise.worker import run_worker
 
 
 def work(fault: str, faulty_rank: str, folder: str) -> int:
@@ -22,7 +22,7 @@ def work(fault: str, faulty_rank: str, folder: str) -> int:
     dist.init_process_group("gloo")
     dist.barrier()  # all are connected: torch logs it when one dies before
     if fault == "hang":
-        from attnres_train.train import catch_stop_signals
+        from attnres_train.supervise.signals import catch_stop_signals
         from tests.supervise.hanging import train_beside_a_sleeper
 
         catch_stop_signals(Path(folder))
