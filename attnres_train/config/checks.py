@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnres_train.config.errors import ConfigError
-from attnres_train.config.files import file_problems
+from attnres_train.config.files import checkpoint_problems
+from attnres_train.config.kinds import resolve
 from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
 
@@ -28,7 +29,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
         *_batch(config, world_size),
         *_optimisation(config),
         *_data(config),
-        *file_problems(config),
+        *checkpoint_problems(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -71,12 +72,6 @@ def _model(config: RunConfig) -> Problems:
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
     if twice:
         yield f"model.full_attention_layers names {twice} more than once"
-    tokenizer = config.data.tokenizer
-    if tokenizer.kind == "bpe" and tokenizer.vocab_size > model.vocab_size:
-        yield (
-            f"data.tokenizer.vocab_size is {tokenizer.vocab_size}, but model.vocab_size is "
-            f"{model.vocab_size}: raise model.vocab_size to at least {tokenizer.vocab_size}"
-        )
 
 
 def _residual(config: RunConfig) -> Problems:
@@ -183,21 +178,10 @@ def _data(config: RunConfig) -> Problems:
             f"train.eval_interval is {train.eval_interval}, but data.split {list(split)} leaves "
             "nothing for validation: set it to 0, or give validation a share"
         )
-    kinds = [corpus.kind for corpus in config.data.corpus]
-    for i, corpus in enumerate(config.data.corpus):
-        if corpus.kind == "python-stdlib" and corpus.path is not None:
-            yield _unread(f"data.corpus.{i}.path", corpus.kind)
+    for number, corpus in enumerate(config.data.corpus):
+        reader = resolve("data.corpus.kind", corpus.kind)(corpus, f"data.corpus.{number}")
+        yield from reader.check(config)
     tokenizer = config.data.tokenizer
-    if tokenizer.kind in ("bpe", "none") and tokenizer.path is not None:
-        yield _unread("data.tokenizer.path", tokenizer.kind)
-    if tokenizer.kind == "none" and set(kinds) != {"indexed"}:
-        yield (
-            f"data.tokenizer.kind is none, but data.corpus has the kinds {', '.join(kinds)}: only "
-            "an indexed corpus needs no tokenizer"
-        )
-
-
-def _unread(key: str, kind: str) -> str:
-    return (
-        f"{key} is not read with kind {kind}: remove it (or set it to null), or choose another kind"
+    yield from resolve("data.tokenizer.kind", tokenizer.kind)(tokenizer, "data.tokenizer").check(
+        config
     )

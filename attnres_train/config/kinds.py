@@ -75,6 +75,7 @@ class Choice:
 
 _PACKAGE = "attnres_train."
 _RESIDUAL, _CORPORA = "attnres_train.model.residual.", "attnres_train.data.corpora."
+_TOKENIZERS = "attnres_train.data.tokenizers."
 CHOICES: dict[str, Choice] = {
     "model.residual.kind": Choice(
         _RESIDUAL + "kind:ResidualKind",
@@ -116,6 +117,15 @@ CHOICES: dict[str, Choice] = {
             "jsonl": _CORPORA + "records:JsonLines",
             "parquet": _CORPORA + "records:Parquet",
             "indexed": _CORPORA + "indexed:Indexed",
+        },
+    ),
+    "data.tokenizer.kind": Choice(
+        _TOKENIZERS + "kind:TokenizerKind",
+        {
+            "bpe": _TOKENIZERS + "hugging_face:BytePairs",
+            "file": _TOKENIZERS + "hugging_face:TokenizerJson",
+            "tiktoken": _TOKENIZERS + "rank_file:RankFile",
+            "none": _TOKENIZERS + "kind:NoTokenizer",
         },
     ),
     "log.observers": Choice(_PACKAGE + "observe.observer:Observer", {}),

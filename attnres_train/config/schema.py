@@ -148,7 +148,7 @@ class CorpusConfig(Section):
 
 
 class TokenizerConfig(Section):
-    kind: Literal["bpe", "file", "tiktoken", "none"] = "bpe"
+    kind: Annotated[str, KindName("data.tokenizer.kind")] = "bpe"
     """`bpe`: byte-level BPE trained on the corpora; `file`: a Hugging Face `tokenizer.json`;
     `tiktoken`: a tiktoken rank file; `none`: token ids only, where every corpus is `indexed`."""
     path: str | None = None
@@ -157,9 +157,13 @@ class TokenizerConfig(Section):
     """Vocabulary to train, for `bpe`."""
     eod: str | int | None = None
     """Token that ends a document, by name or id. Default: `<|endoftext|>` or another usual name in
-    a `tokenizer.json`; the first id behind the ranks for `tiktoken`."""
+    a `tokenizer.json`; the first id after the ranks for `tiktoken`."""
     pattern: str | None = None
     """Regular expression that splits text before merging, for `tiktoken` (default: GPT-2's)."""
+    options: Annotated[KindOptions, OptionsOf("data.tokenizer.kind")] = Field(
+        default_factory=NoOptions, validate_default=True
+    )
+    """Options that a kind of your own declares."""
 
 
 class DataConfig(Section):
@@ -170,7 +174,7 @@ class DataConfig(Section):
     split: tuple[float, float] = (0.98, 0.02)
     """Shares of the documents for training and validation."""
     reset_at_documents: bool = False
-    """Keep the documents of a sample apart: attention, KDA state and convolutions start anew behind
+    """Keep the documents of a sample apart: attention, KDA state and convolutions start anew after
     each end of a document. Off by default, as in most published pretraining, whose losses then
     compare: a token may see the documents before its own."""
     mask_document_ends: bool = False

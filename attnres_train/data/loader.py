@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import read_prepared
-from attnres_train.data.samples import open_samples
+from attnres_train.data.samples import Split, open_samples
 from attnres_train.data.unigrams import check_ids
 
 Batch = dict[str, torch.Tensor]
@@ -23,7 +23,10 @@ def open_data(config: RunConfig) -> BatchSource:
     Raises UserError when data was not prepared or was damaged since.
     """
     prepared, train = read_prepared(config), config.train
-    steps = {"train": train.train_iters, "valid": train.eval_iters if train.eval_interval else 0}
+    steps: dict[Split, int] = {
+        "train": train.train_iters,
+        "valid": train.eval_iters if train.eval_interval else 0,
+    }
     samples = {
         split: open_samples(
             prepared.sources,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import digest, locked, write_json
-from attnres_train.data.corpora import find_corpora
+from attnres_train.data.corpora.reader import find_corpora
 from attnres_train.data.samples import Source
 from attnres_train.data.steps import CACHE_VERSION, Desk, make_indices, make_source, make_tokenizer
-from attnres_train.data.tokenizer import Tokenizer
+from attnres_train.data.tokenizers.kind import tokenizer_kind
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
 
 
@@ -23,6 +24,7 @@ class Prepared:
     """Where the data of a run lies, and what it holds."""
 
     tokenizer_path: str | None
+    """The file that it is opened with, if any (`open_tokenizer`)."""
     sources: list[Source]
     indices: str
     """Folder of the sample indices."""
@@ -30,7 +32,7 @@ class Prepared:
     """Training tokens of one epoch of every corpus."""
     num_valid_tokens: int
     unigram_entropy_nats: float
-    """Entropy of the training tokens' distribution (`samples.unigram_entropy`), nats per token."""
+    """Entropy of the training tokens' distribution (`unigrams.unigram_entropy`), nats per token."""
     eod: int | None
     """Id of the token that ends a document; None: unknown, and not needed."""
 
@@ -51,7 +53,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
         indices, summary = make_indices(config, sources, desk)
         _check_validation(config, sources, summary["valid_tokens"])
         prepared = Prepared(
-            tokenizer_path=str(tokenizer.path) if tokenizer else None,
+            tokenizer_path=str(tokenizer.path) if tokenizer and tokenizer.path else None,
             sources=sources,
             indices=str(indices),
             num_tokens=sum(summary["train_tokens"]),
@@ -86,14 +88,23 @@ def read_prepared(config: RunConfig) -> Prepared:
 
 
 def open_tokenizer(config: RunConfig) -> Tokenizer | None:
-    """The run's tokenizer; None for ``data.tokenizer.kind: none``."""
-    path = read_prepared(config).tokenizer_path
-    return Tokenizer(Path(path), config.data.tokenizer) if path else None
+    """The run's tokenizer; None for a kind that encodes no text (``none``).
+
+    Raises UserError where `prepare` has not been called.
+    """
+    settings, path = config.data.tokenizer, read_prepared(config).tokenizer_path
+    if not tokenizer_kind(settings).encodes_text:
+        return None
+    return Tokenizer(Path(path) if path else None, settings)
 
 
 def _record(config: RunConfig) -> Path:
     """Named by the configuration alone: workers need not look at the corpora's files."""
-    data = config.data.model_dump(exclude={"cache_dir"})
+    data = config.data.model_dump(mode="json", exclude={"cache_dir"})
+    for section in (*data["corpus"], data["tokenizer"]):
+        # So that what was recorded before there were options is found.
+        if not section["options"]:
+            del section["options"]
     key = [CACHE_VERSION, data, config.run.seed, config.train.seq_length, config.model.vocab_size]
     return Path(config.data.cache_dir, "prepared", f"{digest(key)}.json")
 
@@ -103,16 +114,17 @@ def _end_of_document(config: RunConfig, tokenizer: Tokenizer | None) -> int | No
     if tokenizer is not None:
         return tokenizer.eod
     data, eod = config.data, config.data.tokenizer.eod
-    is_id = isinstance(eod, int) and 0 <= eod < config.model.vocab_size
-    if not is_id and data.tells_documents_apart:
+    if isinstance(eod, int) and 0 <= eod < config.model.vocab_size:
+        return eod
+    if data.tells_documents_apart:
         asked = "reset_at_documents" if data.reset_at_documents else "mask_document_ends"
         found = "not set" if eod is None else f"{eod!r}, no id below model.vocab_size"
         raise UserError(
             f"data.{asked} needs the token that ends a document, which nothing tells where "
-            f"data.tokenizer.kind is none and data.tokenizer.eod is {found}: set it to the id that "
-            "ends the documents of the indexed corpora"
+            f"data.tokenizer.kind is {data.tokenizer.kind} and data.tokenizer.eod is {found}: set "
+            "it to the id that ends the documents of the indexed corpora"
         )
-    return eod if is_id else None
+    return None
 
 
 def _check_validation(config: RunConfig, sources: list[Source], tokens: list[int]) -> None:

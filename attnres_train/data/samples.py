@@ -96,13 +96,13 @@ class EpochSamples:
 def sequence_ends(dataset: Any, place: int) -> np.ndarray:
     """Bool [seq_length]: the tokens of sample ``place`` of a GPTDataset that are the last ones of a
     stored sequence. What follows such a token in the sample comes from elsewhere in the corpus,
-    even where no document ends: of a long text, each passage is a sequence (see `corpora`)."""
+    even where no document ends: of a long text, each passage is a sequence (see `corpora.text`)."""
     sample = dataset.shuffle_index[place]
     (first, offset), (last, _) = (dataset.sample_index[i].tolist() for i in (sample, sample + 1))
     lengths = [dataset.dataset.length(i) for i in dataset.document_index[first:last]]
     ends = np.zeros(dataset.config.sequence_length, dtype=bool)
-    behind = np.cumsum(lengths, dtype=np.int64) - offset
-    ends[behind[behind > 0] - 1] = True
+    starts_after = np.cumsum(lengths, dtype=np.int64) - offset
+    ends[starts_after[starts_after > 0] - 1] = True
     return ends
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from attnres_train.data.cache import published, write_json
-from attnres_train.data.corpora import Corpus, Passage
+from attnres_train.data.corpora.reader import CorpusReader, Passage
 from attnres_train.data.indexed import check_indexed
 from attnres_train.data.megatron import megatron_datasets
-from attnres_train.data.tokenizer import Tokenizer
+from attnres_train.data.tokenizers.kind import Backend
 from attnres_train.errors import UserError
 
 # Input bytes of a part, at least; a larger file is a part of its own. Few files stay open when
@@ -41,7 +41,7 @@ class Counts:
     tokens: int = 0
 
 
-def tokenise(corpus: Corpus, tokenizer: Tokenizer, folder: Path, *, progress: bool) -> Counts:
+def tokenise(corpus: CorpusReader, tokenizer: Backend, folder: Path, *, progress: bool) -> Counts:
     """Write the token shards of ``corpus`` below ``folder``; parts that are there are kept.
 
     Raises UserError when a file cannot be read or the corpus has no text.
@@ -51,7 +51,7 @@ def tokenise(corpus: Corpus, tokenizer: Tokenizer, folder: Path, *, progress: bo
     total = Counts()
     # disable=None: no bar where the screen is no terminal.
     with tqdm(
-        desc=f"tokenising {corpus.config.kind}",
+        desc=f"tokenising {corpus.kind}",
         total=total_bytes,
         unit="B",
         unit_scale=True,
@@ -104,10 +104,10 @@ def is_whole(part: Path) -> bool:
 
 
 def write_part(
-    corpus: Corpus, files: list[Path], tokenizer: Tokenizer, part: Path, bar: tqdm
+    corpus: CorpusReader, files: list[Path], tokenizer: Backend, part: Path, bar: tqdm
 ) -> None:
     """Tokenise ``files`` into the folder ``part``, which appears only when it is complete."""
-    passages = (passage for file in files for passage in corpus.passages(file))
+    passages = (passage for file in files for passage in corpus.read(file))
     with published(part) as scratch:
         writer = ShardWriter(scratch, tokenizer.vocab_size, tokenizer.eod)
         for batch in batches(passages):
@@ -136,7 +136,7 @@ def batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
 
 class ShardWriter:
     """Writes token sequences to ``00000.bin/.idx``, ``00001.bin/.idx``, ... in ``folder``: a new
-    shard at the first document behind every SHARD_TOKENS tokens. Ids are uint16 where the
+    shard at the first document after every SHARD_TOKENS tokens. Ids are uint16 where the
     vocabulary fits, as in Megatron's own files, else int32.
     """
 
@@ -179,7 +179,15 @@ class ShardWriter:
             indexed_dataset = megatron_datasets("indexed_dataset")
             dtype = indexed_dataset.DType.optimal_dtype(self.vocab_size)
             self._builder = indexed_dataset.IndexedDatasetBuilder(f"{self._prefix()}.bin", dtype)
-        self._builder.add_item(torch.tensor(ids, dtype=torch.int32))
+        tensor = torch.tensor(ids, dtype=torch.int64)
+        low, high = map(int, tensor.aminmax())
+        if low < 0 or high >= self.vocab_size:
+            # Stored in two bytes, it would become another token.
+            raise UserError(
+                f"data.tokenizer gave the token id {low if low < 0 else high}, but its vocabulary "
+                f"has the ids 0 to {self.vocab_size - 1}"
+            )
+        self._builder.add_item(tensor.int())
         self._shard_tokens += len(ids)
         self.counts.tokens += len(ids)
 

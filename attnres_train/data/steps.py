@@ -6,25 +6,28 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import digest, published, write_json
-from attnres_train.data.corpora import Corpus
+from attnres_train.data.corpora.reader import CorpusReader
 from attnres_train.data.indexed import check_indexed
+from attnres_train.data.own_code import errors_of
 from attnres_train.data.samples import Source, build_indices
 from attnres_train.data.shards import shard_prefixes, tokenise
-from attnres_train.data.tokenizer import Tokenizer, train_bpe
+from attnres_train.data.tokenizers.kind import TokenizerKind, tokenizer_kind, too_many_tokens
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.data.unigrams import unigram_entropy
 from attnres_train.errors import UserError
 
 # Raised when the files in the cache change their meaning: old ones are then no longer found.
 CACHE_VERSION = 1
-# Text that a BPE is trained on, at most: random files of every corpus by weight. More costs time
-# and hardly changes a vocabulary of thousands.
-BPE_SAMPLE_CHARS = 16 << 20
+# Text that a tokenizer is trained on, at most: random files of every corpus by weight. More costs
+# time and hardly changes a vocabulary of thousands.
+SAMPLE_CHARS = 16 << 20
+TRAINED_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -36,60 +39,75 @@ class Desk:
     progress: bool
 
 
-def make_tokenizer(config: RunConfig, corpora: list[Corpus], desk: Desk) -> Tokenizer | None:
-    """Train or load the tokenizer; None for ``data.tokenizer.kind: none``.
+def make_tokenizer(
+    config: RunConfig, corpora: Sequence[CorpusReader], desk: Desk
+) -> Tokenizer | None:
+    """Train or open the tokenizer; None for a kind that encodes no text.
 
     Raises UserError when it has more tokens than the model has embeddings.
     """
     settings, limit = config.data.tokenizer, config.model.vocab_size
-    if settings.kind == "none":
+    kind = tokenizer_kind(settings)
+    if not kind.encodes_text:
         return None
-    if settings.kind == "bpe":
+    if kind.reads_vocab_size:
         check_vocab_size("data.tokenizer.vocab_size is", settings.vocab_size, limit)
-        path = _trained_bpe(settings.vocab_size, corpora, desk)
-    else:
-        path = Path(settings.path or "")
-        if not path.is_file():
-            raise UserError(f"data.tokenizer.path: there is no file {settings.path}")
-    tokenizer = Tokenizer(path, settings)
-    check_vocab_size(f"data.tokenizer.path {path} has a vocabulary of", tokenizer.vocab_size, limit)
+    tokenizer = Tokenizer(_tokenizer_file(kind, corpora, desk), settings)
+    named = "path" if tokenizer.path else "kind"
+    told = f"data.tokenizer.{named} {tokenizer.source} has a vocabulary of"
+    check_vocab_size(told, tokenizer.vocab_size, limit)
     return tokenizer
 
 
 def check_vocab_size(told: str, vocab_size: int, limit: int) -> None:
     if vocab_size > limit:
-        raise UserError(
-            f"{told} {vocab_size}, but model.vocab_size is {limit}: raise model.vocab_size to at "
-            f"least {vocab_size}"
-        )
+        raise UserError(too_many_tokens(told, vocab_size, limit))
 
 
-def _trained_bpe(vocab_size: int, corpora: list[Corpus], desk: Desk) -> Path:
-    """The ``tokenizer.json`` of a BPE trained on the corpora."""
-    corpora = [corpus for corpus in corpora if corpus.config.kind != "indexed"]
-    if not corpora:
+def _tokenizer_file(
+    kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk
+) -> Path | None:
+    """The file that ``kind`` is opened with, trained or the user's; None where it needs none."""
+    if kind.trains_on_corpora:
+        return _trained(kind, corpora, desk)
+    if not kind.needs_path:
+        return None
+    path = Path(kind.section.path or "")
+    if not path.is_file():
+        raise UserError(f"data.tokenizer.path: there is no file {kind.section.path}")
+    return path
+
+
+def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -> Path:
+    """The file of a tokenizer that is trained on the corpora."""
+    texts = [corpus for corpus in corpora if not corpus.holds_tokens]
+    if not texts:
+        held = " or ".join(sorted({corpus.kind for corpus in corpora}))
         raise UserError(
-            "data.tokenizer.kind is bpe, but every corpus is indexed, which holds no text to train "
-            "it on: name the tokenizer that made them (kind file or tiktoken), or kind none"
+            f"data.tokenizer.kind is {kind.kind}, but every corpus is {held}, which holds no text "
+            "to train it on: name the tokenizer that made them (kind file or tiktoken), or kind "
+            "none"
         )
-    content = [[corpus.fingerprint(), corpus.config.weight] for corpus in corpora]
-    key = digest([CACHE_VERSION, vocab_size, BPE_SAMPLE_CHARS, content])
+    content = [[corpus.fingerprint(), corpus.section.weight] for corpus in texts]
+    asked = [kind.section.vocab_size, SAMPLE_CHARS, content]
+    key = digest([CACHE_VERSION, *asked, *kind.fingerprint()])
     folder = desk.cache / "tokenizers" / key
     if not folder.is_dir():
-        desk.say(f"training a byte-level BPE of {vocab_size:,} tokens")
+        desk.say(f"training {kind.name}")
         started = time.perf_counter()
-        with published(folder) as scratch:
-            train_bpe(_bpe_sample(corpora), vocab_size, scratch / "tokenizer.json")
+        with published(folder) as scratch, errors_of(kind, "training"):
+            kind.train(_sample(texts), scratch / TRAINED_FILE)
         desk.say(f"trained {folder} in {time.perf_counter() - started:.1f} s")
-    return folder / "tokenizer.json"
+    return folder / TRAINED_FILE
 
 
-def _bpe_sample(corpora: list[Corpus]) -> Iterator[str]:
-    total = sum(corpus.config.weight for corpus in corpora)
+def _sample(corpora: Sequence[CorpusReader]) -> Iterator[str]:
+    """What a tokenizer is trained on: SAMPLE_CHARS characters or little more."""
+    total = sum(corpus.section.weight for corpus in corpora)
     for corpus in corpora:
-        left = BPE_SAMPLE_CHARS * corpus.config.weight / total
+        left = SAMPLE_CHARS * corpus.section.weight / total
         files = random.Random(0).sample(corpus.files, len(corpus.files))
-        passages = (passage for file in files for passage in corpus.passages(file))
+        passages = (passage for file in files for passage in corpus.read(file))
         for passage in passages:
             if left <= 0:
                 break
@@ -97,26 +115,26 @@ def _bpe_sample(corpora: list[Corpus]) -> Iterator[str]:
             left -= len(passage.text)
 
 
-def make_source(corpus: Corpus, tokenizer: Tokenizer | None, desk: Desk) -> Source:
-    """Tokenise a corpus of text; check the files of an indexed one.
+def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -> Source:
+    """Tokenise a corpus of text; check the files of one that holds tokens.
 
     Raises UserError when files are damaged, or hold no text.
     """
-    indexed = corpus.config.kind == "indexed"
-    if not indexed and tokenizer is None:
-        raise UserError(
-            f"data.tokenizer.kind is none, but {corpus.key} is {corpus.config.kind}: only an "
-            "indexed corpus needs no tokenizer"
-        )
-    made_by = None if indexed else [tokenizer.digest, tokenizer.eod]
-    key = digest([CACHE_VERSION, corpus.fingerprint(), made_by])
-    if indexed:
-        prefixes = corpus.prefixes
+    if corpus.holds_tokens:
+        key = digest([CACHE_VERSION, corpus.fingerprint(), None])
+        prefixes = corpus.prefixes()
         num_tokens = sum(check_indexed(prefix).num_tokens for prefix in prefixes)
         if not num_tokens:
             raise UserError(f"{corpus.key} ({corpus.name}) is empty: its files hold no token")
         told = f"{num_tokens:,} tokens"
+    elif tokenizer is None:
+        raise UserError(
+            f"data.tokenizer.kind is none, but {corpus.key} is {corpus.kind}: only an "
+            "indexed corpus needs no tokenizer"
+        )
     else:
+        made_by = [tokenizer.digest, tokenizer.eod]
+        key = digest([CACHE_VERSION, corpus.fingerprint(), made_by])
         folder = desk.cache / "shards" / key
         counts = tokenise(corpus, tokenizer, folder, progress=desk.progress)
         prefixes = shard_prefixes(folder)
@@ -124,7 +142,7 @@ def make_source(corpus: Corpus, tokenizer: Tokenizer | None, desk: Desk) -> Sour
         if counts.empty_documents:
             told += f" ({counts.empty_documents:,} empty ones skipped)"
     desk.say(f"{corpus.name}: {told}")
-    return Source(corpus.key, corpus.name, key, corpus.config.weight, prefixes)
+    return Source(corpus.key, corpus.name, key, corpus.section.weight, prefixes)
 
 
 def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[Path, dict]:

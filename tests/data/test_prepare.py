@@ -12,7 +12,7 @@ import pytest
 
 from attnres_train.config.schema import TokenizerConfig
 from attnres_train.data import shards, steps
-from attnres_train.data.corpora import find_corpora
+from attnres_train.data.corpora.reader import find_corpora
 from attnres_train.data.indexed import TokenSequences
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import open_tokenizer, prepare
@@ -148,12 +148,12 @@ def test_cached_data_needs_no_torch(tmp_path, texts):
 
 
 def test_bpe_sees_every_corpus_by_weight_and_no_more_than_its_sample(tmp_path, texts, monkeypatch):
-    monkeypatch.setattr(steps, "BPE_SAMPLE_CHARS", 2000)
-    monkeypatch.setattr("attnres_train.data.corpora.PASSAGE_CHARS", 50)
+    monkeypatch.setattr(steps, "SAMPLE_CHARS", 2000)
+    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
     other = write_jsonl(tmp_path / "rows.jsonl", ["#" * 50] * 200)
     corpora = [text_corpus(texts, weight=3.0), {"kind": "jsonl", "path": str(other)}]
     config = run_config(tmp_path / "cache", corpora)
-    sample = list(steps._bpe_sample(find_corpora(config.data)))
+    sample = list(steps._sample(find_corpora(config.data)))
     chars = Counter()
     for text in sample:
         chars["#" in text] += len(text)

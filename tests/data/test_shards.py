@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attnres_train.config.schema import CorpusConfig, DataConfig
 from attnres_train.data import shards
-from attnres_train.data.corpora import Corpus, Passage, find_corpora
+from attnres_train.data.corpora.reader import CorpusReader, Passage, find_corpora
 from attnres_train.data.megatron import megatron_datasets
 from attnres_train.data.shards import (
     ShardWriter,
@@ -41,7 +41,7 @@ class Bytes:
         return [list(text.encode()) for text in texts]
 
 
-def corpus_of(path: Path, kind: str = "text") -> Corpus:
+def corpus_of(path: Path, kind: str = "text") -> CorpusReader:
     return find_corpora(DataConfig(corpus=[CorpusConfig(kind=kind, path=str(path))]))[0]
 
 
@@ -83,7 +83,7 @@ def test_any_cut_gives_the_same_documents(tmp_path_factory, texts, batch_chars, 
 
 
 def test_a_long_file_is_one_document_of_several_sequences(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnres_train.data.corpora.PASSAGE_CHARS", 50)
+    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
     folder = write_text(tmp_path / "in", 2)
     (folder / "empty.txt").write_text("")
     counts = tokenise(corpus_of(folder), Bytes(), tmp_path / "out", progress=False)

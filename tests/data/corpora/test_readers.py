@@ -11,17 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config.schema import CorpusConfig, DataConfig
-from attnres_train.data import corpora
-from attnres_train.data.corpora import find_corpora
+from attnres_train.data.corpora.reader import CorpusReader, find_corpora
 from attnres_train.errors import UserError
 from tests.data.tiny import write_jsonl, write_text
 
 
-def find(**fields) -> corpora.Corpus:
+def find(**fields) -> CorpusReader:
     return find_corpora(DataConfig(corpus=[CorpusConfig(**fields)]))[0]
 
 
-def documents(corpus: corpora.Corpus) -> list[str]:
+def documents(corpus: CorpusReader) -> list[str]:
     texts, parts = [], []
     for file in corpus.files:
         for passage in corpus.passages(file):
@@ -80,7 +79,7 @@ def test_long_text_is_cut_without_loss(tmp_path_factory, text, limit):
     file = tmp_path_factory.mktemp("cut") / "text.txt"
     file.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "PASSAGE_CHARS", limit)
+        patch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", limit)
         passages = list(find(kind="text", path=str(file)).passages(file))
     assert "".join(passage.text for passage in passages) == text
     assert [passage.ends_document for passage in passages][:-1] == [False] * (len(passages) - 1)
@@ -90,7 +89,7 @@ def test_long_text_is_cut_without_loss(tmp_path_factory, text, limit):
 
 
 def test_text_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "PASSAGE_CHARS", 50)
+    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
     write_text(tmp_path, 1)
     passages = list(find(kind="text", path=str(tmp_path)).passages(tmp_path / "000.txt"))
     assert len(passages) > 2

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config.schema import TokenizerConfig
-from attnres_train.data.tokenizer import END_OF_DOCUMENT, Tokenizer, train_bpe
+from attnres_train.data.tokenizers.hugging_face import END_OF_DOCUMENT, train_bpe
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
 from tests.data.tiny import sentence
 

@@ -1,0 +1,1 @@
+"""Corpora: a reader per kind that `data.corpus.*.kind` may name."""

@@ -1,0 +1,191 @@
+"""What every kind of corpus answers: the files that the configuration names, the text in them a
+passage at a time, and what a cache of it depends on."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from attnres_train.config.files import beside, unread
+from attnres_train.config.kinds import Kind, resolve
+from attnres_train.config.schema import CorpusConfig, DataConfig, RunConfig
+from attnres_train.data.own_code import errors_of
+from attnres_train.errors import UserError
+
+PASSED_OVER = {"site-packages", "dist-packages", "__pycache__"}
+
+
+class Passage(NamedTuple):
+    """A document, or a part of a long one."""
+
+    text: str
+    ends_document: bool = True
+    num_bytes: int = 0
+    """Bytes of the input file that it took: they move the progress bar, nothing else."""
+
+
+class CorpusReader(Kind):
+    """A corpus and how it is read: base of all kinds of corpus.
+
+    A kind of your own has `suffixes` and `passages`, where its files are text. One object serves a
+    whole `prepare`, so that every step sees the same files. It works in the one process that
+    prepares data: the ranks of a run read token shards alone.
+    """
+
+    section: CorpusConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"path"})
+    """What it reads of the section's keys ``path`` and ``text_field``."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """The files that a folder in ``path`` stands for, by the ends of their names; (): all."""
+    holds_tokens: ClassVar[bool] = False
+    """Whether its files are Megatron's .bin/.idx pairs (`prefixes`), which need no tokenizer,
+    instead of text (`passages`)."""
+    version: ClassVar[int | str | None] = None
+    """Change it when the same files give other passages than before: caches are then made anew."""
+
+    def passages(self, file: Path) -> Iterator[Passage]:
+        """The text of one input file, in order; the last passage ends a document.
+
+        Raises UserError naming the file, and the line or row where there is one. Whatever else it
+        raises, `read` makes one of.
+        """
+        raise UserError(f"{self.key}.kind {self.kind} has no method passages(file)")
+
+    def read(self, file: Path) -> Iterator[Passage]:
+        """The `passages` of ``file``, for whoever wants them.
+
+        Raises UserError that names kind and file for whatever goes wrong in the kind's own code.
+        """
+        inside = False
+        with errors_of(self, f"reading {file}"):
+            for passage in self.passages(file):
+                if not (isinstance(passage, Passage) and isinstance(passage.text, str)):
+                    raise self._wrong(file, f"must yield Passage(text, ...), not {passage!r:.80}")
+                inside = not passage.ends_document
+                yield passage
+            if inside:
+                raise self._wrong(file, "must end the document with the last passage of a file")
+
+    def _wrong(self, file: Path, what: str) -> UserError:
+        return UserError(f"{self.key}.kind {self.kind}, reading {file}: passages() {what}")
+
+    @property
+    def kind(self) -> str:
+        """As the configuration names it."""
+        return self.section.kind
+
+    @property
+    def name(self) -> str:
+        """For messages: kind and path."""
+        path = self.section.path
+        return self.kind if path is None else f"{self.kind} {path}"
+
+    @property
+    def paths(self) -> list[str]:
+        path = self.section.path
+        return [path] if isinstance(path, str) else path or []
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The input files, found once, in an order that depends on names alone.
+
+        Raises UserError where there are none.
+        """
+        return tuple(map(Path, self.find_files()))
+
+    def find_files(self) -> Iterator[Path]:
+        """Look for the `files`, in the same order each time.
+
+        A kind that reads no ``path`` has a way of its own. Raises UserError where there are none.
+        """
+        if not self.paths:
+            raise UserError(self._no_path())
+        for path in self.paths:
+            found = self.files_of(path)
+            missing = [str(file) for file in found if not file.is_file()]
+            if missing:
+                raise UserError(f"{self.key}.path: there is no file {' and no '.join(missing)}")
+            if not found:
+                wanted = " or ".join(f"*{suffix}" for suffix in self.suffixes) or "file"
+                what = f"no {wanted} in the folder" if Path(path).is_dir() else "no file"
+                raise UserError(f"{self.key}.path: there is {what} {path}")
+            yield from found
+
+    def files_of(self, path: str) -> list[Path]:
+        """What one ``path`` stands for: a file, a folder (by `suffixes`) or a glob."""
+        if Path(path).is_dir():
+            return list(self.files_in(Path(path)))
+        if glob.has_magic(path) and not Path(path).exists():
+            matches = map(Path, sorted(glob.glob(path, recursive=True)))
+            return [match for match in matches if match.is_file()]
+        return [Path(path)]
+
+    def files_in(self, folder: Path) -> Iterator[Path]:
+        for parent, folders, names in os.walk(folder):
+            # os.walk goes on with what is left here.
+            folders[:] = sorted(set(folders) - PASSED_OVER)
+            for name in sorted(names):
+                if not self.suffixes or name.endswith(self.suffixes):
+                    yield Path(parent, name)
+
+    def prefixes(self) -> list[str]:
+        """The .bin/.idx prefixes of a corpus that holds tokens."""
+        return [str(file.with_suffix("")) for file in self.files if file.suffix == ".idx"]
+
+    def fingerprint(self) -> list[Any]:
+        """What a cache of this corpus depends on, as JSON can hold it: of its files names, sizes
+        and times, not contents."""
+        stats = [(str(file), file.stat()) for file in self.files]
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        fingerprint: list[Any] = [self.kind, self.section.text_field, files]
+        options = self.options.model_dump(mode="json")
+        # Our kinds have neither: what was cached before there were options is still found.
+        if options or self.version is not None:
+            fingerprint += [options, self.version]
+        return fingerprint
+
+    def check(self, config: RunConfig) -> Iterator[str]:
+        """A path that is missing, not there, or not read."""
+        if "path" not in self.reads:
+            if self.section.path is not None:
+                yield unread(f"{self.key}.path", self.kind)
+        elif not self.paths:
+            yield self._no_path()
+        else:
+            for path in self.paths:
+                yield from self.check_path(path)
+
+    def check_path(self, path: str) -> Iterator[str]:
+        """Whether files may be there, quickly: `files` looks more closely."""
+        if Path(path).is_dir():
+            if not any(file.is_file() for file in Path(path).rglob("*")):
+                yield f"{self.key}.path: the folder {path} holds no file"
+        elif not (Path(path).exists() or glob.glob(path, recursive=True)):
+            yield f"{self.key}.path: there is no file {path}{beside(Path(path))}"
+
+    def _no_path(self) -> str:
+        return f"{self.key}.path is missing: a corpus of kind {self.kind} needs one"
+
+
+def corpus_readers(config: DataConfig) -> list[CorpusReader]:
+    """The reader of each corpus in ``data.corpus``, before it has looked for files."""
+    return [
+        resolve("data.corpus.kind", corpus.kind)(corpus, f"data.corpus.{number}")
+        for number, corpus in enumerate(config.corpus)
+    ]
+
+
+def find_corpora(config: DataConfig) -> list[CorpusReader]:
+    """The reader of each corpus in ``data.corpus``, its files found.
+
+    Raises UserError when nothing is there.
+    """
+    readers = corpus_readers(config)
+    for reader in readers:
+        with errors_of(reader, "looking for its files"):
+            _ = reader.files
+    return readers

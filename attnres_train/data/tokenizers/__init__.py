@@ -1,0 +1,1 @@
+"""Tokenizers: one per kind that `data.tokenizer.kind` may name."""

@@ -1,0 +1,66 @@
+"""The tokenizer of a run, whatever its kind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from attnres_train.config.schema import TokenizerConfig
+from attnres_train.data.cache import digest
+from attnres_train.data.own_code import errors_of
+from attnres_train.data.tokenizers.kind import tokenizer_kind
+from attnres_train.errors import UserError
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Text is text: a special token's name inside a document becomes ordinary tokens, so no document
+    can end itself. ``eod`` is the id that ends a document, ``vocab_size`` the largest id plus one,
+    ``digest`` stands for all that its tokens depend on (but ``eod``).
+    """
+
+    def __init__(self, path: Path | None, config: TokenizerConfig) -> None:
+        """Open the tokenizer that ``config`` names with its file, the user's or the trained one;
+        None for a kind that has none.
+
+        Raises UserError when the file is broken or its end-of-document token is unknown.
+        """
+        self.path = path
+        self.kind = tokenizer_kind(config)
+        content = hashlib.sha256(path.read_bytes() if path else b"").hexdigest()[:16]
+        more = self.kind.fingerprint()
+        self.digest = digest([content, more]) if more else content
+        with errors_of(self.kind, f"opening {path or 'the tokenizer'}"):
+            self._backend = self.kind.open(path)
+            self.vocab_size, self.eod = self._backend.vocab_size, self._backend.eod
+        if not 0 <= self.eod < self.vocab_size:
+            raise UserError(
+                f"data.tokenizer.eod is {self.eod}, but {self.source} has the ids 0 to "
+                f"{self.vocab_size - 1}"
+            )
+
+    @property
+    def source(self) -> str:
+        """For messages: the file, or the kind where there is none."""
+        return str(self.path or self.kind.kind)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text; our own kinds encode on all cores."""
+        with errors_of(self.kind, "encoding"):
+            encoded = self._backend.encode_batch(texts)
+            if len(encoded) != len(texts):
+                raise UserError(
+                    f"data.tokenizer.kind {self.kind.kind} gave {len(encoded)} lists of ids for "
+                    f"{len(texts)} texts"
+                )
+            return encoded
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; special tokens by name, broken UTF-8 as U+FFFD."""
+        with errors_of(self.kind, "decoding"):
+            return self._backend.decode(list(ids))
