@@ -18,7 +18,7 @@ from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import open_tokenizer, prepare
 from attnres_train.data.samples import split_sequences
 from attnres_train.errors import UserError
-from tests.data.tiny import run_config, text_corpus, write_indexed, write_jsonl, write_text
+from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_jsonl, write_text
 
 
 @pytest.fixture
@@ -30,12 +30,6 @@ def refusal(config) -> str:
     with pytest.raises(UserError) as caught:
         prepare(config, progress=False)
     return str(caught.value)
-
-
-def snapshot(cache: Path) -> dict[Path, int]:
-    """When each file of the cache was written, but for the records, which every run writes."""
-    files = [file for file in cache.rglob("*") if file.is_file() and "prepared" not in file.parts]
-    return {file: file.stat().st_mtime_ns for file in files if file.name != "lock"}
 
 
 def test_what_is_trained_on_is_the_text(tmp_path, texts):
@@ -70,11 +64,11 @@ def test_a_second_run_reuses_everything(tmp_path, texts, capsys):
     told = capsys.readouterr().err
     assert "training a byte-level BPE of 300 tokens" in told
     assert "12 documents" in told and "unigram entropy" in told
-    before = snapshot(tmp_path / "cache")
+    before = cached(tmp_path / "cache")
     assert prepare(config) == first
     told = capsys.readouterr().err
     assert "byte-level BPE" not in told and "indexing" not in told
-    assert snapshot(tmp_path / "cache") == before
+    assert cached(tmp_path / "cache") == before
 
 
 def test_only_what_changed_is_made_again(tmp_path, texts):
@@ -83,10 +77,10 @@ def test_only_what_changed_is_made_again(tmp_path, texts):
     path = prepare(tokenizer, progress=False).tokenizer_path
     settings = {"data__tokenizer__kind": "file", "data__tokenizer__path": path}
     one = prepare(run_config(cache, [text_corpus(texts)], **settings), progress=False)
-    before = snapshot(cache)
+    before = cached(cache)
     both = run_config(cache, [text_corpus(texts), text_corpus(other)], **settings)
     two = prepare(both, progress=False)
-    assert before.items() <= snapshot(cache).items()
+    assert before.items() <= cached(cache).items()
     assert two.sources[0] == one.sources[0]
 
     (other / "000.txt").write_text("another text of this corpus, much longer than before " * 20)
@@ -115,9 +109,9 @@ def test_an_interrupted_run_is_resumed(tmp_path, texts, monkeypatch):
         patch.setattr(shards, "write_part", failing)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, progress=False)
-    parts = snapshot(tmp_path / "cache")
+    parts = cached(tmp_path / "cache")
     resumed = prepare(config, progress=False)
-    assert parts.items() <= snapshot(tmp_path / "cache").items()
+    assert parts.items() <= cached(tmp_path / "cache").items()
     assert len(resumed.sources[0].prefixes) == 12
     assert resumed.num_tokens == whole.num_tokens
     assert resumed.unigram_entropy_nats == whole.unigram_entropy_nats

@@ -60,7 +60,9 @@ def write_indexed(prefix: Path, sequences: list[list[int]], dtype: type = np.uin
     return str(prefix)
 
 
-def run_config(cache: Path, corpora: list[dict], **changes) -> RunConfig:
+def run_config(
+    cache: Path, corpora: list[dict], tokenizer: dict | None = None, **changes
+) -> RunConfig:
     """A run of 4 x 10 samples of 16 tokens; ``changes`` are dotted keys with __ for the dot."""
     config = RunConfig.model_validate(
         {
@@ -68,7 +70,7 @@ def run_config(cache: Path, corpora: list[dict], **changes) -> RunConfig:
             "train": {"train_iters": 10, "seq_length": 16, "global_batch_size": 4},
             "data": {
                 "corpus": corpora,
-                "tokenizer": {"vocab_size": 300},
+                "tokenizer": tokenizer or {"vocab_size": 300},
                 "split": (0.75, 0.25),
                 "cache_dir": str(cache),
             },
@@ -85,3 +87,9 @@ def run_config(cache: Path, corpora: list[dict], **changes) -> RunConfig:
 
 def text_corpus(path: Path, **more) -> dict:
     return {"kind": "text", "path": str(path), **more}
+
+
+def cached(cache: Path) -> dict[Path, int]:
+    """When each file of the cache was written, but for the records, which every run writes."""
+    files = [file for file in cache.rglob("*") if file.is_file() and "prepared" not in file.parts]
+    return {file: file.stat().st_mtime_ns for file in files if file.name != "lock"}
