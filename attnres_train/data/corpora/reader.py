@@ -187,5 +187,5 @@ def find_corpora(config: DataConfig) -> list[CorpusReader]:
     readers = corpus_readers(config)
     for reader in readers:
         with errors_of(reader, "looking for its files"):
-            _ = reader.files
+            reader.fingerprint()
     return readers

@@ -183,10 +183,13 @@ def test_without_passages(configured, lab):
     assert refusal(configured(column="body")) == told
 
 
-def test_an_error_in_the_search_for_files(configured, lab):
-    lab(CSV + "\n    def find_files(self):\n        return [self.options.folder]\n")
-    message = refusal(configured(column="body"))
-    assert message.startswith("data.corpus.0.kind my_lab:Csv failed at looking for its files: ")
+@pytest.mark.parametrize(
+    ("found", "error"), [("self.options.folder", "AttributeError"), ("'no', 'no'", "FileNotFound")]
+)
+def test_an_error_in_the_search_for_files(configured, lab, found, error):
+    lab(CSV + f"\n    def find_files(self):\n        return [{found}]\n")
+    told = f"data.corpus.0.kind my_lab:Csv failed at looking for its files: {error}"
+    assert refusal(configured(column="body")).startswith(told)
 
 
 def test_a_kind_that_holds_tokens(lab, tmp_path):
