@@ -70,7 +70,7 @@ class ReleasedWeights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file, self._handle = "", None
+        self._mapped: tuple[str, safe_open] | None = None
         self.tensors: dict[str, Stored] = {}
         listed = self._listed()
         for file in sorted(set(listed.values())):
@@ -130,13 +130,12 @@ class ReleasedWeights:
 
     def _open(self, file: str) -> safe_open:
         """The file, mapped into memory; the one mapped before is let go."""
-        if file != self._file:
+        if self._mapped is None or self._mapped[0] != file:
             try:
-                self._handle = safe_open(self.folder / file, framework="pt")
+                self._mapped = file, safe_open(self.folder / file, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{self.folder / file} cannot be read ({error})") from error
-            self._file = file
-        return self._handle
+        return self._mapped[1]
 
 
 def _fits(name: str, stored: Stored, wanted: Tensor) -> bool:

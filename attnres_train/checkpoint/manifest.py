@@ -60,7 +60,7 @@ def spec(tensor: Tensor) -> TensorSpec:
 
 def with_checksum(tensor: Tensor) -> TensorSpec:
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return spec(tensor)._replace(crc32=zlib.crc32(flat.numpy()))
+    return spec(tensor)._replace(crc32=zlib.crc32(flat.numpy().data))
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

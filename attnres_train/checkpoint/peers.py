@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+Mine = TypeVar("Mine")
+Result = TypeVar("Result")
 
 
 class Peers:
@@ -18,25 +21,26 @@ class Peers:
         self.rank = dist.get_rank(group) if self.distributed else 0
         self.size = dist.get_world_size(group) if self.distributed else 1
 
-    def decide(self, mine: Any, decision: Callable[[list], Any]) -> Any:
+    def decide(self, mine: Mine, decision: Callable[[list[Mine]], Result]) -> Result:
         """Rank 0 calls ``decision`` with the list of every rank's ``mine``; its result, or its
         exception, reaches all ranks. No rank returns before every rank has called."""
         if not self.distributed:
             return decision([mine])
-        values: list | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(mine, values, group=self.group, group_dst=0)
-        outcome: list = [None, None]
+        values: list[Any] = [None] * self.size
+        received = values if self.rank == 0 else None
+        dist.gather_object(mine, received, group=self.group, group_dst=0)
+        outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 outcome = [decision(values), None]
             except Exception as error:
                 outcome = [None, error]
         dist.broadcast_object_list(outcome, group=self.group, group_src=0)
-        result, error = outcome
-        if error is not None:
-            raise error
+        result, failure = outcome
+        if failure is not None:
+            raise failure
         return result
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
+    def on_first(self, action: Callable[[], Result]) -> Result:
         """Rank 0 calls ``action``; its result, or its exception, reaches all ranks."""
         return self.decide(None, lambda _: action())

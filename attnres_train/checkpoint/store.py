@@ -140,7 +140,7 @@ def load(
     incomplete or a tensor has another checksum than when it was saved.
     """
     peers = Peers(group)
-    manifest: Manifest = peers.on_first(partial(read_manifest, path))
+    manifest = peers.on_first(partial(read_manifest, path))
     wanted = {name: spec(tensor) for name, tensor in tensors.items()}
     peers.decide(wanted, partial(_check_fit, path, manifest, unread))
     peers.decide(_read(path, tensors, manifest), partial(_check_read, path))

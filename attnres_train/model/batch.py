@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +26,6 @@ class MicroBatch:
     cu_seqlens: Tensor | None = None
     loss_tokens: Tensor | None = None
 
-    def to(self, device) -> MicroBatch:
-        move = [None if x is None else x.to(device) for x in vars(self).values()]
-        return MicroBatch(*move)
+    def to(self, device: torch.device | str) -> MicroBatch:
+        moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        return replace(self, **moved)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from attnres_train.model.autograd import Context
+
 _LOGITS_AT_ONCE = 1 << 27  # elements: 0.5 GiB of fp32 logits, 819 tokens of a 163840 vocabulary
 
 
@@ -43,7 +45,15 @@ def linear_cross_entropy(
 
 class _LinearCrossEntropy(Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, share, tokens, with_gradient):
+    def forward(
+        ctx: Context,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        share: Tensor,
+        tokens: int,
+        with_gradient: bool,
+    ) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight, dtype=share.dtype) if with_gradient else None
         loss = share.new_zeros(())
@@ -56,18 +66,18 @@ class _LinearCrossEntropy(Function):
                 own = logits.gather(-1, label)
                 total = logits.exp_().sum(-1, keepdim=True)
                 loss += ((total.log() - own) * part_share).sum()
-                if with_gradient:
+                if grad_hidden is not None and grad_weight is not None:
                     grad = logits.mul_(part_share / total).scatter_add_(-1, label, -part_share)
                     grad = grad.to(hidden.dtype)
                     torch.mm(grad, weight, out=grad_hidden[part])
                     grad_weight += grad.t() @ x
-        if with_gradient:
+        if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad.to(grad_hidden.dtype)
         return grad_hidden * scale, grad_weight * scale, None, None, None, None

@@ -88,7 +88,9 @@ def depth_phase1(
         raise ValueError("depth_phase1 needs at least one (query, key_norm_weight) pair")
     count = len(queries)
     _check([vector for pair in queries for vector in pair], sources)
-    folded = _fold(*map(torch.stack, zip(*queries, strict=True)), sources[0].dtype)
+    vectors = torch.stack([query for query, _ in queries])
+    weights = torch.stack([weight for _, weight in queries])
+    folded = _fold(vectors, weights, sources[0].dtype)
     logits, *results = _operators(folded).phase1(folded, eps, *sources)
     outputs, lses = results[:count], results[count:]
     return list(map(Phase1, folded.unbind(), outputs, lses, logits.unbind(-2)))

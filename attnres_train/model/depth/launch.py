@@ -37,7 +37,7 @@ def phase1_forward(
     """Writes S ``outputs`` [..., D], ``logits`` [..., S, N], ``lse`` [..., S], ``inv_rms`` [..., N]
     of ``queries`` [S, D] and N ``sources`` [..., D]."""
     arguments = (queries, _padded(sources), tuple(outputs), logits, lse, inv_rms, len(sources))
-    options = _tile_options(*queries.shape, sources)
+    options = _tile_options(len(queries), queries.shape[1], sources)
     with torch.cuda.device_of(queries):
         kernels.phase1_forward[_tokens(sources[0]),](*arguments, eps=eps, **options)
 
@@ -55,7 +55,7 @@ def phase1_backward(
 ) -> None:
     """Writes ``grad_sources``, and ``along_query`` [..., S, N] for `query_gradient`."""
     given = (queries, _padded(sources), tuple(grad_outputs), grad_lse, logits, inv_rms)
-    options = _tile_options(*queries.shape, sources)
+    options = _tile_options(len(queries), queries.shape[1], sources)
     with torch.cuda.device_of(queries):
         kernels.phase1_backward[_tokens(sources[0]),](
             *given, _padded(grad_sources), along_query, len(sources), **options

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnres_train.model.autograd import Context
+
 # Of the last-level cache; smaller tiles lose more in calls than they gain.
 _TILE_BYTES_CPU = 4 << 20
 _TILE_BYTES_DEVICE = 64 << 20  # large enough that kernel launches do not dominate
@@ -30,7 +32,9 @@ class DepthRead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query_D: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Context, query_D: Tensor, eps: float, *sources: Tensor
+    ) -> tuple[Tensor, Tensor]:
         (output,), logits_SNM, inv_rms_NM, _ = read_sources(query_D[None], eps, sources)
         logits_NM = logits_SNM[0]
         ctx.save_for_backward(query_D, logits_NM, inv_rms_NM, *sources)
@@ -39,7 +43,7 @@ class DepthRead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         query_D, logits_NM, inv_rms_NM, *sources = ctx.saved_tensors
         grad_query_D = torch.zeros_like(query_D)
         grad_sources = [contiguous_like(source) for source in sources]

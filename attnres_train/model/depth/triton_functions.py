@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnres_train.model.autograd import Context
 from attnres_train.model.depth import launch
 from attnres_train.model.depth.lean import contiguous_like
 
@@ -20,7 +21,9 @@ class Phase1(torch.autograd.Function):
     """`DepthPhase1` in kernels."""
 
     @staticmethod
-    def forward(ctx, queries_SD: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Context, queries_SD: Tensor, eps: float, *sources: Tensor
+    ) -> tuple[Tensor, ...]:
         count, leading = len(queries_SD), sources[0].shape[:-1]
         outputs = [contiguous_like(sources[0]) for _ in range(count)]
         logits = queries_SD.new_empty(*leading, count, len(sources))
@@ -34,7 +37,7 @@ class Phase1(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, _: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries_SD, logits, inv_rms, *sources = ctx.saved_tensors
         rows, grad_outputs = _contiguous(sources), _contiguous(grads[: len(queries_SD)])
         grad_lse = torch.stack(grads[len(queries_SD) :], -1)
@@ -51,7 +54,7 @@ class Merge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, query_D: Tensor, read: Tensor, lse: Tensor, partial: Tensor, eps: float
+        ctx: Context, query_D: Tensor, read: Tensor, lse: Tensor, partial: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         output = contiguous_like(partial)
         logit, inv_rms, weight = (query_D.new_empty(lse.shape) for _ in range(3))
@@ -63,7 +66,7 @@ class Merge(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         query_D, partial, output, logit, inv_rms, weight = ctx.saved_tensors
         query_D, rows, grad = _contiguous([query_D, partial, grad])
         grad_read, grad_partial = contiguous_like(partial), contiguous_like(partial)

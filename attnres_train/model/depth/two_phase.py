@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnres_train.model.autograd import Context
 from attnres_train.model.depth.lean import (
     contiguous_like,
     inverse_rms,
@@ -39,7 +40,9 @@ class DepthPhase1(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, queries_SD: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Context, queries_SD: Tensor, eps: float, *sources: Tensor
+    ) -> tuple[Tensor, ...]:
         outputs, logits_SNM, inv_rms_NM, lse_SM = read_sources(queries_SD, eps, sources)
         ctx.save_for_backward(queries_SD, logits_SNM, inv_rms_NM, *sources)
         count, tokens = len(outputs), sources[0].shape[:-1]
@@ -49,7 +52,7 @@ class DepthPhase1(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, _: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries_SD, logits_SNM, inv_rms_NM, *sources = ctx.saved_tensors
         count, dim = queries_SD.shape
         sources_MD, grad_outputs_MD = rows(*sources), rows(*grads[:count])
@@ -95,7 +98,7 @@ class DepthMerge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, query_D: Tensor, read: Tensor, lse: Tensor, partial: Tensor, eps: float
+        ctx: Context, query_D: Tensor, read: Tensor, lse: Tensor, partial: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         output = contiguous_like(partial)
         output_MD, read_MD, partial_MD = matrices = rows(output, read, partial)
@@ -118,7 +121,7 @@ class DepthMerge(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         query_D, partial, output, scalars_3M = ctx.saved_tensors
         grad_query_D, grad_lse_M = torch.zeros_like(query_D), torch.empty_like(scalars_3M[0])
         grad_read, grad_partial = contiguous_like(partial), contiguous_like(partial)

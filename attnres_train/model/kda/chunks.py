@@ -10,11 +10,14 @@ state, n chunks of a group, N = n R tiles of a group.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.library import custom_op
 
+from attnres_train.model.autograd import Context
 from attnres_train.model.kda.inputs import KDAInputs
 from attnres_train.model.kda.tiles import Tiles, from_tiles, to_tiles
 
@@ -23,12 +26,28 @@ from attnres_train.model.kda.tiles import Tiles, from_tiles, to_tiles
 _TILES_PER_GROUP = 32
 
 
+class _ChunkContext(Context, Protocol):
+    scale: float
+    chunk_size: int
+    initial_dtype: torch.dtype | None
+
+
 class ChunkKDA(Function):
     """`kda.chunk_kda` with one state per row. Saves the inputs and the state at the start of each
     chunk."""
 
     @staticmethod
-    def forward(ctx, q, k, v, g, beta, initial_state, scale, chunk_size):
+    def forward(
+        ctx: _ChunkContext,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        initial_state: Tensor | None,
+        scale: float,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
         inputs = KDAInputs(q, k, v, g, beta)
         o, states = _forward([*inputs], initial_state, scale, chunk_size)
         ctx.save_for_backward(*inputs, states)
@@ -38,11 +57,11 @@ class ChunkKDA(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, do, dstate):
+    def backward(ctx: _ChunkContext, do: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, states = ctx.saved_tensors
         *grads, dstate_in = _backward(inputs, states, do, dstate, ctx.scale, ctx.chunk_size)
-        dstate_in = None if ctx.initial_dtype is None else dstate_in.to(ctx.initial_dtype)
-        return (*grads, dstate_in, None, None)
+        dinitial = None if ctx.initial_dtype is None else dstate_in.to(ctx.initial_dtype)
+        return (*grads, dinitial, None, None)
 
 
 @custom_op("attnres_train::chunk_kda", mutates_args=())

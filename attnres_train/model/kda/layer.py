@@ -81,11 +81,10 @@ def gated_kda(
 
     A kernel that has norms and gates of its own gets the raw tensors.
     """
-    options = {"cu_seqlens": cu_seqlens, "chunk_size": chunk_size}
     kernel = gated_kda_kernel(raw.k, chunk_size)
     if kernel is not None:
-        return run_gated_kda_kernel(kernel, raw, gate, **options)
-    return chunk_kda(*gate.activate(raw), **options)[0]
+        return run_gated_kda_kernel(kernel, raw, gate, cu_seqlens=cu_seqlens, chunk_size=chunk_size)
+    return chunk_kda(*gate.activate(raw), cu_seqlens=cu_seqlens, chunk_size=chunk_size)[0]
 
 
 @torch.no_grad()

@@ -11,8 +11,6 @@ Shapes: B batch, T tokens, H heads, K key size, V value size.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -55,20 +53,33 @@ def chunk_kda(
         raise ValueError(f"states of packed documents need a batch of 1, not {k.shape[0]}")
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     inputs = KDAInputs(q, k, v, g, beta)
-    options = {"scale": scale, "chunk_size": chunk_size}
     kernel = kda_kernel(k, chunk_size)
     if kernel is not None:
-        options |= {"output_final_state": output_final_state, "cu_seqlens": cu_seqlens}
-        return run_kda_kernel(kernel, inputs, initial_state=initial_state, **options)
+        return run_kda_kernel(
+            kernel,
+            inputs,
+            initial_state=initial_state,
+            cu_seqlens=cu_seqlens,
+            output_final_state=output_final_state,
+            scale=scale,
+            chunk_size=chunk_size,
+        )
     if cu_seqlens is not None and has_states:
-        o, state = _each_document(inputs, cu_seqlens, initial_state, options)
+        o, state = _each_document(inputs, cu_seqlens, initial_state, scale, chunk_size)
     else:
         if cu_seqlens is not None:
             inputs = inputs._replace(g=_reset_decay(g, cu_seqlens))
-        chunk_size = min(chunk_size, 1 << (k.shape[1] - 1).bit_length())
-        with torch.autocast(q.device.type, enabled=False):
-            o, state = ChunkKDA.apply(*inputs, initial_state, scale, chunk_size)
+        o, state = _in_chunks(inputs, initial_state, scale, chunk_size)
     return o, state if output_final_state else None
+
+
+def _in_chunks(
+    inputs: KDAInputs, initial_state: Tensor | None, scale: float, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Outputs and final states by `ChunkKDA`, in chunks no longer than the rows need."""
+    chunk_size = min(chunk_size, 1 << (inputs.k.shape[1] - 1).bit_length())
+    with torch.autocast(inputs.k.device.type, enabled=False):
+        return ChunkKDA.apply(*inputs, initial_state, scale, chunk_size)
 
 
 def _reset_decay(g: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -112,14 +123,15 @@ def _each_document(
     inputs: KDAInputs,
     cu_seqlens: Tensor,
     initial_state: Tensor | None,
-    options: dict[str, Any],
+    scale: float,
+    chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """`chunk_kda` of one packed document after the other, for the sake of their states."""
+    """`_in_chunks` of one packed document after the other, for the sake of their states."""
     outputs, states = [], []
     lengths = cu_seqlens.diff().tolist()
     for i, document in enumerate(zip(*(x.split(lengths, 1) for x in inputs), strict=True)):
         start = None if initial_state is None else initial_state[i : i + 1]
-        o, state = chunk_kda(*document, initial_state=start, output_final_state=True, **options)
+        o, state = _in_chunks(KDAInputs(*document), start, scale, chunk_size)
         outputs.append(o)
         states.append(state)
     return torch.cat(outputs, dim=1), torch.cat(states)

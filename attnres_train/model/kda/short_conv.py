@@ -5,10 +5,14 @@ Shapes: B batch, T tokens, P channels, k taps.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
+
+from attnres_train.model.autograd import Context
 
 
 def short_conv(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -18,7 +22,7 @@ def short_conv(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None = None) -> T
     document when ``cu_seqlens`` [0, ..., B*T] packs several, count as zero. Sums are fp32 (fp64
     stays fp64), the result has the dtype of x. The backward pass keeps x alone.
     """
-    gaps = [None] * weight.shape[-1]
+    gaps: list[Tensor | None] = [None] * weight.shape[-1]
     if cu_seqlens is not None:
         gaps = [_crossing(cu_seqlens, shift) for shift in range(weight.shape[-1])]
     return _ShortConv.apply(x, weight, gaps)
@@ -55,16 +59,22 @@ def _convolve(taps: list[tuple[Tensor, Tensor]]) -> Tensor:
     return y
 
 
+class _ShortConvContext(Context, Protocol):
+    gaps: list[Tensor | None]
+
+
 class _ShortConv(Function):
     @staticmethod
-    def forward(ctx, x, weight, gaps):
+    def forward(
+        ctx: _ShortConvContext, x: Tensor, weight: Tensor, gaps: list[Tensor | None]
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.gaps = gaps
         return F.silu(_convolve(_taps(x, weight, gaps)), inplace=True).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: _ShortConvContext, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         taps = _taps(x, weight, ctx.gaps)
         y = _convolve(taps)

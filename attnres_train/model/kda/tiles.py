@@ -129,7 +129,7 @@ class Tiles:
 def _exp(x: Tensor) -> Tensor:
     """exp of x <= 0, with 0 for what is (nearly) subnormal: those take exp 20 times as long."""
     tiny = torch.finfo(x.dtype).tiny
-    return F.threshold_(x.clamp(min=int(math.log(tiny))).exp_(), 2 * tiny, 0)
+    return torch.threshold_(x.clamp(min=int(math.log(tiny))).exp_(), 2 * tiny, 0)
 
 
 def _pairs(x: Tensor, m: int) -> tuple[Tensor, Tensor]:

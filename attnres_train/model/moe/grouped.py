@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+
+from attnres_train.model.autograd import Context
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,21 @@ def _collect(rows: Tensor, permutation: Permutation) -> Tensor:
     return by_token.view(-1, permutation.experts_per_token, rows.shape[-1]).sum(1)
 
 
+class _PermutationContext(Protocol):
+    permutation: Permutation
+
+
 class _Dispatch(Function):
     """Copies tokens to their experts' rows. Its adjoint is a gather and a short sum, which autograd
     would do as a scatter-add."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, permutation: Permutation) -> Tensor:
+    def forward(ctx: _PermutationContext, x: Tensor, permutation: Permutation) -> Tensor:
         ctx.permutation = permutation
         return _spread(x, permutation)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: _PermutationContext, grad: Tensor) -> tuple[Tensor, None]:
         return _collect(grad, ctx.permutation), None
 
 
@@ -72,12 +79,12 @@ class _Combine(Function):
     """Sums the rows of each token; the adjoint of `_Dispatch`."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, permutation: Permutation) -> Tensor:
+    def forward(ctx: _PermutationContext, rows: Tensor, permutation: Permutation) -> Tensor:
         ctx.permutation = permutation
         return _collect(rows, permutation)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: _PermutationContext, grad: Tensor) -> tuple[Tensor, None]:
         return _spread(grad, ctx.permutation), None
 
 
@@ -103,19 +110,25 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor, fused: bool | Non
     return _GroupedLinear.apply(rows, weight, ends, fused)
 
 
+class _GroupedContext(Context, Protocol):
+    fused: bool
+
+
 class _GroupedLinear(Function):
     """Every GEMM writes into its slice of one output: neither forward nor backward splits,
     concatenates or stacks."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, ends: Tensor, fused: bool) -> Tensor:
+    def forward(
+        ctx: _GroupedContext, rows: Tensor, weight: Tensor, ends: Tensor, fused: bool
+    ) -> Tensor:
         ctx.save_for_backward(rows, weight, ends)
         ctx.fused = fused
         return _times(rows, weight.transpose(1, 2), ends, fused)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: _GroupedContext, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, weight, ends = ctx.saved_tensors
         grad = grad.contiguous()
         grad_rows = _times(grad, weight, ends, ctx.fused)

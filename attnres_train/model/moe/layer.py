@@ -22,6 +22,9 @@ class Router(nn.Module):
     it. ``tokens_per_expert``, int64 [E], not saved, counts training tokens since that update.
     """
 
+    e_score_correction_bias: Tensor
+    tokens_per_expert: Tensor
+
     def __init__(self, hidden_size: int, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
