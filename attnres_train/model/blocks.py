@@ -72,5 +72,5 @@ class Blocks:
         return self.completed_before(sublayer) + (self.has_blocks and not self.opens(sublayer))
 
     def partial_after(self, sublayer: int) -> bool:
-        """Whether a partial exists behind ``sublayer`` (0: behind the embedding)."""
+        """Whether a partial exists after ``sublayer`` (0: after the embedding)."""
         return self.block_size is None or not (sublayer == 0 or self.closes(sublayer))

@@ -28,7 +28,7 @@ def linear_cross_entropy(
 
     ``hidden`` [N, D], ``weight`` [V, D], ``labels`` int64 [N], ``mask`` [N]; a scalar in fp32
     (fp64 stays fp64), 0 when the mask is. ``divisor``, a scalar, takes the place of the mask's sum.
-    The matmul follows autocast, everything behind it is fp32 (fp64). Gradients are computed along
+    The matmul follows autocast, everything after it is fp32 (fp64). Gradients are computed along
     with the loss, some tokens at a time: nothing is recomputed, and of the logits at most
     ``logits_at_once`` elements exist at any moment.
     """

@@ -17,7 +17,7 @@ def released_tensors(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tu
 
     ``layers.i.block_sparse_moe.experts.w1`` [E, ...] becomes E views named
     ``model.layers.i.block_sparse_moe.experts.e.w1.weight``; every other tensor is one view of
-    itself under its name behind ``model.`` (``lm_head.weight`` has no such prefix). Works for
+    itself under its name after ``model.`` (``lm_head.weight`` has no such prefix). Works for
     parameters, buffers, gradients and any optimizer state of a parameter's shape.
     """
     for name, tensor in named_tensors:

@@ -1,4 +1,4 @@
-"""A depth read and the norm behind it in one kernel of flash-linear-attention, `fused_attnres` of
+"""A depth read and the norm after it in one kernel of flash-linear-attention, `fused_attnres` of
 fla-core 0.6 and later, where that is installed and applies.
 
 Shapes: D hidden_size. fla is imported on first use only: it needs Triton and a GPU.
@@ -43,6 +43,6 @@ def run_normed_read(
     eps: float,
 ) -> Tensor:
     """``rms_norm(depth_attention(...))``, [..., D] in the sources' dtype; ``query``,
-    ``key_norm_weight`` and ``norm_weight`` are [D]. It is rounded once, behind the norm's weight,
+    ``key_norm_weight`` and ``norm_weight`` are [D]. It is rounded once, after the norm's weight,
     where `rms_norm` rounds before it too. Backward keeps what that of `attention` keeps."""
     return kernel(query, list(sources), key_norm_weight, output_rms_weight=norm_weight, rms_eps=eps)

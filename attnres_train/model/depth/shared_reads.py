@@ -18,7 +18,7 @@ class SharedReads:
 
     `take` hands out each result once, so that it lives until its read at most. Asked for one again,
     by a read that is recomputed in its backward pass, phase 1 runs again for all sublayers, on the
-    same blocks. The graph is that of the first time; the second leaves none behind.
+    same blocks. The graph is that of the first time; the second makes none.
     """
 
     def __init__(

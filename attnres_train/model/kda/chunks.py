@@ -127,7 +127,7 @@ def _groups(states: Tensor) -> list[range]:
 
 
 def _forward_group(tiles: Tiles, states: Tensor, scale: float) -> Tensor:
-    """Outputs [N, C, V] of n chunks; fills ``states`` [n + 1, R, K, V] behind its first."""
+    """Outputs [N, C, V] of n chunks; fills ``states`` [n + 1, R, K, V] after its first."""
     values = tiles.beta * tiles.v
     updates = torch.empty_like(values)
     reads = values.new_empty(values.shape[0], 2 * values.shape[1], values.shape[2])

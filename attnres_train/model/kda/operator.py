@@ -42,7 +42,7 @@ def chunk_kda(
     ``cu_seqlens`` holds the cumulative lengths [0, ..., B*T] of documents packed into the rows: the
     state is empty at the start of each, and of each row. States then count documents, and B is 1.
 
-    Returns ``o`` [B, T, H, V] in the dtype of v and, if asked for, the state behind the last token.
+    Returns ``o`` [B, T, H, V] in the dtype of v and, if asked for, the state after the last token.
     States, ``initial_state`` too, are [B, H, K, V], with ``cu_seqlens`` [documents, H, K, V]. The
     backward pass keeps the inputs and one state per chunk, and recomputes the rest.
     """
@@ -85,7 +85,7 @@ def _in_chunks(
 def _reset_decay(g: Tensor, cu_seqlens: Tensor) -> Tensor:
     """``g`` [B, T, H, K] with -inf at the first token of each document: nothing passes it."""
     tokens = g.shape[0] * g.shape[1]
-    # The documents at the very end may be empty: they start behind the last token.
+    # The documents at the very end may be empty: they start after the last token.
     starts = torch.zeros(tokens + 1, dtype=torch.bool, device=g.device)
     starts = starts.index_fill(0, cu_seqlens[:-1].long(), True)[:-1]
     return g.masked_fill(starts.view(*g.shape[:2], 1, 1), -torch.inf)

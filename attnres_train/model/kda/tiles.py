@@ -4,7 +4,7 @@ The weight of key j for query i is ``sum_d q_id k_jd exp(g_(j+1)d + ... + g_id)`
 a matrix product only if the decay splits into a factor of i and one of j, and the usual split
 ``exp(G_i) exp(-G_j)`` overflows. Here neighbouring blocks of tokens are joined over and over, from
 single tokens up to the chunk: for i in the second block and j in the first, the decay up to their
-border belongs to j and the decay behind it to i. Rows are kept decayed from the start of their
+border belongs to j and the decay after it to i. Rows are kept decayed from the start of their
 block and keys to its end, so a join multiplies them by the decay over the other block. Factors are
 products of decays, at most 1: nothing overflows or cancels, and g = -inf is exact (the secondary
 chunking of arXiv 2510.26692, section 3, carried down to single tokens).
@@ -26,7 +26,7 @@ from torch import Tensor
 
 
 def to_tiles(x: Tensor, chunks: range, chunk_size: int, dtype: torch.dtype) -> Tensor:
-    """[B, T, H, ...] -> [n*B*H, C, ...], the n chunks numbered ``chunks``; zeros behind T."""
+    """[B, T, H, ...] -> [n*B*H, C, ...], the n chunks numbered ``chunks``; zeros after T."""
     x = x[:, chunks.start * chunk_size : chunks.stop * chunk_size]
     missing = len(chunks) * chunk_size - x.shape[1]
     if missing:

@@ -66,7 +66,7 @@ def test_fp32_loses_nothing_at_any_decay(log_decay):
     assert max(distance(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-5
 
 
-def test_a_small_step_keeps_its_digits_behind_a_strong_one():
+def test_a_small_step_keeps_its_digits_after_a_strong_one():
     inputs = random_inputs(1, 64, 1, 8, 8, -1e-3)
     inputs[3][:, 5] = -5000.0
     wanted, _ = recurrence(*inputs)
