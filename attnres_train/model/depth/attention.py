@@ -65,6 +65,7 @@ def depth_attention(
     _check([query, key_norm_weight], sources)
     folded = _fold(query, key_norm_weight, sources[0].dtype)
     if len(sources) == 1:
+        # A softmax over one source is 1 whatever the query, which then gets no gradient.
         h, logits = sources[0], folded.new_zeros(1, sources[0][..., 0].numel())
     else:
         h, logits = _operators(folded).read(folded, eps, *sources)
@@ -93,6 +94,8 @@ def depth_phase1(
     folded = _fold(vectors, weights, sources[0].dtype)
     logits, *results = _operators(folded).phase1(folded, eps, *sources)
     outputs, lses = results[:count], results[count:]
+    # Phase 2 gets its query from the folded ones too, so that the gradients of both phases add up
+    # before they are taken back to query and weight.
     return list(map(Phase1, folded.unbind(), outputs, lses, logits.unbind(-2)))
 
 
@@ -112,6 +115,7 @@ def depth_phase2(
     h, logit = merge(completed.query, completed.o, completed.lse, partial, eps)
     if not return_weights:
         return h
+    # The softmax over completed blocks and partial is that over all logits: phase 1's were kept.
     return h, torch.cat([completed.logits, logit.unsqueeze(-1)], -1).softmax(-1)
 
 
@@ -130,7 +134,7 @@ def _operators(x: Tensor) -> _Operators:
         try:
             from attnres_train.model.depth.triton_functions import Merge, Phase1, depth_read
         except ModuleNotFoundError:
-            pass
+            pass  # no Triton; one that is there but broken raises, lest training be slow in silence
         else:
             return _Operators(depth_read, Phase1.apply, Merge.apply)
     return _Operators(DepthRead.apply, DepthPhase1.apply, DepthMerge.apply)
@@ -139,6 +143,7 @@ def _operators(x: Tensor) -> _Operators:
 def _fold(query: Tensor, key_norm_weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Query times key norm weight, in the dtype of the statistics: the logit of a source is then
     one dot product, scaled by the inverse RMS that all queries share."""
+    # A bf16 logit near 100 is off by up to 0.25, and the weight by the exponential of that.
     dtype = torch.promote_types(dtype, torch.float32)
     return query.to(dtype) * key_norm_weight.to(dtype)
 

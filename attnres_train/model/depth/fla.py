@@ -25,11 +25,12 @@ def normed_read_kernel(
         return None
     if len(sources) == 1 or key_eps != norm_eps:
         return None
+    # Not by `data_ptr`, which `torch.compile` cannot trace; storages begin at such a multiple.
     if any(x.storage_offset() * x.element_size() % _ALIGNMENT for x in sources):
         return None
     try:
         from fla.ops.attnres import fused_attnres
-    except ImportError:
+    except ImportError:  # no fla, or one from before this kernel
         return None
     return fused_attnres
 

@@ -37,15 +37,15 @@ def phase1_forward(
     logits,  # [M, S, N]
     lse,  # [M, S]
     inv_rms,  # [M, N]
-    count,  # N
-    eps: tl.constexpr,
+    count,  # N; no constexpr, so that one kernel serves every N of the same padding
+    eps: tl.constexpr,  # as an argument it would be rounded to fp32, for fp64 too
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     S_PADDED: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     dtype: tl.constexpr = queries.dtype.element_ty
-    token = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64)  # times D it may exceed 32 bits
     s, n, d = tl.arange(0, S_PADDED), tl.arange(0, len(sources)), tl.arange(0, BLOCK)
     rows_n = row_pointers(sources, token, n, D, ALIGNMENT)
 
@@ -58,6 +58,7 @@ def phase1_forward(
             q_d = load(queries, i, start + d, D, dtype)
             dots_sn += in_row(i, s, tl.sum(v_nd * q_d[None, :], 1))
 
+    # The key norm scales a whole source, and so its dot products: no normalised copy is made.
     inv_rms_n = tl.rsqrt(squares_n / D + eps)
     logits_sn = dots_sn * inv_rms_n[None, :]
     weights_sn, lse_s = softmax(logits_sn, n < count)
@@ -108,10 +109,14 @@ def phase1_backward(
     at_s = grad_lse + token * len(grad_outputs) + s
     grad_lse_s = tl.load(at_s, mask=s < len(grad_outputs), other=0.0)
     inv_rms_n = tl.load(inv_rms + token * count + n, mask=n < count, other=0.0)
+    # Weights come from the logits again, which the gradient needs anyway. Padding ends here: padded
+    # queries have dots of 0, padded sources weights of 0, and neither any gradient.
     weights_sn, _ = softmax(logits_sn, n < count)
     mean_s = tl.sum(weights_sn * dots_sn, 1)
+    # The softmax's gradient, and the log-sum-exp's: its derivative by a logit is the weight.
     grad_logits_sn = weights_sn * (dots_sn - mean_s[:, None] + grad_lse_s[:, None])
     along_query_sn = grad_logits_sn * inv_rms_n[None, :]
+    # What the key norm adds is a multiple of the source, one for all queries (`logit_gradient`).
     along_source_n = tl.sum(along_query_sn * logits_sn, 0) * inv_rms_n / -D
     tl.store(along_query + at_sn, along_query_sn, mask=mask_sn)
 
@@ -148,6 +153,7 @@ def query_gradient(
     n, count = tl.program_id(2), tl.num_programs(2)
     split, splits = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     s, d = tl.arange(0, S_PADDED), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    # Each program has its own part of `sums` to write: no atomic adds, whose order would vary.
     sums_sd = tl.zeros([S_PADDED, BLOCK], dtype)
     for start in range(split * TOKENS, tokens, splits * TOKENS):
         t = start + tl.arange(0, TOKENS)
@@ -177,6 +183,7 @@ def merge_forward(
     dtype: tl.constexpr = query.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
+    # A sum per column; threads add theirs up once, after the loop.
     squares_d, dots_d = tl.zeros([BLOCK], dtype), tl.zeros([BLOCK], dtype)
     for start in range(0, D, BLOCK):
         v_d = load(partial, token, start + d, D, dtype)
@@ -185,7 +192,7 @@ def merge_forward(
 
     r = tl.rsqrt(tl.sum(squares_d, 0) / D + eps)
     own = tl.sum(dots_d, 0) * r
-    b = 1 / (1 + tl.exp(tl.load(lse + token) - own))
+    b = 1 / (1 + tl.exp(tl.load(lse + token) - own))  # exp may be inf: b is 0 then, as it should
     tl.store(logit + token, own)
     tl.store(inv_rms + token, r)
     tl.store(weight + token, b)
@@ -222,7 +229,7 @@ def merge_backward(
         dots_d += load(grad, token, start + d, D, dtype) * (v_d - output_d)
 
     b, r = tl.load(weight + token), tl.load(inv_rms + token)
-    grad_logit = b * tl.sum(dots_d, 0)
+    grad_logit = b * tl.sum(dots_d, 0)  # why from the output: see `DepthMerge`
     along_q = grad_logit * r
     along_v = along_q * tl.load(logit + token) * r / -D
     tl.store(grad_lse + token, -grad_logit)

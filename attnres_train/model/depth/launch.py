@@ -17,8 +17,11 @@ from torch.library import custom_op
 
 from attnres_train.model.depth import kernels
 
+# The operators return nothing, so `torch.compile` needs no fake form of them, and what is kept for
+# a backward pass is for their callers to decide.
+
 TOKENS_PER_SPLIT = 256  # of a query's gradient: partial sums are small then beside the sources
-_TOKENS_PER_TILE = 4
+_TOKENS_PER_TILE = 4  # rows of a source that `query_gradient` loads at once
 _MAX_ELEMENTS = 64  # of a tile, per thread: more would not stay in registers
 
 
@@ -38,6 +41,7 @@ def phase1_forward(
     of ``queries`` [S, D] and N ``sources`` [..., D]."""
     arguments = (queries, _padded(sources), tuple(outputs), logits, lse, inv_rms, len(sources))
     options = _tile_options(len(queries), queries.shape[1], sources)
+    # Here and below: Triton launches on the current device, wherever its arguments are.
     with torch.cuda.device_of(queries):
         kernels.phase1_forward[_tokens(sources[0]),](*arguments, eps=eps, **options)
 
@@ -125,6 +129,7 @@ def _tokens(x: Tensor) -> int:
 
 def _padded(tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """As many as a power of two, so that a few compiled kernels serve any number of sources."""
+    # The repeated one is a valid pointer that no kernel follows: what is beyond N is masked.
     missing = triton.next_power_of_2(len(tensors)) - len(tensors)
     return (*tensors, *[tensors[0]] * missing)
 
@@ -136,6 +141,7 @@ def _tile_options(queries: int, dim: int, sources: list[Tensor]) -> dict[str, in
     return row | {
         "BLOCK": min(row["BLOCK"], 32 * row["num_warps"] * elements),
         "S_PADDED": triton.next_power_of_2(queries),
+        # Rows begin at multiples of it; those of gradients too, which are new, aligned tensors.
         "ALIGNMENT": math.gcd(
             16, dim * sources[0].element_size(), *(x.data_ptr() for x in sources)
         ),
@@ -146,4 +152,5 @@ def _row_options(dim: int) -> dict[str, int]:
     """Options of kernels with [d] tiles: 8 elements per thread, 16 bytes of bf16 in one load."""
     warps = 4 if dim >= 1024 else 1
     block = min(triton.next_power_of_2(dim), 256 * warps)
+    # Fused multiply-adds are asked for: Triton's default depends on its version and environment.
     return {"D": dim, "BLOCK": block, "num_warps": warps, "enable_fp_fusion": True}

@@ -44,6 +44,7 @@ class DepthRead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # Weights are not saved but made again from the logits, which the gradient needs anyway.
         query_D, logits_NM, inv_rms_NM, *sources = ctx.saved_tensors
         grad_query_D = torch.zeros_like(query_D)
         grad_sources = [contiguous_like(source) for source in sources]
@@ -55,8 +56,11 @@ class DepthRead(torch.autograd.Function):
                 logits_Nt, inv_rms_Nt = logits_NM[:, tile], inv_rms_NM[:, tile]
                 weights_Nt, dots_Nt = logits_Nt.softmax(0), torch.empty_like(logits_Nt)
                 sums = [sums_for(target_MD[tile], query_D.dtype) for target_MD in targets_MD]
+                # A source's gradient depends on the dot products of all: two loops. The first has
+                # the memory of the gradients, not yet written, for its products.
                 for v_tD, sum_tD, dots_t in zip(values, sums, dots_Nt.unbind(), strict=True):
                     torch.sum(torch.mul(grad_tD, v_tD, out=sum_tD), -1, out=dots_t)
+                # A logit moves the output by its weight times (its source - the output).
                 grad_logits_Nt = weights_Nt * (dots_Nt - (weights_Nt * dots_Nt).sum(0))
                 along_query_Nt, along_source_Nt = logit_gradient(
                     grad_logits_Nt, logits_Nt, inv_rms_Nt, len(query_D)
@@ -96,9 +100,11 @@ def read_sources(
                 torch.linalg.vector_norm(v_tD, dim=-1, out=norms_t)
                 for query_D, logits_t in zip(queries_SD, logits_St, strict=True):
                     torch.mv(v_tD, query_D, out=logits_t)
+            # Until here inv_rms holds norms. A key is normalised by scaling its logit instead.
             logits_SNt.mul_(inverse_rms(inv_rms_Nt, dim, eps))
             log_weights_SNt = logits_SNt.log_softmax(1)
-            # Of the largest logit: a small one's difference would be rounded to its own size.
+            # A logit minus its log weight is the log-sum-exp, whichever source they are of. The
+            # largest: those of a logit of -20,000, say, are both rounded to that size.
             lse_SM[:, tile] = logits_SNt.amax(1) - log_weights_SNt.amax(1)
             for output_MD, weights_Nt1 in zip(
                 outputs_MD, log_weights_SNt.exp_().unsqueeze(-1).unbind(), strict=True
@@ -160,6 +166,8 @@ def tile_size(matrices: Sequence[Tensor]) -> int:
 
 def contiguous_like(x: Tensor) -> Tensor:
     """Uninitialised, row-major."""
+    # By default torch would keep the strides of x; `rows` of a transposed one is a copy, and what
+    # is written there would be lost.
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

@@ -25,10 +25,12 @@ class SharedReads:
         self, queries: Mapping[int, tuple[Tensor, Tensor]], blocks: Sequence[Tensor], eps: float
     ) -> None:
         self.queries, self.blocks, self.eps = queries, blocks, eps
+        # Here and not in the first `take`: that may run inside a checkpointed function, and the
+        # graph of phase 1 must be made once, outside, for all its readers.
         self._results = self._run()
 
     def take(self, sublayer: int) -> Phase1:
-        if sublayer not in self._results:
+        if sublayer not in self._results:  # taken before: a backward pass asks, last sublayer first
             self._results = self._run_again()
         return self._results.pop(sublayer)
 
@@ -37,10 +39,13 @@ class SharedReads:
         return dict(zip(self.queries, results, strict=True))
 
     def _run_again(self) -> dict[int, Phase1]:
+        # With gradients on, phase 1 would save its sources among the tensors of the read that is
+        # recomputed, and `torch.utils.checkpoint` refuses what was not saved the first time.
         with torch.no_grad():
             results = self._run()
-        # What reads them must save the same tensors as it did the first time: leaves that seem to
-        # want a gradient.
+        # Nor may it save fewer: operators save what they are given only if it wants a gradient, so
+        # the results become leaves that do. No gradient arrives there: backward follows the graph
+        # of the first time and takes mere values from this one.
         for result in results.values():
             for tensor in (result.query, result.o, result.lse):
                 tensor.requires_grad_()

@@ -14,6 +14,8 @@ import triton.language as tl
 def softmax(logits_sn, exists_n):
     """Weights and log-sum-exp over the sources that exist."""
     logits_sn = tl.where(exists_n[None, :], logits_sn, float("-inf"))
+    # Powers relative to the largest logit are at most 1, and their sum at least 1: no overflow, no
+    # division by zero, as long as one source exists.
     top_s = tl.max(logits_sn, 1)
     powers_sn = tl.exp(logits_sn - top_s[:, None])
     total_s = tl.sum(powers_sn, 1)
@@ -37,6 +39,7 @@ def row_pointers(matrices, token, n, D: tl.constexpr, ALIGNMENT: tl.constexpr):
     """Pointers to the token's row in every matrix, each a multiple of ``ALIGNMENT`` bytes: the
     compiler cannot know that of a computed address, and would not load several elements at once."""
     element: tl.constexpr = matrices[0].dtype.element_ty
+    # A tuple takes no index that is known at run time only: choose among its addresses, as numbers.
     bases_n = tl.where(n == 0, matrices[0].to(tl.int64), 0)
     for i in tl.static_range(1, len(matrices)):
         bases_n = tl.where(n == i, matrices[i].to(tl.int64), bases_n)
@@ -46,6 +49,7 @@ def row_pointers(matrices, token, n, D: tl.constexpr, ALIGNMENT: tl.constexpr):
 @triton.jit
 def load_rows(rows_n, exists_n, d, D: tl.constexpr, dtype: tl.constexpr):
     mask_nd = exists_n[:, None] & (d < D)[None, :]
+    # Zeros add nothing to the sums over d, and a padded source has no weight.
     return tl.load(rows_n[:, None] + d[None, :], mask=mask_nd, other=0.0).to(dtype)
 
 

@@ -31,6 +31,7 @@ class Phase1(torch.autograd.Function):
         inv_rms = queries_SD.new_empty(*leading, len(sources))
         rows = _contiguous(sources)
         launch.phase1_forward(queries_SD, rows, outputs, logits, lse, inv_rms, eps)
+        # The sources and not `rows`: a contiguous copy would live until the backward pass.
         ctx.save_for_backward(queries_SD, logits, inv_rms, *sources)
         ctx.mark_non_differentiable(logits)
         return logits, *outputs, *lse.unbind(-1)
@@ -73,6 +74,7 @@ class Merge(torch.autograd.Function):
         grad_lse, along_query = torch.empty_like(logit), torch.empty_like(logit)
         saved = (query_D, rows, output, grad, logit, inv_rms, weight)
         launch.merge_backward(*saved, grad_read, grad_lse, grad_partial, along_query)
+        # As of phase 1 with one query and one source: [...] lies in memory as [..., 1, 1] does.
         grad_query_D = _query_gradient(query_D[None], [rows], along_query)[0]
         return grad_query_D, grad_read, grad_lse, grad_partial, None
 

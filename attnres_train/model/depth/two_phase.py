@@ -56,6 +56,8 @@ class DepthPhase1(torch.autograd.Function):
         queries_SD, logits_SNM, inv_rms_NM, *sources = ctx.saved_tensors
         count, dim = queries_SD.shape
         sources_MD, grad_outputs_MD = rows(*sources), rows(*grads[:count])
+        # Of results that nobody used (the log-sum-exp of a block's first sublayer, which has no
+        # partial to merge) the gradients are zeros, not None.
         grad_lse_SM = torch.stack([grad.flatten() for grad in grads[count:]])
         grad_queries_SD = torch.zeros_like(queries_SD)
         grad_sources = [contiguous_like(source) for source in sources]
@@ -70,6 +72,7 @@ class DepthPhase1(torch.autograd.Function):
                 weights_SNt = logits_SNt.softmax(1)
                 dots_SNt = (grad_tSD @ v_tND.mT).permute(1, 2, 0)
                 mean_S1t = (weights_SNt * dots_SNt).sum(1, keepdim=True)
+                # The log-sum-exp grows with each logit by the logit's weight.
                 along_query_SNt, along_source_SNt = logit_gradient(
                     weights_SNt * (dots_SNt - (mean_S1t - grad_lse_S1t)),
                     logits_SNt,
@@ -78,7 +81,8 @@ class DepthPhase1(torch.autograd.Function):
                 )
                 along_query_tNS = _tokens_first(along_query_SNt)
                 grad_queries_SD.addmm_(along_query_tNS.flatten(0, 1).T, v_tND.flatten(0, 1))
-                # The gradient takes the place of the values.
+                # The gradient takes the place of the values, beginning with the term that is a
+                # multiple of them, one for all queries.
                 v_tND.mul_(along_source_SNt.sum(0).T.unsqueeze(-1))
                 v_tND.flatten(0, 1).addmm_(along_query_tNS.flatten(0, 1), queries_SD)
                 v_tND.baddbmm_(_tokens_first(weights_SNt), grad_tSD)
@@ -110,6 +114,7 @@ class DepthMerge(torch.autograd.Function):
                 torch.linalg.vector_norm(partial_tD, dim=-1, out=inv_rms_t)
                 inverse_rms(inv_rms_t, len(query_D), eps)
                 torch.mv(partial_tD, query_D, out=logit_t).mul_(inv_rms_t)
+                # Of the difference: the exponentials of logit and log-sum-exp may overflow.
                 torch.sub(logit_t, lse_M[tile], out=weight_t).sigmoid_()
                 sum_tD = sums_for(output_MD[tile], query_D.dtype)
                 torch.lerp(read_tD, partial_tD, weight_t.unsqueeze(-1), out=sum_tD)
@@ -134,6 +139,7 @@ class DepthMerge(torch.autograd.Function):
                 sum_tD = sums_for(grad_partial_MD[tile], query_D.dtype)
                 torch.sub(partial_tD, output_tD, out=sum_tD).mul_(grad_tD)
                 grad_logit_t = sum_tD.sum(-1).mul_(weight_t)
+                # The output depends on logit - lse alone.
                 torch.neg(grad_logit_t, out=grad_lse_M[tile])
                 along_query_t, along_source_t = logit_gradient(
                     grad_logit_t, logit_t, inv_rms_t, len(query_D)
