@@ -50,9 +50,11 @@ class ChunkKDA(Function):
     ) -> tuple[Tensor, Tensor]:
         inputs = KDAInputs(q, k, v, g, beta)
         o, states = _forward([*inputs], initial_state, scale, chunk_size)
+        # Of what is inside the chunks nothing: the backward pass makes it again, group by group.
         ctx.save_for_backward(*inputs, states)
         ctx.scale, ctx.chunk_size = scale, chunk_size
         ctx.initial_dtype = None if initial_state is None else initial_state.dtype
+        # A copy: a view would keep the states of all chunks for as long as the last one is wanted.
         return o, states[-1].unflatten(0, k.shape[::2]).clone()
 
     @staticmethod
@@ -82,6 +84,8 @@ def _forward(
 def _empty_results(
     inputs: list[Tensor], initial_state: Tensor | None, scale: float, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
+    # Serves twice: memory for the operator to fill, and its fake form for `torch.compile`, which
+    # wants shapes and strides only.
     k, v, dtype = inputs[1], inputs[2], KDAInputs(*inputs).compute_dtype
     batch, length, heads, key_size = k.shape
     num_states = -(-length // chunk_size) + 1
@@ -138,6 +142,8 @@ def _forward_group(tiles: Tiles, states: Tensor, scale: float) -> Tensor:
     for i, chunk in enumerate(zip(*per_chunk, strict=True)):
         rows, keys, inverse, decay, value, read, update = chunk
         torch.bmm(rows, states[i], out=read)
+        # beta (v - S^T k) with the state at the start of the chunk; the inverse takes from it what
+        # earlier tokens of the chunk have written since.
         torch.bmm(inverse, value + read[:, 1::2], out=update)
         torch.baddbmm(decay * states[i], keys, update, out=states[i + 1])
     return torch.baddbmm(reads[:, 0::2], tiles.scores, updates, beta=scale, alpha=scale)
@@ -150,11 +156,13 @@ def _backward_group(
 
     ``states`` [n, R, K, V] are those at the start of each chunk; ``do`` is [N, C, V], scaled.
     """
+    # The updates of the forward pass, of all chunks at once: their states are known by now.
     flat_states = states.flatten(0, 1)
     values = torch.baddbmm(tiles.beta * tiles.v, tiles.rows[:, 1::2], flat_states)
     updates = tiles.inverse @ values
 
     dupdates = tiles.scores.mT @ do
+    # Two readers in turn, as in the rows: those of q are known, those of -beta k come in the loop.
     dreads = torch.stack((do, torch.empty_like(do)), dim=2).flatten(1, 2)
     dstates = torch.empty_like(states)
     per_chunk = [

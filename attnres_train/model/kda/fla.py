@@ -29,7 +29,7 @@ def kda_kernel(k: Tensor, chunk_size: int) -> Callable[..., Any] | None:
         return None
     try:
         from fla.ops.kda import chunk_kda
-    except ImportError:
+    except ImportError:  # no fla, or one from before KDA
         return None
     return chunk_kda
 
@@ -79,7 +79,7 @@ def run_kda_kernel(
         return kernel(*inputs, initial_state=initial_state, **options)
     batch, length = v.shape[:2]
     borders = torch.arange(0, batch * length + 1, length, device=cu_seqlens.device)
-    if batch > 1:
+    if batch > 1:  # `unique` sorts too
         cu_seqlens = torch.cat((cu_seqlens, borders.to(cu_seqlens))).unique()
     flat = [x.flatten(0, 1).unsqueeze(0) for x in inputs]
     o, state = kernel(*flat, initial_state=initial_state, cu_seqlens=cu_seqlens.long(), **options)

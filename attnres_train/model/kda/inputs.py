@@ -56,5 +56,6 @@ class DecayGate(NamedTuple):
 
 def _l2_norm(x: Tensor) -> Tensor:
     """x / |x| over the last dimension, in fp32 (fp64 stays fp64)."""
+    # Keys longer than 1 let the correction by beta k k^T overshoot, and the state may grow.
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x * (x.square().sum(-1, keepdim=True) + _L2_EPS).rsqrt()

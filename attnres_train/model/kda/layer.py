@@ -64,6 +64,7 @@ class KimiDeltaAttention(nn.Module):
         raw = KDAInputs(q, k, v, decay, beta)
         o = gated_kda(raw, self.decay_gate, cu_seqlens=cu_seqlens, chunk_size=self.chunk_size)
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
+        # As released: a sigmoid and not SiLU, after the norm, which would undo a factor of a head.
         return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
 
     @property

@@ -77,7 +77,9 @@ def _in_chunks(
     inputs: KDAInputs, initial_state: Tensor | None, scale: float, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Outputs and final states by `ChunkKDA`, in chunks no longer than the rows need."""
+    # Down to the smallest power of two that holds a row: less padding where rows are short.
     chunk_size = min(chunk_size, 1 << (inputs.k.shape[1] - 1).bit_length())
+    # The products inside would be cast to bf16; decays over a chunk need fp32.
     with torch.autocast(inputs.k.device.type, enabled=False):
         return ChunkKDA.apply(*inputs, initial_state, scale, chunk_size)
 
@@ -88,6 +90,7 @@ def _reset_decay(g: Tensor, cu_seqlens: Tensor) -> Tensor:
     # The documents at the very end may be empty: they start after the last token.
     starts = torch.zeros(tokens + 1, dtype=torch.bool, device=g.device)
     starts = starts.index_fill(0, cu_seqlens[:-1].long(), True)[:-1]
+    # exp(-inf) is 0 and the chunks are exact there: no pass over the documents one by one.
     return g.masked_fill(starts.view(*g.shape[:2], 1, 1), -torch.inf)
 
 
@@ -112,6 +115,7 @@ def recurrent_kda_step(
         state = q.new_zeros(*k.shape, v.shape[-1], dtype=dtype)
     q, k, u, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))
     with torch.autocast(q.device.type, enabled=False):
+        # The decay comes first: what the key already holds is read from the decayed state.
         state = state * g.exp().unsqueeze(-1)
         u = beta.unsqueeze(-1) * (u - torch.einsum("bhk,bhkv->bhv", k, state))
         state = state + k.unsqueeze(-1) * u.unsqueeze(-2)

@@ -43,6 +43,7 @@ def _clear(x: Tensor, tokens: Tensor | None) -> Tensor:
 def _taps(x: Tensor, weight: Tensor, gaps: list[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
     """(x of earlier tokens, weight [P] of that tap) for shifts 0, 1, ...: in fp32 (fp64)."""
     taps, length = weight.shape[-1], x.shape[1]
+    # One padded copy; the taps are views of it, [B, T, P] as it lies (conv1d wants [B, P, T]).
     dtype = torch.promote_types(x.dtype, torch.float32)
     padded, weight = F.pad(x.to(dtype), (0, 0, taps - 1, 0)), weight.to(dtype)
     return [
@@ -81,6 +82,7 @@ class _ShortConv(Function):
         dy = torch.ops.aten.silu_backward(dy.to(y.dtype), y)
         dweight = torch.stack([(earlier * dy).sum((0, 1)) for earlier, _ in reversed(taps)], dim=-1)
         dx = dy * taps[0][1]
+        # Each token gives its gradient to the earlier one it took; what was cleared took none.
         for shift, (_, tap) in enumerate(taps[1:], 1):
             dx[:, :-shift].addcmul_(_clear(dy, ctx.gaps[shift])[:, shift:], tap)
         return dx.to(x.dtype), dweight.unsqueeze(1).to(weight.dtype), None

@@ -29,6 +29,7 @@ def to_tiles(x: Tensor, chunks: range, chunk_size: int, dtype: torch.dtype) -> T
     """[B, T, H, ...] -> [n*B*H, C, ...], the n chunks numbered ``chunks``; zeros after T."""
     x = x[:, chunks.start * chunk_size : chunks.stop * chunk_size]
     missing = len(chunks) * chunk_size - x.shape[1]
+    # Tokens of zeros change nothing: g = 0 is no decay, and beta = 0 writes no key.
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
     x = x.unflatten(1, (-1, chunk_size)).movedim(3, 1).movedim(2, 0)
@@ -82,6 +83,8 @@ class Tiles:
         q, k, v, g, beta = (to_tiles(x, chunks, chunk_size, dtype) for x in inputs)
         beta = beta.unsqueeze(-1)
         token_decay = _exp(g)
+        # Blocks of one token. The state decays before the token reads it and takes its key after
+        # that: the decay of its own row, none of its key.
         rows = torch.stack((q * token_decay, -k * (beta * token_decay)), dim=2).flatten(1, 2)
         keys, decay = k.clone(), token_decay
         scores = torch.diag_embed((q * k).sum(-1))
@@ -91,12 +94,14 @@ class Tiles:
         while m < chunk_size:
             pair_rows, pair_keys = _pairs(rows, 2 * m)[1], _pairs(keys, m)[0]
             first_decay, second_decay = _pairs(decay, 1)
-            if for_backward:
+            if for_backward:  # copies, as the rows and keys are changed in place below
                 join = _Join(pair_rows.clone(), pair_keys.clone(), first_decay, second_decay)
                 joins.append(join)
+            # Every later token of the pair against every earlier one, in a single product.
             corner = pair_rows @ pair_keys.mT
             _corners(scores, m).copy_(corner[:, :, 0::2])
             _join_inverse(inverse, corner[:, :, 1::2])
+            # On to the start and the end of the joined block, where the other half is already.
             pair_rows *= first_decay
             pair_keys *= second_decay
             decay = (first_decay * second_decay).squeeze(2)
@@ -113,12 +118,14 @@ class Tiles:
         taken from running sums instead, weak ones would drown in the rounding of others.
         """
         ddecay = ddecay.unsqueeze(1)
+        # From the whole chunk back to single tokens, each step undoing one of `build`.
         for join in reversed(self.joins):
             ddecay = _join_grads(join, dscores, drows, dkeys, ddecay)
         dq, dbeta_k = drows.unflatten(1, (-1, 2)).unbind(2)
         ddecay = ddecay.addcmul_(self.q, dq).addcmul_(self.beta * self.k, dbeta_k, value=-1)
         dq, dbeta_k = dq * self.token_decay, dbeta_k * -self.token_decay
 
+        # A query's score against its own key is not in the joins: no decay lies between the two.
         dself = dscores[:, 0::2].diagonal(dim1=1, dim2=2).unsqueeze(-1)
         dq.addcmul_(dself, self.k)
         dk = dkeys.addcmul_(self.beta, dbeta_k).addcmul_(dself, self.q)
@@ -129,6 +136,7 @@ class Tiles:
 def _exp(x: Tensor) -> Tensor:
     """exp of x <= 0, with 0 for what is (nearly) subnormal: those take exp 20 times as long."""
     tiny = torch.finfo(x.dtype).tiny
+    # int() rounds the logarithm up: the exponential of the bound is normal yet, and below 2 tiny.
     return torch.threshold_(x.clamp(min=int(math.log(tiny))).exp_(), 2 * tiny, 0)
 
 
@@ -153,6 +161,8 @@ def _corners(x: Tensor, m: int) -> Tensor:
 def _join_inverse(inverse: Tensor, corner: Tensor) -> None:
     """Inverts the next larger diagonal blocks in ``inverse`` [N, C, C], whose blocks of m are
     inverted: ``corner`` [N, b, m, m] is what a pair's second tokens take from its first."""
+    # With A and B the scores inside the two blocks, [[I - A, 0], [-corner, I - B]] has the inverse
+    # [[(I - A)^-1, 0], [(I - B)^-1 corner (I - A)^-1, (I - B)^-1]].
     blocks = _pair_blocks(inverse, corner.shape[-1])
     first, second = blocks[:, :, 0, :, 0], blocks[:, :, 1, :, 1]
     blocks[:, :, 1, :, 0] = second @ corner @ first
@@ -167,6 +177,8 @@ def _join_grads(
     dcorner = _corners(dscores, m).contiguous()
     drows, dkeys = _pairs(drows, 2 * m)[1], _pairs(dkeys, m)[0]
     ddecay = ddecay.unsqueeze(2)
+    # The decay over the first block multiplied the second one's rows, and the pair's decay is the
+    # product of both; the second decay likewise.
     dfirst = (join.rows * drows).sum(2, keepdim=True).addcmul_(ddecay, join.second_decay)
     dsecond = (join.keys * dkeys).sum(2, keepdim=True).addcmul_(ddecay, join.first_decay)
     torch.addcmul(dcorner @ join.keys, drows, join.first_decay, out=drows)
