@@ -39,6 +39,7 @@ class Blocks:
         """Last sublayer of each block; block 0, the embedding, ends at 0. Empty without blocks."""
         if self.block_size is None:
             return ()
+        # range() never reaches the last sublayer, which ends a block, shorter perhaps, in any case.
         full = range(0, self.num_sublayers, self.block_size)
         return (*full, self.num_sublayers)
 

@@ -38,8 +38,10 @@ def linear_cross_entropy(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     mask = mask.to(torch.promote_types(hidden.dtype, torch.float32))
     divisor = mask.sum() if divisor is None else divisor.to(mask.dtype)
+    # Where nothing is counted the mask is 0 and the divisor may be: 0 / tiny and not 0 / 0.
     share = mask / divisor.clamp_min(torch.finfo(mask.dtype).tiny)
     tokens = max(1, logits_at_once // weight.shape[0])
+    # Asked for here, as gradients are always off inside an autograd function.
     return _LinearCrossEntropy.apply(hidden, weight, labels, share, tokens, torch.is_grad_enabled())
 
 
@@ -63,10 +65,11 @@ class _LinearCrossEntropy(Function):
                 x, label, part_share = hidden[part], labels[part, None], share[part, None]
                 logits = F.linear(x, weight).to(share.dtype)
                 logits -= logits.amax(-1, keepdim=True)
-                own = logits.gather(-1, label)
+                own = logits.gather(-1, label)  # before the logits become their exponentials
                 total = logits.exp_().sum(-1, keepdim=True)
                 loss += ((total.log() - own) * part_share).sum()
                 if grad_hidden is not None and grad_weight is not None:
+                    # (softmax - one-hot label) x share, in the memory of the exponentials.
                     grad = logits.mul_(part_share / total).scatter_add_(-1, label, -part_share)
                     grad = grad.to(hidden.dtype)
                     torch.mm(grad, weight, out=grad_hidden[part])
@@ -79,5 +82,6 @@ class _LinearCrossEntropy(Function):
     @once_differentiable
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
+        # The loss is a scalar: whatever follows it only scales what was computed along with it.
         scale = grad.to(grad_hidden.dtype)
         return grad_hidden * scale, grad_weight * scale, None, None, None, None

@@ -24,6 +24,7 @@ def released_tensors(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tu
         released = name if name.startswith("lm_head.") else f"model.{name}"
         if name.endswith(_STACKED):
             prefix, matrix = released.rsplit(".", 1)
+            # Views, so that loading writes through to the stack.
             for expert, view in enumerate(tensor.unbind(0)):
                 yield f"{prefix}.{expert}.{matrix}.weight", view
         else:

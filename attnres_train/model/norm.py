@@ -13,6 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Statistics are fp32 (fp64 stays fp64); the weight multiplies after the result is back in the
     dtype of ``x``, as in the released Kimi-Linear code.
     """
+    # A sum of squares over thousands of elements is beyond bf16, and overflows fp16.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return weight * F.rms_norm(wide, wide.shape[-1:], eps=eps).to(x.dtype)
 

@@ -35,6 +35,7 @@ class Permutation:
     @classmethod
     def sort(cls, experts: Tensor, num_experts: int) -> Permutation:
         """From the chosen expert of every pair, int64 [N, K]."""
+        # Stable: an expert's rows are in the order of the tokens, and so are the sums over them.
         sorted_experts, order = experts.flatten().sort(stable=True)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
@@ -130,7 +131,7 @@ class _GroupedLinear(Function):
     @once_differentiable
     def backward(ctx: _GroupedContext, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, weight, ends = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad = grad.contiguous()  # the gradient of a sum has strides of 0, which grouped_mm refuses
         grad_rows = _times(grad, weight, ends, ctx.fused)
         return grad_rows, _outer(grad, rows, ends, ctx.fused), None, None
 

@@ -35,11 +35,13 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, D] -> weights [N, K] in fp32 (fp64 stays) and experts int64 [N, K]."""
+        # bf16 has 8 bits: experts with almost equal scores would be chosen by rounding.
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             scores = torch.sigmoid(F.linear(x.to(wide), self.weight.to(wide)))
         biased = scores.detach() + self.e_score_correction_bias
         experts = biased.topk(self.config.num_experts_per_token, dim=-1).indices
+        # The bias steers the choice alone: in the weights it would bend outputs for balance's sake.
         chosen = scores.gather(-1, experts)
         weights = chosen / (chosen.sum(-1, keepdim=True) + 1e-20)
         return weights * self.config.routed_scaling_factor, experts
@@ -61,6 +63,7 @@ class Experts(nn.Module):
         The weight scales the hidden activation, which equals scaling the output (w2 is linear) and
         spares keeping the output for the weight's gradient.
         """
+        # By hand: autocast passes over matmuls that write into ``out``, as `grouped_linear` has them.
         dtype = _compute_dtype(rows)
         rows = rows.to(dtype)
         gate = grouped_linear(rows, self.w1.to(dtype), ends)
@@ -89,6 +92,7 @@ class MixtureOfExperts(nn.Module):
         y = combine(rows, permutation).view_as(x)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
+        # Handed up and not counted here: a forward pass that is recomputed would count twice.
         return y, permutation.load
 
 
@@ -117,6 +121,7 @@ def update_router_biases(modules: list[nn.Module], rate: float) -> None:
     for router in (router for module in modules for router in routers(module)):
         load = router.tokens_per_expert.to(router.e_score_correction_bias.dtype)
         sign = torch.sign(load.mean() - load)
+        # Only differences between biases choose: without their mean they do not drift together.
         router.e_score_correction_bias.add_(rate * (sign - sign.mean()))
         router.tokens_per_expert.zero_()
 
