@@ -25,6 +25,7 @@ from attnres_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# A replaced one counts: between the two renames of `publish` there is no other of its step.
 _STEP = re.compile(r"step_\d{8,}(\.replaced)?")
 
 
@@ -46,6 +47,7 @@ def step_name(step: int) -> str:
 def scan(folder: Path) -> list[Found]:
     """The step folders in ``folder``: broken ones first, then complete ones from old to new."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    # By serial and not by step: a run that went back to an earlier checkpoint passes steps again.
     found = [_look(path) for path in paths if _STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda entry: entry.manifest.serial if entry.manifest else -1)
 
@@ -98,6 +100,7 @@ def resolve_resume(resume: str, folder: Path) -> Path | None:
 
 
 def _resolve_path(path: Path, folder: Path) -> Path:
+    # A step folder may have been copied under another name; a broken one may lack its list.
     is_step = _STEP.fullmatch(path.name) or (path / META).exists()
     if is_step:
         there, entry = scan(path.parent), _look(path)
@@ -121,10 +124,13 @@ def publish(partial: Path, step: int) -> Path:
     checkpoint of the same step is replaced, and stays loadable until it is."""
     final = partial.with_name(step_name(step))
     replaced = final.with_name(f"{final.name}.replaced")
+    # A rename is all or nothing, but does not replace a folder that holds files: the old one makes
+    # way first.
     if final.exists():
         remove(replaced)
         final.rename(replaced)
     partial.rename(final)
+    # Until the new name is on the disk a power cut may undo the rename: the old one is needed.
     sync_folder(final.parent)
     remove(replaced)
     return final
@@ -143,6 +149,7 @@ def prune(folder: Path, keep_last: int, keep: Path | None) -> None:
 
 def remove_partial(folder: Path) -> None:
     """Delete what interrupted saves and deletions left behind."""
+    # A run folder has one run at a time (`supervise.run_lock`): nobody is writing these any more.
     for path in folder.glob("step_*.tmp-*"):
         remove(path)
 

@@ -122,6 +122,8 @@ class ReleasedWeights:
 
     def _header(self, file: str) -> dict[str, Stored]:
         opened = self._open(file)
+        # Slices know shape and dtype from the header; no values are read. `keys` is called as
+        # safe_open cannot be iterated over.
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         return {n: Stored(file, s.get_shape(), s.get_dtype()) for n, s in slices.items()}
 

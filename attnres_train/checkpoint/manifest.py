@@ -59,6 +59,7 @@ def spec(tensor: Tensor) -> TensorSpec:
 
 
 def with_checksum(tensor: Tensor) -> TensorSpec:
+    # Flat first: a scalar cannot be viewed as bytes.
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
     return spec(tensor)._replace(crc32=zlib.crc32(flat.numpy().data))
 
@@ -97,6 +98,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BrokenCheckpoint(f"{folder}: {META} cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:
         raise BrokenCheckpoint(f"{folder}: {META} is damaged ({error})") from error
+    # Sizes find what a full disk or an interrupted copy cuts off, without reading it. Contents are
+    # for the checksums, when the tensors are loaded.
     for name, size in manifest.files.items():
         file = folder / name
         found = file.stat().st_size if file.exists() else None

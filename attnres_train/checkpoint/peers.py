@@ -31,6 +31,7 @@ class Peers:
         dist.gather_object(mine, received, group=self.group, group_dst=0)
         outcome: list[Any] = [None, None]
         if self.rank == 0:
+            # An error that left from here would let the others wait for the broadcast for ever.
             try:
                 outcome = [decision(values), None]
             except Exception as error:

@@ -9,6 +9,7 @@ import torch
 
 def rng_state() -> dict[str, str]:
     """State of the CPU generator and, where CUDA is in use, of the current device's: base64."""
+    # Not `is_available`: asking for a device's state sets up CUDA, also for a run on the CPU.
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()

@@ -72,7 +72,10 @@ def save(
             process_group=group,
             no_dist=not peers.distributed,
         )
+    # Of what is in memory, not in the files: `load` compares it with what arrives in memory again,
+    # in whatever pieces, and replicas with each other.
     written = {name: with_checksum(tensor) for name, tensor in tensors.items()}
+    # Rank 0 publishes once it has all reports: each rank's files are on the disk when it sends its.
     complete = partial(publish, unfinished, step, extras, keep_last, loaded_from)
     return peers.decide((written, rng_state()), complete)
 
@@ -96,6 +99,8 @@ def publish(
 ) -> Path:
     """List what is in ``unfinished`` (a report per rank: its tensors, its `rng_state`), give it its
     final name and delete older checkpoints. Returns the final path."""
+    # In this order a crash at any point leaves an older checkpoint or this one: the list comes last
+    # into the folder, which gets its name when it is complete; only then are older ones deleted.
     folder = unfinished.parent
     manifest = Manifest(
         step=step,
@@ -142,8 +147,10 @@ def load(
     peers = Peers(group)
     manifest = peers.on_first(partial(read_manifest, path))
     wanted = {name: spec(tensor) for name, tensor in tensors.items()}
+    # Together, as a tensor may be missing on one rank because another one asks for it.
     peers.decide(wanted, partial(_check_fit, path, manifest, unread))
     peers.decide(_read(path, tensors, manifest), partial(_check_read, path))
+    # Generators belong to ranks: of another number of ranks none would be continued.
     same_size = len(manifest.rng) == peers.size
     return Restored(manifest.step, manifest.extras, manifest.rng[peers.rank] if same_size else None)
 
@@ -178,6 +185,7 @@ def _check_fit(
 def _read(path: Path, tensors: dict[str, Tensor], manifest: Manifest) -> list[str]:
     """Read on this rank alone. Returns what went wrong, so that all ranks can fail together."""
     try:
+        # Without collectives: where one rank's file cannot be read, the others would wait for it.
         with _failures_as(BrokenCheckpoint, "cannot be read"):
             dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)
     except BrokenCheckpoint as error:

@@ -35,14 +35,17 @@ def save_streamed(
     and dtype, when its turn to be written has come. Files of up to ``file_bytes`` are written one
     after the other (as ranks would theirs), and the tensors of a file are in memory together.
     """
+    # The steps of `dcp.save`, which would want every tensor in memory at once.
     unfinished = begin(folder, step)
     planner, writer = _ReadingPlanner(read), dcp.FileSystemWriter(unfinished)
     planner.set_up_planner(tensors, is_coordinator=True)
     writer.set_up_storage_writer(is_coordinator=True)
     whole = writer.prepare_local_plan(planner.create_local_plan())
     files = in_groups(whole.items, lambda item: tensors[item.index.fqn].nbytes, file_bytes)
+    # A plan per file, as if each were a rank's: that is how the writer comes to name several files.
     plans, metadata = planner.create_global_plan([replace(whole, items=items) for items in files])
     plans = writer.prepare_global_plan(plans)
+    # Each is waited for before the next one begins: its tensors are gone by then.
     writer.finish(metadata, [writer.write_data(plan, planner).wait() for plan in plans])
     report = (planner.written, rng_state())
     return publish(unfinished, step, extras, keep_last, loaded_from=None, reports=[report])
@@ -58,6 +61,7 @@ class _ReadingPlanner(dcp.DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         name = write_item.index.fqn
+        # Called once per tensor: they are written whole, and read from their source here only.
         tensor = self.read(name)
         self.written[name] = with_checksum(tensor)
         return tensor

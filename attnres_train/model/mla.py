@@ -41,7 +41,7 @@ class MultiHeadLatentAttention(nn.Module):
         batch, length, _ = x.shape
         per_head = (batch, length, c.num_heads, -1)
         q = self.q_proj(x).view(per_head)
-        # "rope" is the released name of these dims. Nothing rotates them: KDA tells positions apart.
+        # "rope" is their released name. Nothing rotates them: KDA tells positions apart.
         latent, shared = self.kv_a_proj_with_mqa(x).split(
             [c.kv_lora_rank, c.qk_rope_head_dim], dim=-1
         )

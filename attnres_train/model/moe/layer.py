@@ -63,7 +63,7 @@ class Experts(nn.Module):
         The weight scales the hidden activation, which equals scaling the output (w2 is linear) and
         spares keeping the output for the weight's gradient.
         """
-        # By hand: autocast passes over matmuls that write into ``out``, as `grouped_linear` has them.
+        # By hand: autocast passes over matmuls that write into ``out``, as `grouped_linear`'s do.
         dtype = _compute_dtype(rows)
         rows = rows.to(dtype)
         gate = grouped_linear(rows, self.w1.to(dtype), ends)
