@@ -72,7 +72,7 @@ def in_groups(
 ) -> list[list[Item]]:
     """Consecutive runs of ``items`` of at most ``limit`` bytes; a larger item is alone in its."""
     groups: list[list[Item]] = []
-    filled = limit
+    filled = 0
     for item in items:
         size = bytes_of(item)
         if not groups or filled + size > limit:

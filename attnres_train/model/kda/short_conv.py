@@ -32,6 +32,7 @@ def _crossing(cu_seqlens: Tensor, shift: int) -> Tensor:
     """Flat indices of the tokens that are less than ``shift`` tokens into their document."""
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     tokens = starts[:, None] + torch.arange(shift, device=starts.device)
+    # A document of fewer tokens than ``shift`` has none beyond its end.
     return tokens[tokens < ends[:, None]]
 
 

@@ -37,6 +37,7 @@ class Permutation:
         """From the chosen expert of every pair, int64 [N, K]."""
         # Stable: an expert's rows are in the order of the tokens, and so are the sums over them.
         sorted_experts, order = experts.flatten().sort(stable=True)
+        # Every index once, so that writing to them has no order to depend on.
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         wanted = torch.arange(num_experts, device=order.device)
