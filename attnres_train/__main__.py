@@ -7,13 +7,64 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import sys
+from collections.abc import Sequence
 from keyword import iskeyword
 from types import ModuleType
+from typing import Any
 
 from attnres_train import __version__
 from attnres_train.errors import UserError
 from attnres_train.planning.machine import add_arguments as add_plan_arguments
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parses one command. Where that has a list of words (`takes_words`), everything on the line
+    that is no option of the command goes there, in order: argparse alone would tear ``--lr 3e-4``
+    apart, and would not take KEY=VALUE after an option."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.options: set[str] = set()
+        self.named: list[str] = []
+        """What stands before the words, e.g. CONFIG."""
+        self.words: str | None = None
+        # Nothing is guessed: --n is not --nproc.
+        super().__init__(**settings, allow_abbrev=False)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        action = super().add_argument(*names, **settings)
+        self.options.update(action.option_strings)
+        if not action.option_strings and action.dest != self.words:
+            self.named.append(action.dest)
+        return action
+
+    def takes_words(self, dest: str, metavar: str, text: str) -> None:
+        self.words = dest
+        self.add_argument(dest, metavar=metavar, nargs="*", help=text)
+
+    def parse_known_args(  # type: ignore[override]  # one of its overloads is all that is called
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self.words is None or args is None:
+            return super().parse_known_args(args, namespace)
+        # To argparse, what begins with a blank is no option.
+        shown = [f" {word}" if self._is_foreign(word) else word for word in args]
+        found, rest = super().parse_known_args(shown, namespace)
+        words = [*getattr(found, self.words), *rest]
+        setattr(found, self.words, [_unhidden(word) for word in words])
+        for dest in self.named:
+            setattr(found, dest, _unhidden(getattr(found, dest)))
+        return found, []
+
+    def _is_foreign(self, word: str) -> bool:
+        option = word.startswith("-") and word not in ("-", "--") and not re.match(r"-\.?\d", word)
+        return option and word.partition("=")[0] not in self.options
+
+
+def _unhidden(word: str) -> str:
+    return word[1:] if word.startswith(" -") else word
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,20 +73,19 @@ def build_parser() -> argparse.ArgumentParser:
         description="Pretrain language models with Attention Residuals.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
+    def add(name: str, text: str) -> CommandParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(parser=command)
+        return command
 
-    def add_overrides(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
-            "overrides", metavar="KEY=VALUE", nargs="*", help="e.g. train.train_iters=20"
-        )
-
-    def add_configured(name: str, text: str) -> argparse.ArgumentParser:
+    def add_configured(name: str, text: str) -> CommandParser:
         command = add(name, text)
         command.add_argument("config", metavar="CONFIG", help="YAML file of the run")
-        add_overrides(command)
+        command.takes_words("overrides", "KEY=VALUE", "e.g. train.train_iters=20")
         return command
 
     command = add_configured("train", "Train, or resume, the run of a config.")
@@ -45,20 +95,27 @@ def build_parser() -> argparse.ArgumentParser:
     command = add_configured("plan", "What a layout sends, stores and costs; no workers.")
     add_plan_arguments(command)
     add_configured("data", "Build tokenizer and token shards of a config, once.")
-    add_configured("config", "Check a config and print it with its derived values.")
+    command = add_configured("config", "Check a config; print all of it and what follows from it.")
+    command.add_argument("--derived", action="store_true", help="print what follows from it alone")
+    command.add_argument("--json", action="store_true", help="print JSON: the config, or --derived")
+    command = add("options", "Print the options of a config, all or those with some words.")
+    command.takes_words("words", "WORD", "words, or beginnings of words, of a key or its meaning")
+    command.add_argument(
+        "--markdown", action="store_true", help="print docs/options.md, which has them all"
+    )
     add("schema", "Print the JSON schema of the config, for editors.")
     command = add("report", "Summarise a run folder.")
     command.add_argument(
         "run_or_config", metavar="RUN", help="run folder, e.g. runs/quickstart, or its config"
     )
-    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="of a config")
+    command.takes_words("overrides", "KEY=VALUE", "of a config")
     command = add("export", "Write a run's weights in the layout of the released models.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")
     command = add("import", "Make weights in the released layout step 0 of a run.")
     command.add_argument("source", metavar="DIR", help="folder with safetensors and config.json")
     command.add_argument("config", metavar="RUN", help="YAML file of the run, or run folder")
-    add_overrides(command)
+    command.takes_words("overrides", "KEY=VALUE", "e.g. train.train_iters=20")
     add("doctor", "Show what is installed, what is used, and what a lack costs.")
     return parser
 
@@ -70,18 +127,41 @@ def command_module(name: str) -> ModuleType:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = build_parser()
-    args, rest = parser.parse_known_args(arguments)
-    # argparse takes no KEY=VALUE behind an option; they belong to the overrides all the same.
-    if not hasattr(args, "overrides") or any("=" not in r or r.startswith("-") for r in rest):
-        rest and parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    else:
-        args.overrides += rest
+    _find_own_modules()
+    args = build_parser().parse_args(arguments)
     try:
+        if hasattr(args, "overrides"):
+            _check_words(args)
         return command_module(args.command).run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _find_own_modules() -> None:
+    """Put the working directory on the path, as ``python -m attnres_train`` does: a console script
+    has its own folder there instead, and ``module:Name`` of the user's would be found one way and
+    not the other."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raise UserError, or end with the usage, where overrides are not KEY=VALUE."""
+    parser: CommandParser = args.parser
+    named = [getattr(args, dest) for dest in parser.named]
+    words = args.overrides
+    if any(name.startswith("-") for name in named):
+        # An option before CONFIG stands in its place.
+        config = re.compile(r"[^-].*\.ya?ml")
+        words = [word for word in named + words if not config.fullmatch(word)]
+    if all("=" in word.lstrip("=") and not word.startswith("-") for word in words):
+        return
+    from attnres_train.config.meant import check_words  # loads the schema
+
+    if unknown := check_words(words, parser.options):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
 
 
 if __name__ == "__main__":

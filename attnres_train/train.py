@@ -34,6 +34,7 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
+from attnres_train.planning.facts import facts
 from attnres_train.supervise import failures
 from attnres_train.supervise.run_lock import run_lock
 from attnres_train.supervise.signals import catch_stop_signals
@@ -63,7 +64,8 @@ def train(config: RunConfig) -> int:
     ):
         parts = build_parts(config, ranks)
         if ranks.is_main:
-            print(describe(config, chunk_layers(config), ranks.world_size), flush=True)
+            more = facts(config, ranks.device)
+            print(describe(config, chunk_layers(config), ranks.world_size, more), flush=True)
         progress = Trainer(config, ranks, parts, stop_requested).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
             print(f"stopped behind step {progress.step}, saved; the same command resumes")

@@ -46,8 +46,8 @@ def refuse(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["train.train_iter=5"], ["train.train_iter ", "did you mean train.train_iters?"]),
-        (["model.residual.blocksize=2"], ["did you mean model.residual.block_size?"]),
+        (["train.train_iter=5"], ["train.train_iter ", "did you mean train.train_iters=5?"]),
+        (["model.residual.blocksize=2"], ["did you mean model.residual.block_size=2?"]),
         (["trane.train_iters=5"], ["trane", "did you mean train"]),
         (["model.num_layers=four"], ["model.num_layers", "integer", '"four"']),
         (["log.tensorboard=7"], ["log.tensorboard", "true or false"]),

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from attnres_train.config.kinds import KindName, OptionsOf, options_class
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.section import Section
 from attnres_train.config.yaml_text import KeyPath, dotted
 
+EXTENDS = "File or files, relative to this one, whose values this one changes."
+"""What the one key of a file means that is none of the configuration."""
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 _PLURALS = {int: "integers", float: "numbers", str: "texts"}
 
 
-def is_section(annotation: Any) -> bool:
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def inner_section(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, or holds a list of; None for any other field."""
+    return next(filter(is_section, [annotation, *get_args(annotation)]), None)
 
 
 @cache
@@ -30,9 +37,29 @@ def all_keys() -> tuple[str, ...]:
 def _walk(section: type[Section], path: KeyPath) -> Iterator[KeyPath]:
     for name, field in section.model_fields.items():
         yield (*path, name)
-        inner = [field.annotation, *get_args(field.annotation)]
-        for annotation in filter(is_section, inner):
-            yield from _walk(annotation, (*path, name))
+        if inner := inner_section(field.annotation):
+            yield from _walk(inner, (*path, name))
+
+
+def holds_sections(key: str) -> bool:
+    """Whether ``key``, one of `all_keys`, names a section or a list of them."""
+    return any(other.startswith(f"{key}.") for other in all_keys())
+
+
+def as_written(key: str, like: KeyPath = ()) -> str:
+    """``key``, one of `all_keys`, as it is written on the command line: after the name of each list
+    with the index of an element, that of ``like`` where it goes the same way, else 0."""
+    path: list[str | int] = []
+    annotation: Any = RunConfig
+    for name in key.split("."):
+        if get_origin(annotation) is list:
+            same_way = list(like[: len(path)]) == path and len(like) > len(path)
+            path.append(like[len(path)] if same_way and isinstance(like[len(path)], int) else 0)
+        path.append(name)
+        section = inner_section(annotation)
+        assert section is not None, key
+        annotation = section.model_fields[name].annotation
+    return dotted(tuple(path))
 
 
 def nearest(key: str) -> list[str]:
@@ -52,7 +79,7 @@ def nearest(key: str) -> list[str]:
 
 
 def locate(location: tuple[str | int, ...], values: Any) -> tuple[KeyPath, str]:
-    """The key path behind a pydantic error location (without the branches of unions that pydantic
+    """The key path of a pydantic error location (without the branches of unions that pydantic
     appends), and what is expected there. An unknown key expects nothing (""). ``values`` are those
     of the whole configuration, whose kinds say which options there are."""
     annotation: Any = RunConfig
@@ -60,7 +87,7 @@ def locate(location: tuple[str | int, ...], values: Any) -> tuple[KeyPath, str]:
     path: KeyPath = ()
     for step in location:
         if is_section(annotation):
-            field = annotation.model_fields.get(step)
+            field = annotation.model_fields.get(str(step))
             if field is None:
                 return (*path, step), ""
             annotation, bounds = (
@@ -103,7 +130,7 @@ def section_at(path: KeyPath, values: Any) -> type[Section]:
     return section
 
 
-def expected(annotation: Any, bounds: list[Any] = ()) -> str:
+def expected(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     """What a value must be, in words: ``an integer of at least 1, or null``."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -133,6 +160,5 @@ def expected(annotation: Any, bounds: list[Any] = ()) -> str:
         for name, words in _BOUNDS.items()
         if hasattr(bound, name)
     ]
-    return " ".join(
-        ["an integer" if annotation is int else "a number", " and ".join(limits)]
-    ).strip()
+    number = "an integer" if annotation is int else "a number"
+    return " ".join([number, " and ".join(limits).replace(" and of ", " and ")]).strip()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from attnres_train.config.errors import ConfigError
-from attnres_train.config.fields import locate, nearest, section_at
+from attnres_train.config.fields import EXTENDS, locate, section_at
 from attnres_train.config.kinds import KIND_ERROR
+from attnres_train.config.meant import did_you_mean
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.tree import Tree, parse_override, read_tree
-from attnres_train.config.yaml_text import Dumper, KeyPath, dotted
+from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -25,11 +25,19 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises ConfigError, which tells of every problem at once: the key, the file and line (or the
     command line) where it stands, and what is expected there.
     """
+    return load_with_places(path, overrides)[0]
+
+
+def load_with_places(
+    path: str | Path, overrides: Iterable[str] = ()
+) -> tuple[RunConfig, dict[KeyPath, str]]:
+    """The same, and where each key that is not left at its default was written: ``FILE:LINE`` or
+    ``command line``."""
     tree = read_tree(Path(path))
     for text in overrides:
         tree.merge(parse_override(text))
     try:
-        return RunConfig.model_validate(tree.values)
+        return RunConfig.model_validate(tree.values), tree.places
     except ValidationError as error:
         # A union reports each of its branches: keep one problem per key.
         problems = dict(_problem(tree, e) for e in error.errors())
@@ -45,8 +53,8 @@ def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
     if error["type"] == KIND_ERROR:
         return path, f"{here} is {_shown(tree.at(path))}: {error['msg']}"
     if not wanted:
-        if guesses := nearest(key):
-            return path, f"{here}: unknown key; did you mean {' or '.join(guesses)}?"
+        if meant := did_you_mean(path, _text(tree, path)):
+            return path, f"{here}: unknown key; {meant}"
         known = ", ".join(section_at(path[:-1], tree.values).model_fields)
         return path, f"{here}: unknown key; known here: {known}"
     return path, f"{here}: expected {wanted}, not {_shown(tree.at(path))}"
@@ -57,10 +65,41 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _text(tree: Tree, path: KeyPath) -> str | None:
+    """The value at ``path`` as the user would write it again; None for a section or nothing."""
+    value = tree.at(path)
+    if value is None or isinstance(value, dict):
+        return None
+    return tree.texts.get(path) or flow(value)
+
+
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write every key with the value in effect; `load_config` of the file gives an equal config."""
-    text = yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(as_yaml(config), encoding="utf-8")
+
+
+def as_yaml(config: RunConfig, places: Mapping[KeyPath, str] | None = None) -> str:
+    """Every key with the value in effect, as the text of a configuration file. A comment tells
+    where a value was written, if ``places`` (of `load_with_places`) has it and it is no default."""
+    text = block(config.model_dump(mode="json"))
+    if not places:
+        return text
+    lines = text.splitlines()
+    tree = Tree(*parse(text, str))
+    commented = set()
+    for path, number in tree.places.items():
+        line = int(number) - 1
+        # A value stands whole on the line of its key, and so does what is inside a list.
+        if path in places and line not in commented and _is_leaf(tree.at(path)):
+            commented.add(line)
+            lines[line] = f"{lines[line]:<46}  # {places[path]}"
+    return "\n".join(lines) + "\n"
+
+
+def _is_leaf(value: Any) -> bool:
+    if isinstance(value, dict):
+        return not value
+    return not (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def json_schema() -> dict[str, Any]:
@@ -68,7 +107,7 @@ def json_schema() -> dict[str, Any]:
     schema = RunConfig.model_json_schema()
     schema["properties"]["extends"] = {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-        "description": "File or files, relative to this one, whose values this one changes.",
+        "description": EXTENDS,
     }
     # What a file leaves out may stand in the one it extends.
     for section in [schema, *schema["$defs"].values()]:

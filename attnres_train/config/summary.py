@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 
 
-def describe(config: RunConfig, chunk_layers: Sequence[int], world_size: int | None = None) -> str:
-    """The derived values of a checked configuration, one ``name  value`` line each.
+def describe(
+    config: RunConfig,
+    chunk_layers: Sequence[int],
+    world_size: int | None = None,
+    more: Mapping[str, str] | None = None,
+) -> str:
+    """The derived values of a checked configuration, one ``name  value`` line each: `derived`, and
+    after them ``more`` (`planning.facts`)."""
+    return as_lines(derived(config, chunk_layers, world_size) | dict(more or {}))
+
+
+def as_lines(values: Mapping[str, str]) -> str:
+    """One ``name  value`` line each."""
+    width = max(map(len, values))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in values.items())
+
+
+def derived(
+    config: RunConfig, chunk_layers: Sequence[int], world_size: int | None = None
+) -> dict[str, str]:
+    """What follows from a checked configuration by arithmetic alone.
 
     ``chunk_layers`` are the decoder layers of each chunk (`planning.chunk_layers`); ``world_size``
     as in `check_config`: None takes the processes of one replica.
@@ -18,7 +37,7 @@ def describe(config: RunConfig, chunk_layers: Sequence[int], world_size: int | N
     parallel = config.parallel
     replicas = data_parallel_size(config, world_size)
     processes = replicas * parallel.model_parallel_size
-    lines = {
+    return {
         "model": _model(config),
         "residual": _residual(config),
         "pipeline": f"{_count(parallel.pipeline_model_parallel_size, 'rank')} x "
@@ -30,8 +49,6 @@ def describe(config: RunConfig, chunk_layers: Sequence[int], world_size: int | N
         "tokens": _tokens(config),
         "learning rate": _learning_rate(config),
     }
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
 def _count(number: int, noun: str) -> str:

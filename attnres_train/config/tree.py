@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Tree:
 
     values: dict[str, Any]
     places: dict[KeyPath, str]
+    texts: dict[KeyPath, str] = field(default_factory=dict)
+    """Values of the command line as they were typed, to repeat them in messages."""
 
     def place(self, path: KeyPath) -> str:
         """Where ``path`` stands; else something inside it, else what is around it."""
@@ -40,7 +42,17 @@ class Tree:
     def merge(self, over: Tree) -> None:
         """Put ``over`` on top: mappings are merged key by key, everything else is replaced."""
         self.values = _merged(self.values, over.values)
-        self.places |= over.places
+        # A list that is replaced takes the places of its elements with it.
+        kept = {path: where for path, where in self.places.items() if self._has(path)}
+        self.places = kept | over.places
+        self.texts |= over.texts
+
+    def _has(self, path: KeyPath) -> bool:
+        try:
+            self.at(path)
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
 
 
 def _merged(base: Any, over: Any) -> Any:
@@ -57,20 +69,23 @@ def parse_override(text: str) -> Tree:
     key, equals, value_text = text.partition("=")
     path: KeyPath = tuple(int(k) if k.isdigit() else k for k in key.strip().split("."))
     if not equals or "" in path:
-        raise ConfigError(
-            f"override {text!r}: write it as key.path=value, for example train.train_iters=20"
-        )
+        raise ConfigError(form_problem(text))
     value, inner = parse(value_text, lambda _: f"command line, {text!r}")
     places = {(*path, *rest): "command line" for rest in [(), *inner]}
     for name in reversed(path):
         value = {name: value}
-    return Tree(value, places)
+    return Tree(value, places, {path: value_text})
+
+
+def form_problem(text: str) -> str:
+    """What is wrong with an override that has no key or no value."""
+    return f"override {text!r}: write it as key.path=value, for example train.train_iters=20"
 
 
 def read_tree(path: Path, wanted_by: str = "", chain: tuple[Path, ...] = ()) -> Tree:
     """The file at ``path`` over the files that it ``extends`` (later ones over earlier ones).
 
-    ``wanted_by`` names the place of the ``extends`` that led here, ``chain`` the files behind it.
+    ``wanted_by`` names the place of the ``extends`` that led here, ``chain`` the files on the way.
     """
     chain = (*chain, path)
     if path.resolve() in [file.resolve() for file in chain[:-1]]:

@@ -3,9 +3,10 @@ repeated keys."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     """Reads plain scalars by YAML 1.2's rules: ``1e-3`` is a number, ``off``, ``0123`` and
     ``2026-01-31`` are text. (PyYAML's own rules, YAML 1.1, see it the other way round.)"""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (typed in the stubs, and not as a ClassVar)
 
 
 _PLAIN_SCALARS = {
@@ -36,15 +37,43 @@ _PLAIN_SCALARS = {
 }
 
 
-class Dumper(yaml.SafeDumper):
-    """Quotes the text that readers of YAML 1.1 or 1.2 would take for something else."""
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that readers of YAML 1.1 or 1.2 would take for something else. A text or a
+    list of scalars takes one line."""
 
+
+def _list_node(dumper: _Dumper, values: list[Any]) -> yaml.Node:
+    short = not any(isinstance(value, (dict, list)) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=short or None)
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.Node:
+    # In other styles an end of line in the text is one in the file.
+    style = '"' if len(text.splitlines()) > 1 else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(list, _list_node)
+_Dumper.add_representer(str, _text_node)
 
 for _kind, _pattern in _PLAIN_SCALARS.items():
-    for _reader_or_writer in (_Loader, Dumper):
+    for _reader_or_writer in (_Loader, _Dumper):
         _reader_or_writer.add_implicit_resolver(
             f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None
         )
+
+
+def block(value: Any) -> str:
+    """``value``, plain mappings, lists and scalars, as the lines of a YAML file."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=math.inf)
+
+
+def flow(value: Any) -> str:
+    """A scalar or a list as it is written within a line."""
+    if isinstance(value, float):
+        return repr(value)  # 1e-05, where YAML 1.1 has 1.0e-05
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf)
+    return text.strip().removesuffix("...").strip()
 
 
 def parse(text: str, place: Callable[[int], str]) -> tuple[Any, dict[KeyPath, str]]:
@@ -61,7 +90,8 @@ def parse(text: str, place: Callable[[int], str]) -> tuple[Any, dict[KeyPath, st
         raise ConfigError(f"{place(1)}: an anchor that contains itself") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {error.problem}") from None
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{place(line)}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{place(1)}: not valid YAML: {error}") from None
     return value, places

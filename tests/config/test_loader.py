@@ -17,7 +17,7 @@ class TestMessages:
     def test_unknown_key_names_place_and_nearest_in_another_section(self, tmp_path, small_file):
         child = write(tmp_path, "child.yaml", "extends: small.yaml\nmodel:\n  block_size: 3\n")
         assert error_of(child) == (
-            f"model.block_size ({child}:3): unknown key; did you mean model.residual.block_size?"
+            f"model.block_size ({child}:3): unknown key; did you mean model.residual.block_size=3?"
         )
 
     def test_unknown_key_stands_in_the_base(self, tmp_path):
@@ -30,11 +30,11 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("override", "meant"),
         [
-            ("train.lr=1", "optimizer.lr"),
-            ("trian.train_iters=1", "train"),
-            ("model.hiden_size=1", "model.hidden_size"),
-            ("data.corpus.0.wieght=1", "data.corpus.weight"),
-            ("pipeline_model_parallel_size=2", "parallel.pipeline_model_parallel_size"),
+            ("train.lr=1", "optimizer.lr=1?"),
+            ("trian.train_iters=1", "train?"),
+            ("model.hiden_size=1", "model.hidden_size=1?"),
+            ("data.corpus.0.wieght=1", "data.corpus.0.weight=1?"),
+            ("pipeline_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2?"),
         ],
     )
     def test_nearest(self, small_file, override, meant):
