@@ -6,12 +6,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
 
+import attnres_train
 from attnres_train.__main__ import main
 from attnres_train.supervise.run_lock import run_lock
 from tests.data.tiny import write_indexed
@@ -192,9 +195,79 @@ def test_overrides_may_stand_on_both_sides_of_an_option(refuse):
     assert "2 problems" in message
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--learning_rate=3e-4"], "--learning_rate=3e-4: did you mean optimizer.lr=3e-4?"),
+        (["--train-iters", "5"], "--train-iters 5: did you mean train.train_iters=5?"),
+        (["pp", "2"], "pp 2: did you mean parallel.pipeline_model_parallel_size=2?"),
+        (["train.train_iters:", "5"], "did you mean train.train_iters=5?"),
+        (["--nprocs", "2"], "--nprocs 2: did you mean --nproc 2?"),
+        (["n_layers=2"], "n_layers (command line): unknown key; did you mean model.num_layers=2?"),
+    ],
+)
+@pytest.mark.parametrize("around", [[[], []], [["--nproc", "1"], ["run.seed=3"]]], ids=str)
+def test_words_in_another_form(refuse, words, told, around):
+    before, after = around
+    assert told in refuse(*before, *words, *after)
+
+
+def test_options_before_the_config(tiny, capsys):
+    assert main(["train", "--lr", "3e-4", str(tiny.path), "--nproc", "1"]) == 2
+    assert capsys.readouterr().err == "error: --lr 3e-4: did you mean optimizer.lr=3e-4?\n"
+
+
+@pytest.mark.parametrize("command", ["plan", "data", "config", "report", "import"])
+def test_every_command_with_a_config_answers_alike(command, tiny, capsys):
+    named = ["weights"] if command == "import" else []
+    assert main([command, *named, str(tiny.path), "--max-steps", "5", "tp=1"]) == 2
+    assert capsys.readouterr().err == "error: --max-steps 5: did you mean train.train_iters=5?\n"
+
+
+def test_the_options_of_a_command_work_anywhere(tiny, capsys):
+    outputs = []
+    for words in (
+        ["--json", str(tiny.path), "run.seed=3"],
+        [str(tiny.path), "run.seed=3", "--json"],
+    ):
+        assert main(["config", *words]) == 0
+        outputs.append(json.loads(capsys.readouterr().out))
+    assert outputs[0] == outputs[1]
+    assert outputs[0]["run"]["seed"] == 3
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tiny.path), "--lr", "3", "-h"])
+    assert ended.value.code == 0
+    assert "KEY=VALUE" in capsys.readouterr().out
+
+
+def test_options_are_not_guessed_from_their_beginning(tiny, capsys):
+    assert main(["config", str(tiny.path), "--js"]) == 2
+    assert "--js: did you mean --json?" in capsys.readouterr().err
+
+
+def test_modules_beside_the_user_are_found_by_the_console_script_too(tiny, tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lab" / "my_lab.py").write_text("Other = 1\n")
+    script = tmp_path / "bin" / "attnres-train"
+    script.write_text("import sys\nfrom attnres_train.__main__ import main\nsys.exit(main())\n")
+    arguments = ["config", str(tiny.path), "data.corpus=[{kind: 'my_lab:Mine'}]"]
+    for start in ([str(script)], ["-m", "attnres_train"]):
+        done = subprocess.run(
+            [sys.executable, *start, *arguments],
+            cwd=tmp_path / "lab",
+            env=os.environ | {"PYTHONPATH": str(Path(attnres_train.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert f"module my_lab ({tmp_path / 'lab' / 'my_lab.py'}) has no Mine" in done.stderr
+
+
 def test_help_and_version_in_their_own_process():
     listing = run_cli("--help")
     assert listing.returncode == 0
-    for name in ("train", "data", "config", "plan", "schema", "report", "doctor"):
+    for name in ("train", "data", "config", "options", "plan", "schema", "report", "doctor"):
         assert f"  {name} " in listing.stdout
     assert run_cli("--version").stdout.strip().count(".") == 2

@@ -103,8 +103,15 @@ def test_bare_imports_load_no_torch() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
+    """Nor does that of a command, each of which has a file in `commands`."""
+    names = {path.stem.strip("_") for path in (PACKAGE / "commands").glob("*.py")}
+    commands = sorted(names - {"init", "output"})
+    assert {"train", "config", "options"} <= set(commands)
     code = (
-        "import sys; from attnres_train.__main__ import build_parser; build_parser().format_help();"
+        "import sys; from attnres_train.__main__ import main\n"
+        f"for words in [[], *([name] for name in {commands})]:\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0, words\n"
         "sys.exit(bool({'torch', 'yaml', 'pydantic', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -118,17 +118,20 @@ def _item(words: Sequence[str]) -> _Item:
     key, colon, value = word.partition(":")
     if colon and value.strip():
         return _Item(key, value.strip(), words[:1])
-    if following[:1] == ["="]:
+    if following and following[0] == "=":
         return _Item(key, " ".join(following[1:2]), words[:3])
-    if following and _may_be_value(following[0]):
+    if following and _may_be_value(following[0], key):
         return _Item(key, following[0], words[:2])
     return _Item(key, None, words[:1])
 
 
-def _may_be_value(word: str) -> bool:
+def _may_be_value(word: str, of: str) -> bool:
+    """Whether ``word`` is the value of the key ``of`` before it, and not the next key."""
     if word.startswith("-"):
         return bool(_NUMBER.fullmatch(word))
     key = word.rstrip(":")
+    if plain(of) in SWITCHES and exact((key,)):
+        return False
     return not is_override(word) and not ("." in key and key in all_keys())
 
 
@@ -147,7 +150,7 @@ def _problem(item: _Item, options: Collection[str]) -> str:
 
 
 def _like(word: str, options: Collection[str]) -> str | None:
-    """The one of ``options`` that ``word`` cuts short, extends (``--nproc_per_node``) or misspells."""
+    """The option that ``word`` shortens, extends (``--nproc_per_node``) or misspells."""
     long = [option for option in options if option.startswith("--")]
     for option in long if word.startswith("--") else ():
         if option.startswith(word) or re.match(rf"{option}s?([-_]|$)", word):
