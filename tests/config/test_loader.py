@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnres_train.config import ConfigError, json_schema, load_config, save_config
+from attnres_train.config.loader import as_yaml, load_with_places
 from attnres_train.errors import UserError
 from tests.config.helpers import error_of, write
 
@@ -128,6 +130,42 @@ class TestSave:
         text = (tmp_path / "saved.yaml").read_text()
         for key in ("block_size", "routed_scaling_factor", "keep_last", "min_lr_ratio"):
             assert f"{key}:" in text
+
+
+class TestPlaces:
+    def test_the_last_to_write_a_value_is_named(self, tmp_path, small_file):
+        child = write(tmp_path, "child.yaml", "extends: small.yaml\ntrain:\n  seq_length: 8\n")
+        config, places = load_with_places(child, ["run.name=x"])
+        text = as_yaml(config, places)
+        found = {}
+        for line in text.splitlines():
+            key, _, place = line.partition("  # ")
+            found[key.strip()] = place
+        assert found["name: x"] == "command line"
+        assert found["seq_length: 8"] == f"{child}:3"
+        assert found["train_iters: 100"] == f"{small_file}:6"
+        assert found["micro_batch_size: 1"] == ""
+        (tmp_path / "again.yaml").write_text(text)
+        assert load_config(tmp_path / "again.yaml") == config
+
+    def test_elements_of_a_list_that_was_replaced_leave_no_trace(self, tmp_path, small_file):
+        corpus = "data: {corpus: [{kind: text, path: small.yaml, text_field: body}]}\n"
+        base = write(tmp_path, "base.yaml", "extends: small.yaml\n" + corpus)
+        config, places = load_with_places(base, ["data.corpus=[{kind: text, weight: 3}]"])
+        text = as_yaml(config, places)
+        assert str(base) not in text
+        assert text.count("# command line") == 2
+        lines = [line for line in text.splitlines() if "text_field: text" in line]
+        assert lines == ["    text_field: text"]
+
+    @pytest.mark.parametrize("name", ["a: b # c", "- x", "two\nlines", "'", "  ", "x" * 300, "#"])
+    def test_any_text_keeps_its_line(self, tmp_path, small_file, name):
+        config, places = load_with_places(small_file, [f"run.name={json.dumps(name)}"])
+        text = as_yaml(config, places)
+        (line,) = [line for line in text.splitlines() if line.lstrip().startswith("name: ")]
+        assert line.endswith("  # command line")
+        (tmp_path / "again.yaml").write_text(text)
+        assert load_config(tmp_path / "again.yaml").run.name == name
 
 
 class TestJsonSchema:
