@@ -90,10 +90,8 @@ def locate(location: tuple[str | int, ...], values: Any) -> tuple[KeyPath, str]:
             field = annotation.model_fields.get(str(step))
             if field is None:
                 return (*path, step), ""
-            annotation, bounds = (
-                _options_type(field.metadata, values) or field.annotation,
-                field.metadata,
-            )
+            options = _options_type(annotation, str(step), values)
+            annotation, bounds = options or field.annotation, field.metadata
         elif isinstance(step, int) and get_origin(annotation) is list:
             annotation, bounds = get_args(annotation)[0], []
         else:
@@ -110,11 +108,14 @@ def _inside(values: Any, key: str | int) -> Any:
     return values[key] if isinstance(values, list) and isinstance(key, int) else None
 
 
-def _options_type(metadata: list[Any], section: Any) -> type[Section] | None:
-    """The options of the kind that ``section``, plain values, names; None for any other field."""
-    for note in metadata:
+def _options_type(section: type[Section], name: str, values: Any) -> type[Section] | None:
+    """The options of the kind that ``values``, plain ones of ``section``, name, if they are what
+    field ``name`` holds; None for any other field."""
+    fields = section.model_fields
+    for note in fields[name].metadata:
         if isinstance(note, OptionsOf):
-            return options_class(note.choice, section[note.by])
+            kind = _inside(values, note.by) or fields[note.by].default
+            return options_class(note.choice, kind)
     return None
 
 
@@ -124,7 +125,7 @@ def section_at(path: KeyPath, values: Any) -> type[Section]:
     for step in path:
         if not isinstance(step, int):
             field = section.model_fields[step]
-            annotation = _options_type(field.metadata, values) or field.annotation
+            annotation = _options_type(section, step, values) or field.annotation
             section = annotation if is_section(annotation) else get_args(annotation)[0]
         values = _inside(values, step)
     return section

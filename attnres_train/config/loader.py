@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from attnres_train.config.errors import ConfigError
-from attnres_train.config.fields import EXTENDS, locate, section_at
+from attnres_train.config.fields import EXTENDS, holds_sections, locate, section_at
 from attnres_train.config.kinds import KIND_ERROR
 from attnres_train.config.meant import did_you_mean
 from attnres_train.config.schema import RunConfig
@@ -53,11 +54,21 @@ def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
     if error["type"] == KIND_ERROR:
         return path, f"{here} is {_shown(tree.at(path))}: {error['msg']}"
     if not wanted:
-        if meant := did_you_mean(path, _text(tree, path)):
-            return path, f"{here}: unknown key; {meant}"
-        known = ", ".join(section_at(path[:-1], tree.values).model_fields)
-        return path, f"{here}: unknown key; known here: {known}"
+        return path, f"{here}: unknown key; {_instead(tree, path)}"
     return path, f"{here}: expected {wanted}, not {_shown(tree.at(path))}"
+
+
+def _instead(tree: Tree, path: KeyPath) -> str:
+    """What to write instead of the unknown key at ``path``."""
+    *outer, name = path
+    known = list(section_at(tuple(outer), tree.values).model_fields)
+    section = dotted(tuple(step for step in outer if isinstance(step, str)))
+    if not section or holds_sections(section):
+        meant = did_you_mean(path, _text(tree, path))
+    else:  # the options of a kind, which the schema does not know
+        near = difflib.get_close_matches(str(name), known, n=1)
+        meant = f"did you mean {dotted((*outer, *near))}?" if near else ""
+    return meant or f"known here: {', '.join(known) or 'nothing'}"
 
 
 def _shown(value: Any) -> str:

@@ -47,6 +47,11 @@ class TestMessages:
         message = error_of(small_file, "log.zzz=1")
         assert "log.zzz (command line): unknown key; known here: interval, progress," in message
 
+    @pytest.mark.parametrize("section", ["data.tokenizer.options", "data.corpus.0.options"])
+    def test_options_of_a_kind_are_no_place_for_keys_of_the_schema(self, small_file, section):
+        message = error_of(small_file, "data.corpus=[{kind: python-stdlib}]", f"{section}.lr=1")
+        assert f"{section}.lr (command line): unknown key; known here: nothing" in message
+
     @pytest.mark.parametrize(
         ("override", "wanted"),
         [

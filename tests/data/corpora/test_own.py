@@ -123,7 +123,8 @@ def test_options_are_checked(run_file, lab, rows):
     lab(CSV)
     corpus = f"data.corpus=[{{kind: 'my_lab:Csv', path: {rows}"
     message = error_of(run_file, corpus + ", options: {colum: body}}]")
-    assert "data.corpus.0.options.colum (command line): unknown key" in message
+    meant = "unknown key; did you mean data.corpus.0.options.column?"
+    assert f"data.corpus.0.options.colum (command line): {meant}" in message
     assert "data.corpus.0.options.column: missing" in message
     message = error_of(run_file, corpus + ", options: {column: 3}}]")
     assert "data.corpus.0.options.column (command line): expected text, not 3" in message
