@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.flops import mean_document_length
@@ -20,7 +21,7 @@ from attnres_train.model.moe.layer import router_loads, update_router_biases
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.sinks import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
-from attnres_train.optim.schedule import learning_rate
+from attnres_train.optim.schedules import LRSchedule
 from attnres_train.parallel.gradients import average_gradients, sum_over
 from attnres_train.parallel.ranks import Ranks
 
@@ -72,6 +73,7 @@ class Trainer:
     ) -> None:
         self.config, self.ranks, self.parts = config, ranks, parts
         self.stop_requested = stop_requested
+        self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
         self.parameters = [p for chunk in parts.chunks for p in chunk.parameters()]
 
@@ -121,11 +123,8 @@ class Trainer:
                 "unchanged since the last step; resume from the last checkpoint with a lower "
                 "optimizer.lr, a longer lr_schedule.warmup_iters or train.precision=fp32"
             )
-        lr = learning_rate(
-            progress.step + 1,
-            self.config.lr_schedule,
-            self.config.optimizer.lr,
-            self.config.train.train_iters,
+        lr = self.lr_schedule.learning_rate(
+            progress.step + 1, self.config.optimizer.lr, self.config.train.train_iters
         )
         parts.optimizer.step(lr)
         parts.optimizer.zero_grad()

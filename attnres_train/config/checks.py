@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.files import checkpoint_problems
-from attnres_train.config.kinds import resolve
+from attnres_train.config.kinds import kind_of, resolve
 from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
 
@@ -28,6 +28,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
         *_processes(config, world_size),
         *_batch(config, world_size),
         *_optimisation(config),
+        *kind_of(config, "pipeline.schedule").check(config),
         *_data(config),
         *checkpoint_problems(config),
     ]
@@ -154,16 +155,10 @@ def _batch(config: RunConfig, world_size: int | None) -> Problems:
 
 
 def _optimisation(config: RunConfig) -> Problems:
-    betas, schedule = config.optimizer.betas, config.lr_schedule
+    betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):
         yield f"optimizer.betas is {list(betas)}: both must be at least 0 and below 1"
-    ends = schedule.decay_iters
-    if schedule.kind == "cosine" and ends is not None and ends <= schedule.warmup_iters:
-        yield (
-            f"lr_schedule.decay_iters is {ends}, but the warm-up lasts until "
-            f"lr_schedule.warmup_iters {schedule.warmup_iters}: the cosine ends at decay_iters, "
-            "counted from the start of the run"
-        )
+    yield from kind_of(config, "lr_schedule.kind").check(config)
 
 
 def _data(config: RunConfig) -> Problems:

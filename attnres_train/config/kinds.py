@@ -10,6 +10,7 @@ light: what a kind does once a run starts (and torch) is imported by the kind it
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -146,7 +147,19 @@ def resolve(choice: str, name: str) -> type[Any]:
             f"{name} is no {base.__name__}: derive the class from "
             f"{base.__module__}.{base.__name__} (see docs/extending.md)"
         )
+    if lacks := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+        raise ConfigError(f"{name} is not complete: it has no {lacks} (see docs/extending.md)")
     return found
+
+
+def kind_of(config: Any, choice: str) -> Any:
+    """The kind that ``config``, a `RunConfig`, names at ``choice``: ``lr_schedule.kind``, say.
+
+    Raises ConfigError as `resolve`.
+    """
+    place, _, key = choice.rpartition(".")
+    section = functools.reduce(getattr, place.split("."), config)
+    return resolve(choice, getattr(section, key))(section, place)
 
 
 def _load(target: str) -> Any:

@@ -117,12 +117,13 @@ class OptimizerConfig(Section):
 
 class LRScheduleConfig(Section):
     kind: Annotated[str, KindName("lr_schedule.kind")] = "cosine"
-    """Shape behind the warm-up: cosine to `min_lr_ratio`, warm-up-stable-decay, or constant."""
+    """Shape after the warm-up: cosine to `min_lr_ratio`, warm-up-stable-decay, or constant."""
     warmup_iters: int = Field(0, ge=0)
     """Steps of linear warm-up."""
-    decay_iters: int | None = Field(None, ge=1)
-    """`cosine`: step at which the minimum is reached (default: `train.train_iters`). `wsd`: length
-    of the linear decay at the end of the run (default: a fifth of it)."""
+    decay_end_iter: int | None = Field(None, ge=1)
+    """Step at which `cosine` reaches the minimum (default: `train.train_iters`)."""
+    wsd_decay_iters: int | None = Field(None, ge=1)
+    """Steps of the linear decay with which `wsd` ends the run (default: a fifth of it)."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """Final learning rate over the peak."""
     options: Annotated[KindOptions, OptionsOf("lr_schedule.kind")] = Field(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from attnres_train.config.checks import data_parallel_size
+from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 
 
@@ -47,7 +48,7 @@ def derived(
         f"{_count(replicas, 'data-parallel replica')}",
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
-        "learning rate": _learning_rate(config),
+        "learning rate": kind_of(config, "lr_schedule.kind").summary(config),
     }
 
 
@@ -104,18 +105,3 @@ def _tokens(config: RunConfig) -> str:
         f"{train.global_batch_size} samples x {train.seq_length} = {per_step:,} per step, x "
         f"{train.train_iters:,} steps = {per_step * train.train_iters:,}"
     )
-
-
-def _learning_rate(config: RunConfig) -> str:
-    schedule, steps, peak = config.lr_schedule, config.train.train_iters, config.optimizer.lr
-    if schedule.warmup_iters >= steps:
-        reached = peak * steps / schedule.warmup_iters
-        return f"{reached:g} at the last step, still warming up to {peak:g}"
-    warmup = f"{peak:g} from step {max(1, schedule.warmup_iters)}"
-    low = peak * schedule.min_lr_ratio
-    if schedule.kind == "constant":
-        return warmup
-    if schedule.kind == "cosine":
-        return f"{warmup}, cosine to {low:g} at step {schedule.decay_iters or steps:,}"
-    start = max(schedule.warmup_iters, steps - (schedule.decay_iters or max(1, steps // 5)))
-    return f"{warmup}, linear from step {start:,} to {low:g} at step {steps:,}"

@@ -156,9 +156,29 @@ class TestOptimisation:
         says(problems(f"optimizer.betas={betas}"), "optimizer.betas is [", "below 1")
 
     def test_cosine_that_ends_within_the_warm_up(self, problems):
-        overrides = ("lr_schedule.warmup_iters=50", "lr_schedule.decay_iters=50")
-        says(problems(*overrides), "lr_schedule.decay_iters is 50", "lr_schedule.warmup_iters 50")
-        assert problems(*overrides, "lr_schedule.kind=wsd") == []
+        warmup = "lr_schedule.warmup_iters=50"
+        says(
+            problems(warmup, "lr_schedule.decay_end_iter=50"),
+            "lr_schedule.decay_end_iter is 50",
+            "lr_schedule.warmup_iters 50",
+        )
+        assert problems(warmup, "lr_schedule.decay_end_iter=51") == []
+        assert problems(warmup, "lr_schedule.kind=wsd", "lr_schedule.wsd_decay_iters=50") == []
+
+    @pytest.mark.parametrize(
+        ("kind", "key"),
+        [
+            ("cosine", "wsd_decay_iters"),
+            ("wsd", "decay_end_iter"),
+            ("constant", "decay_end_iter"),
+            ("constant", "wsd_decay_iters"),
+        ],
+    )
+    def test_a_decay_that_the_schedule_does_not_read(self, problems, kind, key):
+        of_kind = f"lr_schedule.kind={kind}"
+        found = problems(of_kind, f"lr_schedule.{key}=50")
+        says(found, f"lr_schedule.{key} is not read with kind {kind}: remove it")
+        assert problems(of_kind, f"lr_schedule.{key}=null") == []
 
     def test_a_run_may_be_cut_short_within_the_warm_up(self, problems):
         assert problems("lr_schedule.warmup_iters=500", "train.train_iters=5") == []

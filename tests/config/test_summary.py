@@ -90,6 +90,11 @@ def test_batch(small_file):
         (["lr_schedule.kind=constant"], "0.001 from step 1"),
         (["lr_schedule.warmup_iters=10"], "0.001 from step 10, cosine to 0.0001 at step 100"),
         (["lr_schedule.kind=wsd"], "0.001 from step 1, linear from step 80 to 0.0001 at step 100"),
+        (["lr_schedule.decay_end_iter=60"], "0.001 from step 1, cosine to 0.0001 at step 60"),
+        (
+            ["lr_schedule.kind=wsd", "lr_schedule.wsd_decay_iters=5"],
+            "0.001 from step 1, linear from step 95 to 0.0001 at step 100",
+        ),
         (["lr_schedule.warmup_iters=400"], "0.00025 at the last step, still warming up to 0.001"),
     ],
 )
