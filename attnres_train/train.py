@@ -14,6 +14,7 @@ import torch
 from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.names import training_state
 from attnres_train.config import describe, save_config
+from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import prepare, read_prepared
@@ -29,7 +30,8 @@ from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.pipeline.plan.messages import channels
-from attnres_train.pipeline.plan.schedule import SCHEDULES, forward_only
+from attnres_train.pipeline.plan.schedule import forward_only
+from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
@@ -89,6 +91,7 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
     chunks = build_chunks(config, plan, ranks)
     named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
     optimizer = build_optimizer(named.items(), config.optimizer, ranks.device)
+    kind: PipelineSchedule = kind_of(config, "pipeline.schedule")
     engine = Engine(
         chunks,
         plan,
@@ -98,12 +101,13 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         stream_dtype=STREAM_DTYPE[config.train.precision],
         device=ranks.device,
         debug=config.pipeline.debug,
-        schedule=SCHEDULES[config.pipeline.schedule],
+        schedule=kind.schedule,
     )
     train = config.train
     num_micro_batches = train.global_batch_size // (train.micro_batch_size * ranks.dp_size)
-    for schedule in (engine.schedule, forward_only):
-        engine.program(schedule, num_micro_batches)  # validated now, before step 1
+    with kind.faults_named():
+        engine.program(engine.schedule, num_micro_batches)  # validated now, before step 1
+    engine.program(forward_only, num_micro_batches)
     folder = Path(config.run.dir) / config.run.name
     prepared = read_prepared(config)
     info = {

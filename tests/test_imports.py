@@ -19,7 +19,7 @@ ALLOWED = {
     "errors": (),
     "config": (),
     "model": ("config",),
-    "pipeline.plan": ("model.blocks",),
+    "pipeline.plan": ("config.kinds", "model.blocks"),
     "pipeline.run": ("pipeline.plan",),
     "parallel": ("config",),
     "optim": ("config", "model.naming"),

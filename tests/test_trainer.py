@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from attnres_train.checkpoint.folders import step_name
+from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import load_config
 from attnres_train.planning.build import build_plan
 from tests.parity.pool import RankFailedError
@@ -111,6 +112,36 @@ def test_recomputation_changes_no_bit(tiny, piped, recompute):
 def test_schedules_and_layouts_train_alike(tiny, whole, name, overrides):
     run = tiny.train(name, *overrides, ranks=2)
     assert column(run, "loss") == pytest.approx(column(whole, "loss"), rel=1e-4)
+
+
+OWN = "tests.own_schedules:"
+
+
+def test_schedules_of_the_users_own(tiny, whole):
+    """Of the pipeline and of the learning rate, which falls too slowly to change the losses."""
+    options = {"pipeline.schedule_options.extra": 2, "lr_schedule.options.timescale": 10**6}
+    run = tiny.train(
+        "own-schedules",
+        *PIPELINE,
+        f"pipeline.schedule={OWN}LongWarmUp",
+        f"lr_schedule.kind={OWN}InverseSquareRoot",
+        *(f"{key}={value}" for key, value in options.items()),
+        ranks=2,
+    )
+    assert column(run, "lr") == [0.01 / math.sqrt(1 + n / 10**6) for n in range(1, STEPS + 1)]
+    assert column(run, "loss") == pytest.approx(column(whole, "loss"), rel=1e-4)
+    saved = read_manifest(run / "checkpoints" / step_name(STEPS)).extras["config"]
+    assert saved["pipeline"]["schedule"] == f"{OWN}LongWarmUp"
+    assert saved["pipeline"]["schedule_options"] == {"extra": 2}
+    assert saved["lr_schedule"]["kind"] == f"{OWN}InverseSquareRoot"
+    assert saved["lr_schedule"]["options"] == {"timescale": 10**6}
+
+
+def test_a_schedule_that_cannot_be_run_ends_before_step_1(tiny):
+    named = "pipeline.schedule tests.own_schedules:WithoutTheLast cannot be run: "
+    with pytest.raises(RankFailedError, match=f"{named}.*micro-batch 3.* is never run"):
+        tiny.train("unfinished", f"pipeline.schedule={OWN}WithoutTheLast")
+    assert not (tiny.folder / "runs" / "unfinished" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "bf16_params"])

@@ -8,7 +8,8 @@ from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.pipeline.plan.parts import MODES, Mode
-from attnres_train.pipeline.plan.schedule import SCHEDULES, Schedule, peak_in_flight
+from attnres_train.pipeline.plan.schedule import Schedule, peak_in_flight
+from attnres_train.pipeline.plan.schedule_kinds import to_compare
 from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
@@ -36,7 +37,12 @@ class Planner:
             self.model.chunk(self.layout.layers(c)) for c in range(self.layout.num_chunks)
         ]
         shape = (self.layout.num_ranks, self.layout.num_virtual_stages, self.micro_batches)
-        self.schedules = {name: make(*shape) for name, make in SCHEDULES.items()}
+        self.schedules: dict[str, Schedule] = {}
+        self.stored: dict[str, Report] = {}
+        for name, kind in to_compare(config.pipeline).items():
+            with kind.faults_named():
+                self.schedules[name] = kind.schedule(*shape)
+                self.stored[name] = validate(self.plan, self.schedules[name])
 
     @property
     def schedule(self) -> Schedule:
@@ -54,8 +60,7 @@ class Planner:
     def report(self) -> dict:
         """The plan, ready for JSON. Sizes in bytes, times in seconds, units and hops per
         micro-batch and direction."""
-        stored = {name: validate(self.plan, one) for name, one in self.schedules.items()}
-        own, unit = stored[self.config.pipeline.schedule], self.model.unit_bytes
+        own, unit = self.stored[self.config.pipeline.schedule], self.model.unit_bytes
         return {
             "run": self.config.run.name,
             "residual": self.config.model.residual.kind,
@@ -68,7 +73,7 @@ class Planner:
             "peak_blocks": own.peak_blocks,
             "peak_partials": own.peak_partials,
             "ranks": [self._rank(rank, own) for rank in range(self.layout.num_ranks)],
-            "schedules": {name: self._schedule(name, one) for name, one in stored.items()},
+            "schedules": {name: self._schedule(name, one) for name, one in self.stored.items()},
             "machine": asdict(self.machine),
             "steps": self._steps(),
         }

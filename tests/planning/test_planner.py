@@ -130,6 +130,31 @@ def test_the_schedule_of_the_config_is_the_one_planned(capsys):
     assert max(rank["memory"]["total"] for rank in report["ranks"]) == gpipe["memory"]
 
 
+OWN = "tests.own_schedules:LongWarmUp"
+
+
+def longer_by(passes: int) -> tuple[str, ...]:
+    return f"pipeline.schedule={OWN}", f"pipeline.schedule_options.extra={passes}"
+
+
+def test_a_schedule_of_the_users_own_is_planned_beside_ours(capsys):
+    report = json.loads(plan(capsys, "quickstart", "--json", overrides=longer_by(3)))
+    schedules = report["schedules"]
+    assert list(schedules) == ["1f1b", "gpipe", OWN]
+    for what in ("peak_blocks", "activations", "memory"):
+        assert schedules["1f1b"][what] < schedules[OWN][what] < schedules["gpipe"][what]
+    assert max(report["peak_blocks"]) == schedules[OWN]["peak_blocks"]
+    same = json.loads(plan(capsys, "quickstart", "--json", overrides=longer_by(0)))["schedules"]
+    assert same[OWN] == same["1f1b"] == schedules["1f1b"]
+    assert f"\n  {OWN}  " in plan(capsys, "quickstart", overrides=longer_by(0))
+
+
+def test_a_schedule_that_cannot_be_run_is_named(capsys):
+    told = "pipeline.schedule tests.own_schedules:Deadlock cannot be run: deadlock: rank 0 before B"
+    with pytest.raises(UserError, match=told):
+        plan(capsys, "quickstart", overrides=("pipeline.schedule=tests.own_schedules:Deadlock",))
+
+
 def test_recomputation_trades_memory_for_flops(capsys):
     modes = [
         json.loads(plan(capsys, "quickstart", "--json", overrides=(f"train.recompute={mode}",)))

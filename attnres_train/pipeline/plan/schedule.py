@@ -1,13 +1,14 @@
 """Pipeline schedules: for each rank, the order of its forward and backward passes.
 
 A schedule is nothing but a list of actions per rank, so adding one means writing a function that
-returns such lists; `validate` proves it before the first step, and the engine runs whatever it is
-given. Chunk ``c`` lives on rank ``c % P`` (see `pipeline.plan.layout`).
+returns such lists, and a class that a configuration can name (`pipeline.plan.schedule_kinds`).
+`validate` proves it before the first step, and the engine runs whatever it is given. Chunk ``c``
+lives on rank ``c % P`` (see `pipeline.plan.layout`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 
@@ -26,14 +27,28 @@ Schedule = tuple[tuple[Action, ...], ...]
 """Per rank, its actions in order."""
 
 
-def one_f_one_b(num_ranks: int, num_virtual_stages: int, num_micro_batches: int) -> Schedule:
+def megatron_warm_up(rank: int, num_ranks: int, num_virtual_stages: int) -> int:
+    """Forward passes that ``rank`` runs before its first pair of one forward, one backward:
+    ``P - rank - 1``, or ``2 (P - rank - 1) + (V - 1) P`` when interleaved, as in Megatron-LM."""
+    ahead = num_ranks - rank - 1
+    if num_virtual_stages == 1:
+        return ahead
+    return 2 * ahead + (num_virtual_stages - 1) * num_ranks
+
+
+def one_f_one_b(
+    num_ranks: int,
+    num_virtual_stages: int,
+    num_micro_batches: int,
+    warm_up: Callable[[int, int, int], int] = megatron_warm_up,
+) -> Schedule:
     """1F1B; interleaved for more than one virtual stage (arXiv 2104.04473, section 2.2).
 
-    Micro-batches pass through a rank's chunks in groups of ``P``. Rank ``r`` runs ``P - r - 1``
-    forward passes ahead of its first backward, or ``2 (P - r - 1) + (V - 1) P`` when interleaved,
-    as Megatron-LM does. A number of micro-batches that is no multiple of ``P`` is planned as the
-    next multiple, and the surplus left out: a part of an order without deadlock, with all of each
-    micro-batch's actions, has none either.
+    Micro-batches pass through a rank's chunks in groups of ``P``. Rank ``r`` runs
+    ``warm_up(r, P, V)`` forward passes ahead of its first pair of one forward, one backward (none,
+    or all, where that is below 0, or more than there are). A number of micro-batches that is no
+    multiple of ``P`` is planned as the next multiple, and the surplus left out: a part of an order
+    without deadlock, with all of each micro-batch's actions, has none either.
     """
     ranks, virtual = num_ranks, num_virtual_stages
     padded = -(-num_micro_batches // ranks) * ranks
@@ -41,12 +56,10 @@ def one_f_one_b(num_ranks: int, num_virtual_stages: int, num_micro_batches: int)
     for rank in range(ranks):
         forward = list(_passes("F", rank, ranks, virtual, padded, group=ranks))
         backward = list(_passes("B", rank, ranks, virtual, padded, group=ranks))
-        ahead = ranks - rank - 1
-        warm_up = ahead if virtual == 1 else 2 * ahead + (virtual - 1) * ranks
-        warm_up = min(warm_up, len(forward))
-        steady = len(forward) - warm_up
-        actions = forward[:warm_up]
-        for pair in zip(forward[warm_up:], backward[:steady], strict=True):
+        ahead = min(max(0, warm_up(rank, ranks, virtual)), len(forward))
+        steady = len(forward) - ahead
+        actions = forward[:ahead]
+        for pair in zip(forward[ahead:], backward[:steady], strict=True):
             actions.extend(pair)
         actions.extend(backward[steady:])
         schedule.append(tuple(a for a in actions if a.micro_batch < num_micro_batches))
@@ -75,10 +88,6 @@ def forward_only(num_ranks: int, num_virtual_stages: int, num_micro_batches: int
         tuple(_passes("F", rank, num_ranks, num_virtual_stages, num_micro_batches, num_ranks))
         for rank in range(num_ranks)
     )
-
-
-SCHEDULES = {"1f1b": one_f_one_b, "gpipe": gpipe}
-"""Training schedules by name: functions of ranks, virtual stages and micro-batches."""
 
 
 def peak_in_flight(actions: Iterable[Action], weight: Sequence[float]) -> float:

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from attnres_train.config.schema import PipelineConfig
 from attnres_train.pipeline.plan.layout import make_layout
-from attnres_train.pipeline.plan.schedule import Action, Schedule, gpipe, one_f_one_b
+from attnres_train.pipeline.plan.schedule import gpipe, one_f_one_b
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import StepResult
 from attnres_train.pipeline.run.transport import Transport
+from tests.own_schedules import OneAtATime
 from tests.pipeline.plan.layouts import layouts
 from tests.pipeline.run.threads import first_of, run_ranks
 from tests.pipeline.run.toy import HIDDEN_SIZE, toy_batches
@@ -121,24 +123,12 @@ def test_a_step_without_micro_batches_is_refused():
         train(layout, [])
 
 
-def one_at_a_time(num_ranks: int, num_virtual_stages: int, num_micro_batches: int) -> Schedule:
-    """A schedule of one's own: every micro-batch goes all the way before the next one starts."""
-    return tuple(
-        tuple(
-            Action(kind, chunk, micro_batch)
-            for micro_batch in range(num_micro_batches)
-            for kind, step in (("F", 1), ("B", -1))
-            for chunk in range(rank, num_ranks * num_virtual_stages, num_ranks)[::step]
-        )
-        for rank in range(num_ranks)
-    )
-
-
-def test_a_schedule_is_a_function_that_lists_actions():
+def test_a_schedule_of_the_users_own_gives_the_gradients_of_ours():
     layout, batches = make_layout(12, 4, 3, 2), toy_batches([2, 3, 1, 2, 4])
     loss, expected = plain(layout, batches)
     peaks = {}
-    for schedule in (one_at_a_time, one_f_one_b, gpipe):
+    section = PipelineConfig(schedule="tests.own_schedules:OneAtATime")
+    for schedule in (OneAtATime(section, "pipeline").schedule, one_f_one_b, gpipe):
         results, found = train(layout, batches, schedule=schedule)
         assert first_of([r.loss for r in results]).item() == pytest.approx(loss, rel=1e-12)
         for name, gradient in found.items():
