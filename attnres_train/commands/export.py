@@ -17,7 +17,7 @@ from attnres_train.checkpoint.huggingface_config import left_unsaid, released_co
 from attnres_train.checkpoint.manifest import META, Manifest, read_manifest
 from attnres_train.checkpoint.streaming import FILE_BYTES
 from attnres_train.config.model_schema import ModelConfig
-from attnres_train.config.schema import RunConfig
+from attnres_train.config.saved import saved_config
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
@@ -33,7 +33,7 @@ def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{target} exists already: name a new folder, or remove it")
     manifest = read_manifest(step_folder)
-    config = RunConfig.model_validate(manifest.extras["config"])
+    config = saved_config(manifest.extras["config"], step_folder / META)
     description = released_config(config.model, config.train.seq_length)
     layout = released_layout(config.model)
     unfinished = folder.with_name(f"{folder.name}.unfinished")

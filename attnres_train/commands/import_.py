@@ -16,6 +16,7 @@ from attnres_train.checkpoint.names import OPTIMIZER, training_state
 from attnres_train.checkpoint.streaming import FILE_BYTES, save_streamed
 from attnres_train.commands.export import count_of, released_layout
 from attnres_train.config import check_config, load_config, save_config
+from attnres_train.config.saved import load_saved
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
@@ -88,7 +89,7 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     if not run.is_dir():
         config = load_config(run, overrides)
     else:
-        config = load_config(run / "config.yaml", overrides)
+        config = load_saved(run / "config.yaml", overrides)
         config.run.dir, config.run.name = str(run.parent), run.name
     check_config(config, None)
     return config

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 from attnres_train.config import load_config
+from attnres_train.config.saved import load_saved
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.sinks import Record, read_records
@@ -29,7 +30,7 @@ def report(folder: str) -> int:
     records = read_records(run / "metrics.jsonl")
     if not (run / "config.yaml").is_file() or not records:
         raise UserError(f"{folder} holds no run: config.yaml and metrics.jsonl are needed")
-    config = load_config(run / "config.yaml")
+    config = load_saved(run / "config.yaml")
     info = json.loads((run / "info.json").read_text(encoding="utf-8"))
     for label, text in summary(config, records, info, run):
         print(f"{label:>12}  {text}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from attnres_train.config.kinds import KindName, OptionsOf, options_class
@@ -28,7 +28,7 @@ def inner_section(annotation: Any) -> type[Section] | None:
     return next(filter(is_section, [annotation, *get_args(annotation)]), None)
 
 
-@cache
+@functools.cache
 def all_keys() -> tuple[str, ...]:
     """Every key path of the schema, sections too, list elements without their index."""
     return tuple(dotted(path) for path in _walk(RunConfig, ()))
@@ -116,6 +116,14 @@ def _options_type(section: type[Section], name: str, values: Any) -> type[Sectio
         if isinstance(note, OptionsOf):
             kind = _inside(values, note.by) or fields[note.by].default
             return options_class(note.choice, kind)
+    return None
+
+
+def given_options(path: KeyPath, values: Any) -> Any:
+    """The options in ``values``, as in `locate`, of the kind that ``path`` names; None if none."""
+    for name, field in section_at(path[:-1], values).model_fields.items():
+        if any(isinstance(note, OptionsOf) and note.by == path[-1] for note in field.metadata):
+            return functools.reduce(_inside, (*path[:-1], name), values)
     return None
 
 

@@ -66,6 +66,8 @@ WORDS = {
     "lr_schedule.kind": "lr_scheduler_type lr_decay_style decay_type scheduler",
     "lr_schedule.warmup_iters": "warmup_steps num_warmup_steps lr_warmup_iters warmup "
     "warmup_ratio lr_warmup_fraction",
+    "lr_schedule.decay_end_iter": "lr_decay_iters lr_decay_steps",
+    "lr_schedule.wsd_decay_iters": "lr_wsd_decay_iters",
     "lr_schedule.min_lr_ratio": "min_lr min_lr_factor",
     "data.corpus": "dataset dataset_name dataset_path data_path train_data train_file",
     "data.tokenizer.kind": "tokenizer_type",

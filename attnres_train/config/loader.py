@@ -12,9 +12,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from attnres_train.config.errors import ConfigError
-from attnres_train.config.fields import EXTENDS, holds_sections, locate, section_at
+from attnres_train.config.fields import (
+    EXTENDS,
+    given_options,
+    holds_sections,
+    locate,
+    section_at,
+)
 from attnres_train.config.kinds import KIND_ERROR
 from attnres_train.config.meant import did_you_mean
+from attnres_train.config.renamed import drop_unset, instead
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
@@ -35,10 +42,17 @@ def load_with_places(
     """The same, and where each key that is not left at its default was written: ``FILE:LINE`` or
     ``command line``."""
     tree = read_tree(Path(path))
+    return config_of(tree, overrides), tree.places
+
+
+def config_of(tree: Tree, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration with the values of ``tree``, once ``overrides`` are merged into it. Raises
+    ConfigError."""
     for text in overrides:
         tree.merge(parse_override(text))
+    drop_unset(tree.values)
     try:
-        return RunConfig.model_validate(tree.values), tree.places
+        return RunConfig.model_validate(tree.values)
     except ValidationError as error:
         # A union reports each of its branches: keep one problem per key.
         problems = dict(_problem(tree, e) for e in error.errors())
@@ -52,8 +66,12 @@ def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
         return path, f"{key}: missing from {tree.place(path[:-1])}; expected {wanted}"
     here = f"{key} ({tree.place(path)})"
     if error["type"] == KIND_ERROR:
-        return path, f"{here} is {_shown(tree.at(path))}: {error['msg']}"
+        options = given_options(path, tree.values)
+        which = f"{_shown(tree.at(path))}{f' with options {_shown(options)}' if options else ''}"
+        return path, f"{here} is {which}: {error['msg']}"
     if not wanted:
+        if told := instead(path):
+            return path, f"{here}: {told}"
         return path, f"{here}: unknown key; {_instead(tree, path)}"
     return path, f"{here}: expected {wanted}, not {_shown(tree.at(path))}"
 

@@ -33,9 +33,12 @@ class Tree:
         return inside[0] if inside else self.place(path[:-1])
 
     def at(self, path: KeyPath) -> Any:
-        """The value at ``path``, which must exist."""
+        """The value at ``path``, which must exist; a name that stands for a section is all that is
+        in that section."""
         value: Any = self.values
         for key in path:
+            if isinstance(value, str):
+                break
             value = value[key]
         return value
 

@@ -140,6 +140,33 @@ def test_an_existing_run_folder(tmp_path, monkeypatch):
     assert_same(contents(Path("again")), tensors(None))
 
 
+def test_runs_of_before(tmp_path, capsys):
+    """A run folder and a checkpoint whose config has a key that is no more, as its run meant it;
+    and one that needs a class that is not there."""
+    write_released(tmp_path / "source", tensors(None))
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    schedule = {"kind": "wsd", "decay_iters": 1}
+    write_run(tmp_path, lr_schedule=schedule).rename(folder / "config.yaml")
+    assert main(["import", str(tmp_path / "source"), str(folder)]) == 0
+    assert load_config(folder / "config.yaml").lr_schedule.wsd_decay_iters == 1
+
+    meta = folder / "checkpoints/step_00000000/meta.json"
+    saved = json.loads(meta.read_text())
+    saved["extras"]["config"]["lr_schedule"] = schedule
+    meta.write_text(json.dumps(saved))
+    assert main(["export", str(folder), str(tmp_path / "again")]) == 0
+    assert_same(contents(tmp_path / "again"), tensors(None))
+
+    own = {"kind": "gone:Square", "options": {"timescale": 3}}
+    saved["extras"]["config"]["lr_schedule"] = own
+    meta.write_text(json.dumps(saved))
+    assert error_of(capsys, "export", folder, tmp_path / "third").startswith(
+        f'error: lr_schedule.kind ({meta}) is "gone:Square" with options {{"timescale": 3}}: '
+        "there is no module gone"
+    )
+
+
 def test_what_is_refused(tmp_path, capsys):
     source = write_released(tmp_path / "source", tensors(None))
     run = write_run(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
@@ -55,6 +56,18 @@ def test_where_things_lie(rows, piped):
 def test_a_config_stands_for_its_run(tiny, rows, piped, capsys):
     assert main(["report", str(tiny.path), f"run.name={piped.name}"]) == 0
     assert f"{piped}: step {STEPS} of {STEPS}\n" in capsys.readouterr().out
+
+
+def test_a_run_of_before_is_told_alike(piped, tmp_path, capsys):
+    """One whose config has a key that is no more."""
+    assert report(str(piped)) == 0
+    now = capsys.readouterr().out
+    old = shutil.copytree(piped, tmp_path / piped.name)
+    config = (old / "config.yaml").read_text()
+    aged = config.replace("  decay_end_iter: null\n  wsd_decay_iters: null\n", "  decay_iters: 9\n")
+    (old / "config.yaml").write_text(aged)
+    assert aged != config and report(str(old)) == 0
+    assert capsys.readouterr().out.replace(str(old), str(piped)) == now
 
 
 def test_one_stage_sends_nothing(tiny, capsys):
