@@ -85,8 +85,8 @@ class LRSchedule(Kind, ABC):
 
 
 class Cosine(LRSchedule):
-    """Half a cosine from the end of the warm-up to ``peak * min_lr_ratio`` at step
-    ``decay_end_iter`` (default: the last), and that from there on.
+    """Half a cosine from the end of the warm-up to the peak times `min_lr_ratio` at step
+    `decay_end_iter` (default: the last), and that from there on.
 
     Moonlight's pre-training: 2k warm-up steps, 4.2e-4 to 4.2e-5 (arXiv 2502.16982).
     """
@@ -114,8 +114,8 @@ class Cosine(LRSchedule):
 
 
 class WarmupStableDecay(LRSchedule):
-    """The peak, then a straight line to ``peak * min_lr_ratio`` over the last ``wsd_decay_iters``
-    steps (default: a fifth of the run).
+    """The peak, then a straight line to the peak times `min_lr_ratio` over the last
+    `wsd_decay_iters` steps (default: a fifth of the run).
 
     With ``min_lr_ratio: 0`` the end of Moonlight's cool-down (arXiv 2502.16982). Kimi K2 (arXiv
     2507.20534) has a cosine for the line: 500 warm-up steps, 2e-4 to 2e-5.
@@ -138,7 +138,7 @@ class WarmupStableDecay(LRSchedule):
 
 
 class Constant(LRSchedule):
-    """The peak."""
+    """The peak, from the end of the warm-up to that of the run."""
 
     def after_warmup(self, step: int, peak: float, train_iters: int) -> float:
         return peak

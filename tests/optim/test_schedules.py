@@ -127,7 +127,8 @@ class TestOfTheUsers:
         [
             (
                 "lr_schedule.options.timscale=3",
-                "lr_schedule.options.timscale (command line): unknown key; known here: timescale",
+                "lr_schedule.options.timscale (command line): unknown key; did you mean "
+                "lr_schedule.options.timescale?",
             ),
             ("lr_schedule.options.timescale=0", "expected an integer of at least 1, not 0"),
             ("lr_schedule.wsd_decay_iters=3", f"wsd_decay_iters is not read with kind {NAME}"),
