@@ -154,7 +154,7 @@ def test_a_signal_to_one_rank_stops_all_behind_one_step_saved(tiny):
     screens = tiny.pool.run(train_rank_told, 2, arguments, free_port(), run, timeout=300)
     step = len(records(run))
     assert 2 <= step < 2000
-    assert f"stopped behind step {step}, saved; the same command resumes" in screens[0]
+    assert f"stopped after step {step}, saved; the same command resumes" in screens[0]
     assert (run / "checkpoints" / step_name(step) / "meta.json").is_file()
     resumed = tiny.train("told", *PIPELINE, f"train.train_iters={step + 1}", ranks=2)
     assert column(resumed, "step") == list(range(1, step + 2))

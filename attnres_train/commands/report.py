@@ -11,7 +11,8 @@ from pathlib import Path
 from attnres_train.config import load_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
-from attnres_train.observe.sinks import Record, read_records
+from attnres_train.observe.observer import Record
+from attnres_train.observe.sinks import read_records
 from attnres_train.planning.build import build_plan
 
 
