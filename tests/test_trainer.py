@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny):
     assert [p.name for p in (run / "checkpoints").iterdir()][-1] == f"step_{last:08d}"
 
 
-def test_a_signal_to_one_rank_stops_all_behind_one_step_saved(tiny):
+def test_a_signal_to_one_rank_stops_all_after_one_step_saved(tiny):
     run = tiny.folder / "runs" / "told"
     arguments = [str(tiny.path), "run.name=told", *PIPELINE, "train.train_iters=2000"]
     screens = tiny.pool.run(train_rank_told, 2, arguments, free_port(), run, timeout=300)

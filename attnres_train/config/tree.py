@@ -7,6 +7,8 @@ over the other. What the keys mean is the business of `config.loader`.
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,10 +35,11 @@ class Tree:
         return inside[0] if inside else self.place(path[:-1])
 
     def at(self, path: KeyPath) -> Any:
-        """The value at ``path``, which must exist."""
+        """The value at ``path``, which must exist; a name that stands for a section is all that is
+        in that section."""
         value: Any = self.values
         for key in path:
-            value = value[key]
+            value = value[key] if isinstance(value, dict | list) else value
         return value
 
     def merge(self, over: Tree) -> None:
@@ -49,7 +52,7 @@ class Tree:
 
     def _has(self, path: KeyPath) -> bool:
         try:
-            self.at(path)
+            functools.reduce(operator.getitem, path, self.values)
         except (KeyError, IndexError, TypeError):
             return False
         return True

@@ -19,17 +19,20 @@ class Observers:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
 
+    def __iter__(self) -> Iterator[Observer]:
+        return iter(self._observers)
+
     def tell(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call ``hook``, a method of `Observer`, on each. An exception gets a note that names the
         observer, and goes on to the caller."""
-        for observer in self._observers:
+        for observer in self:
             with named(observer.key, type(observer), hook.__name__):
                 getattr(observer, hook.__name__)(*args, **kwargs)
 
     def tell_step_end(self, record: Record) -> None:
         """`Observer.on_step_end` on each. What one adds to ``record`` is in it for the next ones.
         Raises ValueError where one changes what was there, TypeError where it adds no number."""
-        for observer in self._observers:
+        for observer in self:
             offered = dict(record)
             with named(observer.key, type(observer), "on_step_end"):
                 observer.on_step_end(offered)
@@ -45,7 +48,7 @@ class Observers:
         """
         started: list[Observer] = []
         try:
-            for observer in self._observers:
+            for observer in self:
                 Observers([observer]).tell(Observer.on_start, step)
                 started.append(observer)
             yield
