@@ -127,7 +127,8 @@ class Observer(Kind):
 
     def on_failure(self, error: Exception) -> None:
         """The run fails, on this rank, with ``error``; `on_end` follows. Other ranks may be ended
-        without being told, or find that a peer is gone."""
+        without being told, or find that a peer is gone. Be brief: that this rank has failed is
+        written down for the others afterwards."""
 
     def on_end(self) -> None:
         """The run ended, also by an error. Called for every observer whose `on_start` returned."""
