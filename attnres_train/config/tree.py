@@ -7,8 +7,6 @@ over the other. What the keys mean is the business of `config.loader`.
 from __future__ import annotations
 
 import difflib
-import functools
-import operator
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +37,7 @@ class Tree:
         in that section."""
         value: Any = self.values
         for key in path:
-            value = value[key] if isinstance(value, dict | list) else value
+            value = value if isinstance(value, str) else value[key]
         return value
 
     def merge(self, over: Tree) -> None:
@@ -51,8 +49,10 @@ class Tree:
         self.texts |= over.texts
 
     def _has(self, path: KeyPath) -> bool:
+        value: Any = self.values
         try:
-            functools.reduce(operator.getitem, path, self.values)
+            for key in path:
+                value = value[key]
         except (KeyError, IndexError, TypeError):
             return False
         return True

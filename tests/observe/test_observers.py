@@ -233,15 +233,18 @@ def test_options_are_checked_before_any_worker_starts(tmp_path):
         (f"{HERE}:Addz", f"has no Addz; did you mean {HERE}:Adds?"),
         (f"{HERE}:NoObserver", "is no Observer: derive the class from attnres_train.observe.obs"),
         ("grad_norms", "expected module:Name of your own"),
-        (f"{{kind: '{HERE}:Adds', options: {{valeu: 1}}}}", "valeu .*unknown key"),
-        (f"{{kind: '{HERE}:Adds', options: {{value: x}}}}", "value .*expected a number"),
+        (
+            f"{{kind: '{HERE}:Adds', options: {{valeu: 1}}}}",
+            "unknown key; did you mean .*options.value",
+        ),
+        (f"{{kind: '{HERE}:Adds', options: {{value: x}}}}", "expected a number, not"),
     ],
 )
 def test_an_observer_that_is_not_to_be_had_is_an_error_of_the_configuration(
     tmp_path, observer, told
 ):
-    path = write_config(tmp_path, log={"observers": []})
-    with pytest.raises(UserError, match=rf"(?s)^log\.observers\.0\.\w+.*{told}"):
+    path = write_config(tmp_path, log={"observers": own("Adds", value=2)})
+    with pytest.raises(UserError, match=rf"^log\.observers\.0\.\S+ \(command line\).*{told}"):
         load_config(path, [f"log.observers=[{observer}]"])
 
 
