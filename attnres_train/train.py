@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from attnres_train.checkpoint import folders, rng, store
-from attnres_train.checkpoint.names import training_state
-from attnres_train.config import describe, save_config
+from attnres_train.config import describe
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
@@ -21,13 +16,10 @@ from attnres_train.data.prepare import prepare, read_prepared
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
-from attnres_train.model.naming import released_tensors
-from attnres_train.observe.console import Console
-from attnres_train.observe.hardware import environment, peak_flops
-from attnres_train.observe.plot import LossPlot
-from attnres_train.observe.sinks import JsonLines, Observer, Record, TensorBoard, Wandb
+from attnres_train.observe.build import build_observers
+from attnres_train.observe.hardware import peak_flops
+from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
-from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
@@ -37,10 +29,11 @@ from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import facts
+from attnres_train.run_state import Checkpoints
 from attnres_train.supervise import failures
-from attnres_train.supervise.run_lock import run_lock
+from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import catch_stop_signals
-from attnres_train.trainer import Parts, Progress, Trainer
+from attnres_train.trainer import Parts, Trainer
 
 PARAMETER_DTYPE = {
     "fp32": torch.float32,
@@ -70,19 +63,8 @@ def train(config: RunConfig) -> int:
             print(describe(config, chunk_layers(config), ranks.world_size, more), flush=True)
         progress = Trainer(config, ranks, parts, stop_requested).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
-            print(f"stopped behind step {progress.step}, saved; the same command resumes")
+            print(f"stopped after step {progress.step}, saved; the same command resumes")
     return 0
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Rank 0 takes the run folder for this run alone, and clears it of earlier failures."""
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    with run_lock(folder):
-        failures.clear(folder)
-        yield
 
 
 def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
@@ -109,21 +91,40 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         engine.program(engine.schedule, num_micro_batches)  # validated now, before step 1
     engine.program(forward_only, num_micro_batches)
     folder = Path(config.run.dir) / config.run.name
-    prepared = read_prepared(config)
-    info = {
-        "num_parameters": ranks.sum_over_pipeline(sum(p.numel() for p in named.values())),
-        "num_tokens": prepared.num_tokens,
-        "unigram_entropy": prepared.unigram_entropy_nats,
-    }
     return Parts(
-        chunks=list(chunks.values()),
+        chunks=chunks,
         engine=engine,
         optimizer=optimizer,
         data=open_data(config),
         checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
-        observers=build_observers(config, ranks, folder, info) if ranks.is_main else [],
+        observers=build_observers(run_context(config, ranks, folder, chunks)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
+    )
+
+
+def run_context(
+    config: RunConfig, ranks: Ranks, folder: Path, chunks: dict[int, ModelChunk]
+) -> RunContext:
+    """What this rank's observers know of the run. Collective."""
+    prepared = read_prepared(config)
+    num_parameters = sum(p.numel() for chunk in chunks.values() for p in chunk.parameters())
+    info = RunInfo(
+        num_parameters=ranks.sum_over_pipeline(num_parameters),
+        num_tokens=prepared.num_tokens,
+        unigram_entropy=prepared.unigram_entropy_nats,
+    )
+    return RunContext(
+        config=config,
+        folder=folder,
+        info=info,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        pp_rank=ranks.pp_rank,
+        dp_rank=ranks.dp_rank,
+        device=ranks.device,
+        chunks=chunks,
+        control=ranks.control,
     )
 
 
@@ -145,88 +146,3 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk
     return chunks
-
-
-def build_observers(config: RunConfig, ranks: Ranks, folder: Path, info: dict) -> list[Observer]:
-    """The main process's observers."""
-    about = {"info": info, "environment": environment(ranks.device, ranks.world_size)}
-    observers: list[Observer] = [
-        RunFacts(config, folder, about),
-        JsonLines(folder / "metrics.jsonl"),
-        Console(config),
-    ]
-    if config.log.tensorboard:
-        observers.append(TensorBoard(folder / "tensorboard"))
-    if config.log.wandb.enabled:
-        observers.append(Wandb(config, folder))
-    if config.log.plot:
-        observers.append(LossPlot(folder, info["unigram_entropy"]))
-    return observers
-
-
-class RunFacts:
-    """Writes config.yaml and ``about`` (file name -> content) into the run folder; not before the
-    run has resumed, so that an attempt that cannot leaves those of the run it wanted to resume."""
-
-    def __init__(self, config: RunConfig, folder: Path, about: dict[str, dict]) -> None:
-        self.config, self.folder, self.about = config, folder, about
-
-    def on_start(self, step: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.folder / "config.yaml")
-        for name, content in self.about.items():
-            text = json.dumps(content, indent=2)
-            (self.folder / f"{name}.json").write_text(text, encoding="utf-8")
-
-    def on_step(self, record: Record) -> None:
-        pass
-
-    def on_end(self) -> None:
-        pass
-
-
-class Checkpoints:
-    """Saves and resumes this run's state, every tensor under its layout-free name."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        ranks: Ranks,
-        folder: Path,
-        chunks: list[ModelChunk],
-        optimizer: HybridOptimizer,
-    ) -> None:
-        self.config, self.ranks = config, ranks
-        self.folder = folder / "checkpoints"
-        named = [item for chunk in chunks for item in chunk.state_dict(keep_vars=True).items()]
-        self.tensors = training_state(
-            [(name, tensor.detach()) for name, tensor in named], optimizer, released_tensors
-        )
-        self.loaded_from: Path | None = None
-
-    def resume(self) -> Progress:
-        """Load what `checkpoint.resume` asks for, into chunks and optimizer, in place."""
-        path = folders.resolve_resume(self.config.checkpoint.resume, self.folder)
-        if path is None:
-            return Progress()
-        restored = store.load(path, self.tensors, group=self.ranks.control)
-        if restored.rng is not None:
-            rng.set_rng_state(restored.rng)
-        if self.ranks.is_main:
-            print(f"resumed from {path}", flush=True)
-        self.loaded_from = path
-        return Progress(**restored.extras["progress"])
-
-    def save(self, progress: Progress) -> None:
-        """Publish a checkpoint of all ranks behind the current step."""
-        path = store.save(
-            self.folder,
-            progress.step,
-            self.tensors,
-            {"progress": vars(progress), "config": self.config.model_dump(mode="json")},
-            keep_last=self.config.checkpoint.keep_last,
-            loaded_from=self.loaded_from,
-            group=self.ranks.control,
-        )
-        if self.ranks.is_main:
-            print(f"saved {path}", flush=True)

@@ -179,13 +179,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny):
     assert [p.name for p in (run / "checkpoints").iterdir()][-1] == f"step_{last:08d}"
 
 
-def test_a_signal_to_one_rank_stops_all_behind_one_step_saved(tiny):
+def test_a_signal_to_one_rank_stops_all_after_one_step_saved(tiny):
     run = tiny.folder / "runs" / "told"
     arguments = [str(tiny.path), "run.name=told", *PIPELINE, "train.train_iters=2000"]
     screens = tiny.pool.run(train_rank_told, 2, arguments, free_port(), run, timeout=300)
     step = len(records(run))
     assert 2 <= step < 2000
-    assert f"stopped behind step {step}, saved; the same command resumes" in screens[0]
+    assert f"stopped after step {step}, saved; the same command resumes" in screens[0]
     assert (run / "checkpoints" / step_name(step) / "meta.json").is_file()
     resumed = tiny.train("told", *PIPELINE, f"train.train_iters={step + 1}", ranks=2)
     assert column(resumed, "step") == list(range(1, step + 2))

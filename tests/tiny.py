@@ -23,7 +23,8 @@ from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import check_config, load_config
 from attnres_train.config.schema import RunConfig
-from attnres_train.observe.sinks import Record, read_records
+from attnres_train.observe.observer import Record
+from attnres_train.observe.sinks import read_records
 from tests.data.tiny import write_text
 
 STEPS = 6

@@ -22,8 +22,8 @@ from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
 from attnres_train.optim.build import build_optimizer
+from attnres_train.run_state import Progress
 from attnres_train.train import PARAMETER_DTYPE
-from attnres_train.trainer import Progress
 
 _MASTER = f"{OPTIMIZER}master."
 _DEPTH_READ = ("_res_proj.weight", "_res_norm.weight")

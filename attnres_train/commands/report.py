@@ -12,7 +12,8 @@ from attnres_train.config import load_config
 from attnres_train.config.saved import load_saved
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
-from attnres_train.observe.sinks import Record, read_records
+from attnres_train.observe.observer import Record
+from attnres_train.observe.sinks import read_records
 from attnres_train.planning.build import build_plan
 
 

@@ -31,6 +31,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
         *kind_of(config, "pipeline.schedule").check(config),
         *_data(config),
         *checkpoint_problems(config),
+        *_observers(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -180,3 +181,9 @@ def _data(config: RunConfig) -> Problems:
     yield from resolve("data.tokenizer.kind", tokenizer.kind)(tokenizer, "data.tokenizer").check(
         config
     )
+
+
+def _observers(config: RunConfig) -> Problems:
+    for number, section in enumerate(config.log.observers):
+        observer = resolve("log.observers", section.kind)(section, f"log.observers.{number}")
+        yield from observer.check(config)

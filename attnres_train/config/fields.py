@@ -102,7 +102,10 @@ def locate(location: tuple[str | int, ...], values: Any) -> tuple[KeyPath, str]:
 
 
 def _inside(values: Any, key: str | int) -> Any:
-    """``values[key]``, None where nothing is there."""
+    """``values[key]``, None where nothing is there. A name that stands for a section (as in
+    `log.observers`) is its ``kind``."""
+    if isinstance(values, str) and key == "kind":
+        return values
     if isinstance(values, dict):
         return values.get(key)
     return values[key] if isinstance(values, list) and isinstance(key, int) else None

@@ -211,7 +211,7 @@ class WandbConfig(Section):
 
 class ObserverConfig(Section):
     kind: Annotated[str, KindName("log.observers")]
-    """Class of your own, `module:Name`."""
+    """Class of your own, `module:Name`, derived from `attnres_train.observe.observer.Observer`."""
     options: Annotated[KindOptions, OptionsOf("log.observers")] = Field(
         default_factory=NoOptions, validate_default=True
     )
@@ -235,7 +235,8 @@ class LogConfig(Section):
     plot: bool = True
     """Draw the loss curve (PNG) into the run folder at the end, where matplotlib is installed."""
     observers: list[ObserverConfig] = Field(default_factory=list)
-    """Observers of your own: `module:Name`, or a section with `kind` and `options`."""
+    """Observers of your own: `module:Name`, or a section with `kind` and `options`. They are told
+    in this order, before a step's metrics are logged: what they add is logged too."""
 
 
 class RunConfig(Section):

@@ -51,8 +51,10 @@ class Tree:
         self.texts |= over.texts
 
     def _has(self, path: KeyPath) -> bool:
+        value: Any = self.values
         try:
-            self.at(path)
+            for key in path:
+                value = value[key]
         except (KeyError, IndexError, TypeError):
             return False
         return True

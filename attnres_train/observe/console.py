@@ -6,32 +6,29 @@ import sys
 
 from tqdm import tqdm
 
-from attnres_train.config.schema import RunConfig
-from attnres_train.observe.sinks import Record
+from attnres_train.observe.observer import Observer, Record
 
 
-class Console:
+class Console(Observer):
     """Prints a line every ``log.interval`` steps; rates are averages since the last line,
     validation and saving left out."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config.log
-        self.total = config.train.train_iters
-        self.end = min(self.total, config.train.stop_after or self.total)
-
     def on_start(self, step: int) -> None:
-        wanted = {"on": True, "off": False, "auto": sys.stderr.isatty()}[self.config.progress]
+        train, log = self.run.config.train, self.run.config.log
+        self.interval, self.total = log.interval, train.train_iters
+        self.end = min(self.total, train.stop_after or self.total)
+        wanted = {"on": True, "off": False, "auto": sys.stderr.isatty()}[log.progress]
         self.bar = tqdm(
             total=self.end, initial=step, unit="step", disable=not wanted, dynamic_ncols=True
         )
         self.steps, self.seconds = 0, 0.0
 
-    def on_step(self, record: Record) -> None:
+    def on_step_end(self, record: Record) -> None:
         self.bar.update(1)
         self.steps += 1
         self.seconds += record["step_seconds"]
         first, last = record["step"] == 1, record["step"] == self.end
-        due = first or last or record["step"] % self.config.interval == 0
+        due = first or last or record["step"] % self.interval == 0
         if due or "validation_loss" in record:
             tokens = record["tokens_per_second"] * record["step_seconds"]
             seconds = self.seconds / self.steps

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from attnres_train.observe.observer import Observer
 from attnres_train.observe.sinks import read_records
 
 
-class LossPlot:
+class LossPlot(Observer):
     """Draws ``loss.png`` from ``metrics.jsonl`` when the run ends; silent without matplotlib."""
 
-    def __init__(self, folder: Path, unigram_entropy: float | None = None) -> None:
-        self.folder, self.unigram_entropy = folder, unigram_entropy
-
-    def on_start(self, step: int) -> None:
-        pass
-
-    def on_step(self, record: dict) -> None:
-        pass
-
     def on_end(self) -> None:
-        draw_loss(self.folder / "metrics.jsonl", self.folder / "loss.png", self.unigram_entropy)
+        folder, entropy = self.run.folder, self.run.info.unigram_entropy
+        draw_loss(folder / "metrics.jsonl", folder / "loss.png", entropy)
 
 
 def draw_loss(metrics: Path, picture: Path, unigram_entropy: float | None = None) -> bool:

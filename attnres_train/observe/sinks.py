@@ -1,50 +1,29 @@
-"""Where a run's metrics go. A sink is an observer: it sees one flat record per step."""
+"""Where a run's metrics go: sinks, observers that write down one flat record per step."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
-
-Record = dict[str, Any]
-
-
-class Observer(Protocol):
-    """Told of a run's progress; exists on the main process only.
-
-    ``record`` holds at least ``step, tokens, loss, grad_norm, lr, tokens_per_second, step_seconds,
-    p2p_bytes``, and ``validation_loss`` for a step behind which validation ran.
-    """
-
-    def on_start(self, step: int) -> None:
-        """The run begins or resumes behind ``step`` (0: from scratch)."""
-
-    def on_step(self, record: Record) -> None:
-        """A step is done."""
-
-    def on_end(self) -> None:
-        """The run ended, also by an error."""
+from attnres_train.observe.observer import Observer, Record, RunContext
 
 
-class JsonLines:
+class JsonLines(Observer):
     """One JSON object per step in ``metrics.jsonl``. Resuming drops the records of steps that the
     checkpoint does not hold, so that every step stands there once."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
     def on_start(self, step: int) -> None:
-        kept = [r for r in read_records(self.path) if r["step"] <= step] if step else []
-        partial = self.path.with_suffix(".partial")
+        path = self.run.folder / "metrics.jsonl"
+        kept = [r for r in read_records(path) if r["step"] <= step] if step else []
+        partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        partial.replace(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
+        partial.replace(path)
+        self.file = path.open("a", encoding="utf-8")
 
-    def on_step(self, record: Record) -> None:
+    def on_step_end(self, record: Record) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
@@ -64,10 +43,11 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-class TensorBoard:
+class TensorBoard(Observer):
     """Scalars as TensorBoard events in ``<run folder>/tensorboard``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
+        super().__init__(section, key, run)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -75,13 +55,13 @@ class TensorBoard:
                 "log.tensorboard is on, but tensorboard is not installed: "
                 "pip install 'attnres-train[log]', or set log.tensorboard=false"
             ) from error
-        self.folder = folder
         self.writer_class = SummaryWriter
 
     def on_start(self, step: int) -> None:
-        self.writer = self.writer_class(str(self.folder), purge_step=step + 1)
+        folder = self.run.folder / "tensorboard"
+        self.writer = self.writer_class(str(folder), purge_step=step + 1)
 
-    def on_step(self, record: Record) -> None:
+    def on_step_end(self, record: Record) -> None:
         for key, value in record.items():
             if key != "step":
                 self.writer.add_scalar(key, value, record["step"])
@@ -90,10 +70,11 @@ class TensorBoard:
         self.writer.close()
 
 
-class Wandb:
+class Wandb(Observer):
     """Weights & Biases; ``log.wandb.mode: offline`` needs no network."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
+        super().__init__(section, key, run)
         try:
             import wandb
         except ImportError as error:
@@ -101,25 +82,27 @@ class Wandb:
                 "log.wandb.enabled is on, but wandb is not installed: "
                 "pip install 'attnres-train[log]', or set log.wandb.enabled=false"
             ) from error
-        self.wandb, self.config, self.folder = wandb, config, folder
+        self.wandb = wandb
 
     def on_start(self, step: int) -> None:
+        config, folder = self.run.config, self.run.folder
         # The run's id is kept in its folder, so that a resumed run goes on in the same curve.
-        id_file = self.folder / "wandb_id"
+        id_file = folder / "wandb_id"
         if not (step and id_file.is_file()):
             id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-        self.run = self.wandb.init(
-            project=self.config.log.wandb.project,
-            name=self.config.run.name,
+        self.curve = self.wandb.init(
+            project=config.log.wandb.project,
+            name=config.run.name,
             id=id_file.read_text(encoding="utf-8"),
             resume="allow",
-            mode=self.config.log.wandb.mode,
-            dir=str(self.folder),
-            config=self.config.model_dump(),
+            mode=config.log.wandb.mode,
+            dir=str(folder),
+            config=config.model_dump(),
         )
 
-    def on_step(self, record: Record) -> None:
-        self.run.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+    def on_step_end(self, record: Record) -> None:
+        values = {k: v for k, v in record.items() if k != "step"}
+        self.curve.log(values, step=int(record["step"]))
 
     def on_end(self) -> None:
-        self.run.finish()
+        self.curve.finish()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnres_train.errors import UserError
+from attnres_train.supervise import failures
 
 
 @contextmanager
@@ -39,4 +40,15 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        yield
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Rank 0 takes the run folder for this run alone, and clears it of earlier failures."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with run_lock(folder):
+        failures.clear(folder)
         yield

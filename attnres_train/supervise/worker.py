@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from attnres_train.errors import UserError
 
@@ -38,7 +39,7 @@ def run_worker(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        _tell(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
+        _tell(f"error{'' if rank == '0' else f' on rank {rank}'}: {_noted(error)}")
         _leave(2)
     except BaseException as error:  # also SystemExit: a normal exit would wait for the peers
         if os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -48,11 +49,15 @@ def run_worker(work: Callable[[], int]) -> int:
             handler.initialize()
             handler.record_exception(error)
         elif is_lost_peer(error):
-            told = "\n".join([str(error), *getattr(error, "__notes__", [])])
-            _tell(f"rank {rank} stopped, a peer is gone: {told}")
+            _tell(f"rank {rank} stopped, a peer is gone: {_noted(error)}")
         else:
             _tell(f"rank {rank} failed:\n{traceback.format_exc().rstrip()}")
         _leave(1)
+
+
+def _noted(error: BaseException) -> str:
+    """The text of ``error`` and its notes, a line each."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def _tell(what: str) -> None:
@@ -63,7 +68,7 @@ def _tell(what: str) -> None:
     print(what, file=sys.stderr)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process at once: gloo's and NCCL's destructors may wait for the peers that wait for
     this process."""
     sys.stdout.flush()

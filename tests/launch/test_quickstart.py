@@ -37,7 +37,7 @@ def test_it_stops_resumes_and_reuses_what_exists(tmp_path: Path) -> None:
         subprocess.run(command, capture_output=True, text=True, timeout=240) for _ in range(2)
     )
     assert first.returncode == 0, first.stderr
-    assert "stopped behind step 2, saved" in first.stdout
+    assert "stopped after step 2, saved" in first.stdout
     assert "resumed from" in first.stdout
     for label in ("loss", "validation", "unigram", "speed", "sent", "checkpoint", "loss plot"):
         assert f"{label}  " in first.stdout

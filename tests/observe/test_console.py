@@ -2,23 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from attnres_train.config.schema import RunConfig
 from attnres_train.observe.console import Console, clock
+from tests.observe.helpers import make
 
 
-def make_config(**log) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "model": {"hidden_size": 8, "num_layers": 1, "vocab_size": 8},
-            "train": {"train_iters": 20, "seq_length": 8, "global_batch_size": 1},
-            "log": {"interval": 5, "progress": "off", **log},
-        }
-    )
+@pytest.fixture
+def console(tmp_path) -> Console:
+    return make(Console, tmp_path, interval=5, progress="off")
 
 
 def run(console: Console, steps, **more) -> None:
     for step in steps:
-        console.on_step(
+        console.on_step_end(
             {
                 "step": step,
                 "tokens": 1000 * step,
@@ -34,8 +29,7 @@ def run(console: Console, steps, **more) -> None:
         )
 
 
-def test_a_line_per_interval_and_one_for_the_first_step(capsys):
-    console = Console(make_config())
+def test_a_line_per_interval_and_one_for_the_first_step(console, capsys):
     console.on_start(0)
     run(console, range(1, 21))
     console.on_end()
@@ -43,8 +37,7 @@ def test_a_line_per_interval_and_one_for_the_first_step(capsys):
     assert [line.split()[1] for line in lines] == ["1/20", "5/20", "10/20", "15/20", "20/20"]
 
 
-def test_the_line_holds_what_a_person_asks_for(capsys):
-    console = Console(make_config())
+def test_the_line_holds_what_a_person_asks_for(console, capsys):
     console.on_start(0)
     run(console, [1], validation_loss=5.125, mfu=0.417)
     console.on_end()
@@ -55,16 +48,15 @@ def test_the_line_holds_what_a_person_asks_for(capsys):
         assert part in line
 
 
-def test_mfu_is_absent_where_the_peak_is_unknown(capsys):
-    console = Console(make_config())
+def test_mfu_is_absent_where_the_peak_is_unknown(console, capsys):
     console.on_start(0)
     run(console, [1])
     console.on_end()
     assert "MFU" not in capsys.readouterr().out
 
 
-def test_progress_bar_where_wanted(capsys):
-    console = Console(make_config(progress="on"))
+def test_progress_bar_where_wanted(tmp_path, capsys):
+    console = make(Console, tmp_path, progress="on")
     console.on_start(10)
     run(console, [11])
     console.on_end()

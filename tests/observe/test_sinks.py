@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.plot import draw_loss
 from attnres_train.observe.sinks import JsonLines, TensorBoard, Wandb, read_records
+from tests.observe.helpers import make
 
 
 def record(step: int, **more) -> dict:
@@ -20,21 +20,21 @@ def record(step: int, **more) -> dict:
 def write(sink, steps, start: int) -> None:
     sink.on_start(start)
     for step in steps:
-        sink.on_step(record(step))
+        sink.on_step_end(record(step))
     sink.on_end()
 
 
 def test_every_step_stands_once_after_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write(JsonLines(path), range(1, 8), start=0)
-    write(JsonLines(path), range(5, 11), start=4)
+    write(make(JsonLines, tmp_path), range(1, 8), start=0)
+    write(make(JsonLines, tmp_path), range(5, 11), start=4)
     assert [r["step"] for r in read_records(path)] == list(range(1, 11))
 
 
 def test_a_fresh_start_begins_a_fresh_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write(JsonLines(path), range(1, 4), start=0)
-    write(JsonLines(path), range(1, 3), start=0)
+    write(make(JsonLines, tmp_path), range(1, 4), start=0)
+    write(make(JsonLines, tmp_path), range(1, 3), start=0)
     assert [r["step"] for r in read_records(path)] == [1, 2]
 
 
@@ -47,39 +47,33 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
 def test_tensorboard_gets_every_scalar(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write(TensorBoard(tmp_path), range(1, 4), start=0)
-    events = EventAccumulator(str(tmp_path)).Reload()
+    write(make(TensorBoard, tmp_path), range(1, 4), start=0)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (step, pytest.approx(8.0 / step)) for step in (1, 2, 3)
     ]
 
 
 @pytest.mark.parametrize(
-    ("package", "build", "key"),
+    ("package", "kind", "key"),
     [
-        ("torch.utils.tensorboard", lambda config, path: TensorBoard(path), "log.tensorboard"),
+        ("torch.utils.tensorboard", TensorBoard, "log.tensorboard"),
         ("wandb", Wandb, "log.wandb.enabled"),
     ],
 )
 def test_a_wanted_sink_without_its_package_is_the_users_to_fix(
-    tmp_path, monkeypatch, package, build, key
+    tmp_path, monkeypatch, package, kind, key
 ):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=key):
-        build(None, tmp_path)
+        make(kind, tmp_path)
 
 
 def test_wandb_offline_writes_into_the_run_folder_and_resumes_its_id(tmp_path):
-    config = RunConfig.model_validate(
-        {
-            "model": {"hidden_size": 8, "num_layers": 1, "vocab_size": 8},
-            "train": {"train_iters": 4, "seq_length": 8, "global_batch_size": 1},
-            "log": {"wandb": {"enabled": True, "mode": "offline"}},
-        }
-    )
-    write(Wandb(config, tmp_path), range(1, 3), start=0)
+    settings = {"enabled": True, "mode": "offline"}
+    write(make(Wandb, tmp_path, wandb=settings), range(1, 3), start=0)
     first = (tmp_path / "wandb_id").read_text()
-    write(Wandb(config, tmp_path), range(3, 5), start=2)
+    write(make(Wandb, tmp_path, wandb=settings), range(3, 5), start=2)
     assert (tmp_path / "wandb_id").read_text() == first
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}"))) >= 1
 

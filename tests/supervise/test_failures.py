@@ -20,8 +20,7 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.waits import PeerError, Wait
 from attnres_train.supervise import failures
 from attnres_train.supervise.culprit import Failure, chain, explain
-from attnres_train.supervise.run_lock import run_lock
-from attnres_train.train import owned
+from attnres_train.supervise.run_lock import owned, run_lock
 from tests.pipeline.plan.layouts import layouts
 from tests.supervise.hanging import train_beside_a_sleeper
 

@@ -97,7 +97,7 @@ def test_killed_then_stopped_then_finished(pool, tmp_path, capsys):
     assert told(err) == ["stopped by SIGTERM"]
     assert f"checkpoints/step_{saved:08d}\n" in out.split("resumed from ")[1]
     stopped = newest_step(run)
-    assert f"stopped behind step {stopped}, saved; the same command resumes" in out
+    assert f"stopped after step {stopped}, saved; the same command resumes" in out
     assert column(run, "step") == list(range(1, stopped + 1))
 
     rest = [str(config), *grid(2, 2), f"train.train_iters={stopped + 2}"]

@@ -1,0 +1,40 @@
+"""Which observers a run has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnres_train.config.kinds import resolve
+from attnres_train.observe.console import Console
+from attnres_train.observe.dispatch import Observers, named
+from attnres_train.observe.facts import RunFacts
+from attnres_train.observe.observer import Observer, RunContext
+from attnres_train.observe.plot import LossPlot
+from attnres_train.observe.sinks import JsonLines, TensorBoard, Wandb
+
+
+def build_observers(run: RunContext) -> Observers:
+    """Those of this process: the user's first, then, on the main rank, ours, which log what the
+    user's have added."""
+    return Observers([*_own(run), *(_built_in(run) if run.is_main else ())])
+
+
+def _own(run: RunContext) -> Iterator[Observer]:
+    for i, section in enumerate(run.config.log.observers):
+        key, kind = f"log.observers.{i}", resolve("log.observers", section.kind)
+        if run.is_main or kind.everywhere:
+            with named(key, kind, "__init__"):
+                yield kind(section, key, run)
+
+
+def _built_in(run: RunContext) -> Iterator[Observer]:
+    log = run.config.log
+    yield RunFacts(log, "log", run)
+    yield JsonLines(log, "log", run)
+    yield Console(log, "log", run)
+    if log.tensorboard:
+        yield TensorBoard(log, "log.tensorboard", run)
+    if log.wandb.enabled:
+        yield Wandb(log.wandb, "log.wandb", run)
+    if log.plot:  # after the sink whose file it draws is closed
+        yield LossPlot(log, "log.plot", run)
