@@ -143,8 +143,10 @@ def balanced_bounds(
         limits = [limit] * (num_chunks - num_ranks) + [max(limit, costs[-1])] * num_ranks
         return _fill(costs, limits, evenly=True) or _fill(costs, limits, evenly=False)
 
-    low, high = max(costs[:-1], default=0.0), float(sum(costs))
+    low = max(costs[:-1], default=0.0)
+    *_, high = accumulate(costs)  # in the order of `_fill`: sum() rounds less from Python 3.12 on
     bounds = split(high)
+    assert bounds is not None  # all the layers that can be in one chunk fit into it
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if found := split(middle):
