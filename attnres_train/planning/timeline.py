@@ -78,7 +78,7 @@ class _Drawing:
             (_RELAXED, "sending history ahead, or its gradients behind"),
             (_BLOCKS, f"blocks stored (full height: {self.peak})"),
         )
-        x = _LEFT
+        x: float = _LEFT
         for color, label in legend:
             yield f'<rect x="{x}" y="38" width="12" height="12" rx="2" fill="{color}"/>'
             yield f'<text x="{x + 18}" y="48">{label}</text>'

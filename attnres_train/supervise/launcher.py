@@ -14,12 +14,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.supervise import failures
 from attnres_train.supervise.culprit import explain
 from attnres_train.supervise.signals import stop_signals
 from attnres_train.supervise.worker import is_lost_peer
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 # glibc returns freed activations to the kernel and faults them in again at every step; above these
 # thresholds (bytes) it keeps them. Read by malloc when a process starts, hence set for the workers.
@@ -87,7 +91,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
     return 0
 
 
-def _report_failure(error, folder: Path, world_size: int) -> int:
+def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> int:
     """Print the failure that came first by cause; returns the exit code."""
     if stop := explain(failures.read(folder), world_size):
         print(f"{stop}\nWhat every rank waited for: {folder / 'failures'}", file=sys.stderr)
@@ -104,7 +108,7 @@ def _report_failure(error, folder: Path, world_size: int) -> int:
     return 1
 
 
-def _by_cause(failure) -> tuple[int, float]:
+def _by_cause(failure: ProcessFailure) -> tuple[int, float]:
     """Crashes, then errors, then losses of a peer, then what the agent ended because of those."""
     if failure.exitcode == -signal.SIGTERM:
         order = 3
@@ -115,7 +119,8 @@ def _by_cause(failure) -> tuple[int, float]:
     return order, failure.timestamp
 
 
-def _traceback_of(failure) -> str:
-    if isinstance(failure.message, dict):
-        return failure.message["extraInfo"]["py_callstack"].rstrip()
+def _traceback_of(failure: ProcessFailure) -> str:
+    message: object = failure.message  # declared str, but a dict where the worker has left one
+    if isinstance(message, dict):
+        return message["extraInfo"]["py_callstack"].rstrip()
     return f"exit code {failure.exitcode}, without a traceback"

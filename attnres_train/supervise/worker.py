@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from attnres_train.errors import UserError
 
@@ -63,7 +64,7 @@ def _tell(what: str) -> None:
     print(what, file=sys.stderr)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process at once: gloo's and NCCL's destructors may wait for the peers that wait for
     this process."""
     sys.stdout.flush()

@@ -48,7 +48,7 @@ def check_in_order(programs: Sequence[Program], groups: Groups) -> None:
     for program in programs:
         _follow(graph, program)
     if cycle := graph.find_cycle():
-        waits = "; ".join(map(_told, filter(lambda node: isinstance(node, Message), cycle)))
+        waits = "; ".join(_told(node) for node in cycle if isinstance(node, Message))
         raise ScheduleError(f"communicators deadlock, each waiting for the next: {waits}")
 
 

@@ -41,6 +41,12 @@ class Message(NamedTuple):
     """Whether the sender of the block held it before its forward pass."""
 
     @property
+    def key(self) -> tuple[int, int]:
+        """(micro-batch, block), by which both ranks store the block; a partial has none."""
+        assert self.block is not None
+        return self.action.micro_batch, self.block
+
+    @property
     def tensor(self) -> str:
         """What is sent, in words."""
         name = "the partial" if self.block is None else f"block {self.block}"

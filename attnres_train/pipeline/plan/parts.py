@@ -59,7 +59,7 @@ def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
 def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:
     """The share of ``chunk``'s forward pass behind which it can send a block that it completes (or
     its partial, None): what it does not read itself leaves at its end."""
-    if block not in plan.used_inside(chunk):
+    if block is None or block not in plan.used_inside(chunk):
         return 1.0
     sublayers = plan.layout.sublayers(chunk)
     return max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start) / len(sublayers)

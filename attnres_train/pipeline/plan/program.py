@@ -77,7 +77,7 @@ def _around_forward(plan: TransportPlan, action: Action) -> tuple[tuple[Message,
     blocks = [message for message in leaving(plan, action) if message.block is not None]
     partial = [message for message in leaving(plan, action) if message.block is None]
     for message in (message for message in blocks if message.is_held):
-        while coming and coming[0].block is not None and coming[0].block <= message.block:
+        while coming and coming[0].block is not None and coming[0].key <= message.key:
             before.append(coming.popleft())
         before.append(message)
     fresh = [message for message in blocks if not message.is_held]

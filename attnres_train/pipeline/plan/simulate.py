@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -80,10 +80,11 @@ def simulate(
 
 
 _Arrival = tuple[Action, Part]  # of a part for a pass
+_Wish = float | _Arrival  # of a rank: the time to sleep until, or what it waits for
 
 
 class _Simulation:
-    """Ranks are generators: they yield the time to sleep until, or the arrival to wait for."""
+    """Ranks are generators: each yields what it wishes for and goes on when that has come true."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class _Simulation:
         if arrival in self.waiting:
             self._resume(self.waiting.pop(arrival))
 
-    def _run_rank(self, rank: int) -> Iterator[float | _Arrival]:
+    def _run_rank(self, rank: int) -> Iterator[_Wish]:
         for action in self.schedule[rank]:
             forward = action.kind == "F"
             seconds = (self.costs.forward if forward else self.costs.backward)[action.chunk]
@@ -150,7 +151,7 @@ class _Simulation:
             if self.record:
                 self.timeline.passes.append(Pass(rank, action, start, start + seconds, self.now))
 
-    def _forward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
+    def _forward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
         """Returns when the pass started, behind the passing on of what it reads."""
         coming, leaving = deque(self.before[action.chunk]), self.after[action.chunk]
         enables = action._replace(chunk=action.chunk + 1)
@@ -168,7 +169,7 @@ class _Simulation:
         yield start + seconds
         return start
 
-    def _backward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
+    def _backward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
         """Returns when the pass started, behind the gradients that it starts from."""
         coming = self.after[action.chunk][::-1]
         late = deque(part for part in coming if not part.share)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from attnres_train.pipeline.plan.schedule import Action, Schedule
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
@@ -62,7 +63,8 @@ def _check_complete(plan: TransportPlan, schedule: Schedule, training: bool) -> 
                 raise _error(rank, action, "runs a second time")
             done.add(action)
     micro_batches = 1 + max((action.micro_batch for action in done), default=-1)
-    for kind in "FB" if training else "F":
+    kinds: tuple[Literal["F", "B"], ...] = ("F", "B") if training else ("F",)
+    for kind in kinds:
         for chunk in range(plan.layout.num_chunks):
             for micro_batch in range(micro_batches):
                 if (kind, chunk, micro_batch) not in done:

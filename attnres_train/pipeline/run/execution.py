@@ -15,7 +15,6 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from attnres_train.pipeline.plan.messages import Message, PipelineError
 from attnres_train.pipeline.plan.program import Program, Step
 from attnres_train.pipeline.run.mail import Inbox, Outbox
-from attnres_train.pipeline.run.stage import ChunkOutput, Stage
+from attnres_train.pipeline.run.stage import Batch, ChunkOutput, Stage
 from attnres_train.pipeline.run.store import BlockStore
 from attnres_train.pipeline.run.waits import PeerError
 
@@ -44,7 +43,7 @@ class Execution:
     """One run of ``program`` over ``batches``, with its state. ``losses`` are those of the last
     chunk, scalars without graph."""
 
-    def __init__(self, stage: Stage, program: Program, batches: Sequence[Any]) -> None:
+    def __init__(self, stage: Stage, program: Program, batches: Sequence[Batch]) -> None:
         self.stage, self.program, self.batches = stage, program, batches
         self.plan, self.training = stage.plan, program.training
         self.store = BlockStore(stage.plan, stage.rank, self.training)
@@ -81,7 +80,7 @@ class Execution:
         _, chunk, micro_batch = step.action
         for message in step.before:
             if self.program.sends(message):
-                self._send(message, self.store.leaf(micro_batch, message.block))
+                self._send(message, self.store.leaf(*message.key))
             else:
                 self._accept(message)
         sources = {block: self.store.leaf(micro_batch, block) for block in self.plan.reads(chunk)}
@@ -99,7 +98,7 @@ class Execution:
             if not self.store.holds(micro_batch, block):
                 put(block, tensor)
         for message in fresh:
-            self._send(message, self.store.leaf(micro_batch, message.block))
+            self._send(message, self.store.leaf(*message.key))
         for message in step.behind:
             self._send(message, output.partial)
         self._hand_over(chunk, micro_batch, output.partial)
@@ -116,12 +115,12 @@ class Execution:
         if message.block is None:
             self.partials[chunk, micro_batch] = tensor.requires_grad_(self.training)
         else:
-            self.store.put(micro_batch, message.block, tensor)
+            self.store.put(*message.key, tensor)
 
     def _hand_over(self, chunk: int, micro_batch: int, partial: Tensor | None) -> None:
         """Give the partial to the next chunk if that is on this rank too."""
         hop = self.plan.hop_out_of(chunk)
-        if hop and hop.is_local and hop.partial:
+        if hop and hop.is_local and partial is not None:
             leaf = partial.detach().requires_grad_(self.training)
             self.partials[hop.dst_chunk, micro_batch] = leaf
 
@@ -160,30 +159,37 @@ class Execution:
             if message.block in ends:  # without a graph, hence without a hook to wait for it
                 self._accept_gradient(message)
             else:
-                self.returning[micro_batch, message.block] = message
+                self.returning[message.key] = message
         self._differentiate(chunk, micro_batch)
 
-        partial = self.partials.pop((chunk, micro_batch), None)
-        if partial is not None and partial.grad is None:
-            raise self._error(step, "the chunk gives its incoming partial no gradient")
+        gradient = self._gradient_of_partial(step)
         for message in step.behind:
             if not self.program.sends(message):
                 self._accept_gradient(message)
             elif message.block is None:
-                self._send(message, partial.grad)
+                self._send(message, gradient)
             else:
-                self._send(message, self.store.release(micro_batch, message.block))
-
+                self._send(message, self.store.release(*message.key))
         hop = self.plan.hop_into(chunk)
-        if hop and hop.is_local and hop.partial:
-            self.partial_gradients[hop.src_chunk, micro_batch] = partial.grad
+        if hop and hop.is_local and gradient is not None:
+            self.partial_gradients[hop.src_chunk, micro_batch] = gradient
+
+    def _gradient_of_partial(self, step: Step) -> Tensor | None:
+        """That of the incoming partial, which the pass was the last to need; None without one."""
+        _, chunk, micro_batch = step.action
+        partial = self.partials.pop((chunk, micro_batch), None)
+        if partial is None:
+            return None
+        if partial.grad is None:
+            raise self._error(step, "the chunk gives its incoming partial no gradient")
+        return partial.grad
 
     def _accept_gradient(self, message: Message) -> None:
         gradient, (_, chunk, micro_batch) = self.inbox.take(message), message.action
         if message.block is None:
             self.partial_gradients[chunk, micro_batch] = gradient
         else:
-            self.store.deposit(micro_batch, message.block, gradient)
+            self.store.deposit(*message.key, gradient)
 
     def _differentiate(self, chunk: int, micro_batch: int) -> None:
         """Backward through the chunk, from all that it made and that something depends on."""
@@ -196,7 +202,8 @@ class Execution:
         used = [(edge, grad) for edge, grad in roots if edge is not None and grad is not None]
         torch.autograd.backward([edge for edge, _ in used], [grad for _, grad in used])
 
-    def _send(self, message: Message, tensor: Tensor) -> None:
+    def _send(self, message: Message, tensor: Tensor | None) -> None:
+        assert tensor is not None  # both partials are checked, and what came has had a reader
         self.outbox.send(message, tensor, self.program.due(message))
 
     def _check_output(self, step: Step, output: ChunkOutput) -> None:

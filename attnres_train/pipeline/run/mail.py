@@ -29,8 +29,8 @@ def identity(message: Message) -> Tensor:
 class _Receipt:
     buffer: Tensor
     work: Work
-    identity: Tensor | None
-    identity_work: Work | None
+    identity: tuple[Tensor, Work] | None
+    """In debug mode, to be received first."""
     since: float
 
 
@@ -52,13 +52,13 @@ class Inbox:
     def post(self, message: Message) -> None:
         """Start to receive ``message``, the next one that is sent on its channel."""
         buffer = self._make_buffer(message.action.micro_batch)
-        tag = tag_work = None
+        tag = None
         with _peer_errors(self._rank, message, buffer):
             if self._debug:
-                tag = identity(message).fill_(-2).to(buffer.device)
-                tag_work = self._transport.receive(message.channel, tag)
+                found = identity(message).fill_(-2).to(buffer.device)
+                tag = found, self._transport.receive(message.channel, found)
             work = self._transport.receive(message.channel, buffer)
-        self._posted[message] = _Receipt(buffer, work, tag, tag_work, time.time())
+        self._posted[message] = _Receipt(buffer, work, tag, time.time())
 
     def take(self, message: Message) -> Tensor:
         """The tensor of ``message``, which was posted, waited for.
@@ -68,8 +68,9 @@ class Inbox:
         receipt = self._posted.pop(message)
         with _peer_errors(self._rank, message, receipt.buffer):
             if receipt.identity is not None:
-                receipt.identity_work.wait()
-                self._check_identity(message, receipt.identity)
+                found, work = receipt.identity
+                work.wait()
+                self._check_identity(message, found)
             receipt.work.wait()
         return receipt.buffer
 
@@ -122,7 +123,7 @@ class Outbox:
                 f"pipeline rank {self._rank}: {message} is {tensor.dtype}, but the stream is "
                 f"{self._dtype}"
             )
-        tensors = (tensor.detach().contiguous(),)
+        tensors: tuple[Tensor, ...] = (tensor.detach().contiguous(),)
         if self._debug:
             tensors = (identity(message).to(tensor.device), *tensors)
         with _peer_errors(self._rank, message, tensor):
