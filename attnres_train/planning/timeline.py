@@ -75,7 +75,7 @@ class _Drawing:
             (_rgb(_BACKWARD, 0.5), "backward"),
             (_WAIT, "waiting"),
             (_URGENT, "sending what is waited for"),
-            (_RELAXED, "sending history ahead, or its gradients behind"),
+            (_RELAXED, "sending history ahead, or its gradients after"),
             (_BLOCKS, f"blocks stored (full height: {self.peak})"),
         )
         x: float = _LEFT

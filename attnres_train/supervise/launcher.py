@@ -32,7 +32,7 @@ MALLOC_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
-# Seconds that workers have to finish their step and save behind a signal; torch gives them 30.
+# Seconds that workers have to finish their step and save after a signal; torch gives them 30.
 SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 
 

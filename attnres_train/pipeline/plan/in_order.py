@@ -65,7 +65,7 @@ def _follow(graph: _Graph, program: Program) -> None:
     for step in program.steps:
         for message in step.posted:
             graph.issue(rank, message, point)
-        for message in (*step.before, *step.inside, *step.behind):
+        for message in (*step.before, *step.inside, *step.after):
             if program.sends(message):
                 graph.issue(rank, message, point)
                 sent.append(message)
@@ -93,10 +93,10 @@ class _Graph:
     def wait(self, node: Hashable, *causes: Hashable) -> None:
         self.waits_for[node].extend(causes)
 
-    def issue(self, rank: int, message: Message, behind: Hashable) -> None:
-        """Put ``message`` into its communicator's queue on ``rank``, issued behind a node."""
+    def issue(self, rank: int, message: Message, after: Hashable) -> None:
+        """Put ``message`` into its communicator's queue on ``rank``, issued after a node."""
         queue = (rank, self.groups(message))
-        self.wait(message, behind)
+        self.wait(message, after)
         if queue in self.latest:
             self.wait(message, self.latest[queue])
         self.latest[queue] = message

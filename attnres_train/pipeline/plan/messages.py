@@ -2,12 +2,12 @@
 
 Pure Python, from plan and schedule alone, so that sender and receiver agree without a handshake.
 Forward, the blocks that a rank holds already leave before it computes a chunk (*held*), the blocks
-that the chunk makes leave as they are complete, its partial behind it (*fresh*). Backward mirrors
+that the chunk makes leave as they are complete, its partial after it (*fresh*). Backward mirrors
 this: the gradient of the partial goes first, for the receiver cannot start without it, that of a
 fresh block is due when the receiver's pass comes to where the block was made, and those of held
 ones when it ends. So one channel for each directed edge and kind, used in the order of sending,
-carries everything in the order in which it is due: nothing that a peer waits for stands behind
-what it needs later. (Two connections would share the link evenly, and let history for the next
+carries everything in the order in which it is due: nothing that a peer waits for queues up
+after what it needs later. (Two connections would share the link evenly, and let history for the next
 pass hold up what this one waits for.)
 """
 
@@ -65,7 +65,7 @@ class Message(NamedTuple):
 def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
     """What the rank of ``action`` sends around it, in order.
 
-    F(chunk c): the tensors of the hop behind c. B(chunk c): the gradients of the hop before c, in
+    F(chunk c): the tensors of the hop after c. B(chunk c): the gradients of the hop before c, in
     the reverse order, so that those that are fresh to the next receiver come first once more.
     """
     forward = action.kind == "F"

@@ -20,7 +20,7 @@ class Part(NamedTuple):
 
     units: int
     share: float = 1.0
-    """Of the sender's forward pass, behind which it leaves: 0 for what the sender held before. Its
+    """Of the sender's forward pass, after which it leaves: 0 for what the sender held before. Its
     gradients are due when the receiver's backward pass has just this share of itself left."""
     blocks: tuple[int, ...] = ()
     """Where the transport is the plan's, what the part is made of; ascending."""
@@ -57,7 +57,7 @@ def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
 
 
 def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:
-    """The share of ``chunk``'s forward pass behind which it can send a block that it completes (or
+    """The share of ``chunk``'s forward pass after which it can send a block that it completes (or
     its partial, None): what it does not read itself leaves at its end."""
     if block is None or block not in plan.used_inside(chunk):
         return 1.0

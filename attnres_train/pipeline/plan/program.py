@@ -36,8 +36,8 @@ class Step:
     inside: tuple[Message, ...]
     """Forward: blocks that the chunk makes, sent as they are complete. Backward: the gradients of
     blocks that the chunk also reads itself, waited for where the pass comes to them."""
-    behind: tuple[Message, ...]
-    """Behind the pass."""
+    after: tuple[Message, ...]
+    """After the pass."""
 
 
 class Program:
@@ -61,13 +61,13 @@ class Program:
         return message.channel.src_rank == self.rank
 
     def due(self, message: Message) -> int:
-        """The slot behind which a message sent by this rank is waited for, if it is not known to
-        have gone before: P slots behind its receipt, for passes do not all take one slot."""
+        """The slot after which a message sent by this rank is waited for, if it is not known to
+        have gone before: P slots after its receipt, for passes do not all take one slot."""
         return self._slots[message.action] + self._num_ranks
 
 
 def _places(plan: TransportPlan, action: Action) -> tuple[tuple[Message, ...], ...]:
-    """The messages before, inside and behind the pass of ``action``."""
+    """The messages before, inside and after the pass of ``action``."""
     return (_around_forward if action.kind == "F" else _around_backward)(plan, action)
 
 
@@ -91,17 +91,17 @@ def _around_backward(plan: TransportPlan, action: Action) -> tuple[tuple[Message
     inside = [message for message in fresh if message.block in used_inside]
     before = [message for message in fresh if message not in inside]
     late = {message.block: message for message in coming if message.is_held}
-    behind: list[Message] = []
+    after: list[Message] = []
     for message in leaving(plan, action):
         if message.block in late:
-            behind.append(late.pop(message.block))
-        behind.append(message)
-    return tuple(before), tuple(inside), (*behind, *late.values())
+            after.append(late.pop(message.block))
+        after.append(message)
+    return tuple(before), tuple(inside), (*after, *late.values())
 
 
 def _posted(plan: TransportPlan, schedule: Schedule, rank: int) -> Iterator[tuple[Message, ...]]:
     """For each action of ``rank``, the receives that become due to be posted: those for it and the
-    `LOOK_AHEAD` next ones, each behind all that its peer sends before it on its channel."""
+    `LOOK_AHEAD` next ones, each after all that its peer sends before it on its channel."""
     actions, neighbours = schedule[rank], {(rank + step) % len(schedule) for step in (-1, 1)}
     sent: defaultdict[Channel, deque[Message]] = defaultdict(deque)
     for action in (action for neighbour in neighbours for action in schedule[neighbour]):

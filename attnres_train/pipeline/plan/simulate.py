@@ -152,7 +152,7 @@ class _Simulation:
                 self.timeline.passes.append(Pass(rank, action, start, start + seconds, self.now))
 
     def _forward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
-        """Returns when the pass started, behind the passing on of what it reads."""
+        """Returns when the pass started, after the passing on of what it reads."""
         coming, leaving = deque(self.before[action.chunk]), self.after[action.chunk]
         enables = action._replace(chunk=action.chunk + 1)
         held = [part for part in leaving if not part.share]
@@ -170,7 +170,7 @@ class _Simulation:
         return start
 
     def _backward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
-        """Returns when the pass started, behind the gradients that it starts from."""
+        """Returns when the pass started, after the gradients that it starts from."""
         coming = self.after[action.chunk][::-1]
         late = deque(part for part in coming if not part.share)
         start, left = None, 1.0

@@ -133,7 +133,7 @@ class TransportPlan:
 
     def last_reader(self, rank: int, block: int) -> int | None:
         """The last chunk on ``rank`` that reads ``block``; None if the rank only passes it on.
-        Forward-only passes release the block behind it."""
+        Forward-only passes release the block after it."""
         chunk = self.layout.chunks_of(rank)[-1]
         return chunk if block in self.reads(chunk) else None
 
@@ -170,7 +170,7 @@ class TransportPlan:
 
 def lower_bound(layout: Layout) -> int:
     """The fewest units per micro-batch and direction that any transport needs, from block ends
-    alone: each block must reach every rank that has a chunk behind the one that completes it, and
+    alone: each block must reach every rank that has a chunk after the one that completes it, and
     the partial must cross every boundary between ranks that lies inside a block.
 
     Looped placement: ``sum_b min(P - 1, C - 1 - p(b)) + U``, where chunk ``p(b)`` completes ``b``.

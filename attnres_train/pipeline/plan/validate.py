@@ -39,7 +39,7 @@ def validate(plan: TransportPlan, schedule: Schedule) -> Report:
     """Run ``schedule`` abstractly under ``plan``.
 
     A schedule without any backward pass is checked as a forward-only one, in which a micro-batch's
-    blocks go behind the rank's last chunk. Raises ScheduleError with the first fault found.
+    blocks go after the rank's last chunk. Raises ScheduleError with the first fault found.
     """
     layout = plan.layout
     if len(schedule) != layout.num_ranks:
@@ -141,7 +141,7 @@ class _Held:
         self._require(action, plan.reads(chunk), "to read it")
         self._require(action, hop.held if hop else (), "to send it before its pass")
         self._add(action, plan.produced(chunk), "is produced")
-        self._require(action, hop.fresh if hop else (), "to send it behind its pass")
+        self._require(action, hop.fresh if hop else (), "to send it after its pass")
 
     def backward(self, action: Action) -> None:
         plan, chunk = self.plan, action.chunk

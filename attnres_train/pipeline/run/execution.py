@@ -99,7 +99,7 @@ class Execution:
                 put(block, tensor)
         for message in fresh:
             self._send(message, self.store.leaf(*message.key))
-        for message in step.behind:
+        for message in step.after:
             self._send(message, output.partial)
         self._hand_over(chunk, micro_batch, output.partial)
         if output.loss is not None:
@@ -163,7 +163,7 @@ class Execution:
         self._differentiate(chunk, micro_batch)
 
         gradient = self._gradient_of_partial(step)
-        for message in step.behind:
+        for message in step.after:
             if not self.program.sends(message):
                 self._accept_gradient(message)
             elif message.block is None:
@@ -214,7 +214,7 @@ class Execution:
             )
         hop = self.plan.hop_out_of(step.action.chunk)
         if hop and hop.partial != (output.partial is not None):
-            raise self._error(step, f"the plan has partial={hop.partial} behind the chunk")
+            raise self._error(step, f"the plan has partial={hop.partial} after the chunk")
 
     def _assert_empty(self) -> None:
         """Raise PipelineError if the pass left anything behind."""

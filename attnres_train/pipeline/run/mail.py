@@ -108,7 +108,7 @@ class _Sending:
 class Outbox:
     """Sends, and keeps each tensor until it is gone.
 
-    ``due`` is the slot (see `program.start_slots`) behind which the receiver must have taken the
+    ``due`` is the slot (see `program.start_slots`) after which the receiver must have taken the
     tensor; then it is waited for, since gloo reports the end of a send only to `wait`.
     """
 

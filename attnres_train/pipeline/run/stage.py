@@ -30,7 +30,7 @@ class ChunkOutput(Protocol):
     blocks: dict[int, Tensor]
     """The blocks that it completes."""
     partial: Tensor | None
-    """The open block behind it."""
+    """The open block after it."""
     loss: Tensor | None
     """Last chunk: scalar, the micro-batch's mean loss."""
 

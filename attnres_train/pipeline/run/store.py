@@ -86,7 +86,7 @@ class BlockStore:
         for key in self._leaves:
             raise self._error(key, "is still held at the end of the step")
         for key in self._deposits:
-            raise self._error(key, "got a gradient behind its release")
+            raise self._error(key, "got a gradient after its release")
 
     def _error(self, key: tuple[int, int], what: str) -> PipelineError:
         micro_batch, block = key

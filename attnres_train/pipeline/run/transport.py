@@ -23,7 +23,7 @@ class Work(Protocol):
     """A send or receive under way."""
 
     def is_completed(self) -> bool:
-        """Whether it is known to be done. (gloo knows only behind `wait`.)"""
+        """Whether it is known to be done. (gloo knows only after `wait`.)"""
 
     def wait(self) -> object:
         """Block until done: the process on CPU, the current stream on CUDA. Raises RuntimeError
@@ -125,7 +125,7 @@ class Mailboxes:
             return channel, self._reserved[channel] - 1
 
     def take(self, claim: tuple[Channel, int]) -> Tensor:
-        """Wait for the tensor; raises RuntimeError behind the timeout or when closed."""
+        """Wait for the tensor; raises RuntimeError after the timeout or when closed."""
         with self._changed:
             if not self._changed.wait_for(
                 lambda: claim in self._tensors or self._closed, self._timeout
