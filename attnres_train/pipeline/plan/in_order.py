@@ -71,6 +71,7 @@ def _follow(graph: _Graph, program: Program) -> None:
                 sent.append(message)
             else:
                 wait_for(message)
+        # As `Outbox.reap`, but for sends that are known to be done before they are due.
         for message in [message for message in sent if program.due(message) < step.slot]:
             wait_for(message)
             sent.remove(message)
@@ -97,6 +98,7 @@ class _Graph:
         """Put ``message`` into its communicator's queue on ``rank``, issued after a node."""
         queue = (rank, self.groups(message))
         self.wait(message, after)
+        # A message is one node for both ranks, so it waits for what is before it in either queue.
         if queue in self.latest:
             self.wait(message, self.latest[queue])
         self.latest[queue] = message
@@ -105,7 +107,7 @@ class _Graph:
         """Some cycle, or an empty list (depth-first search with an explicit stack)."""
         finished: set[Hashable] = set()
         for root in list(self.waits_for):
-            path: dict[Hashable, Iterator[Hashable]] = {}
+            path: dict[Hashable, Iterator[Hashable]] = {}  # a stack in which to look up a node
             node: Hashable | None = None if root in finished else root
             while node is not None or path:
                 if node is not None:

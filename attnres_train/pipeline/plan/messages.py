@@ -6,9 +6,9 @@ that the chunk makes leave as they are complete, its partial after it (*fresh*).
 this: the gradient of the partial goes first, for the receiver cannot start without it, that of a
 fresh block is due when the receiver's pass comes to where the block was made, and those of held
 ones when it ends. So one channel for each directed edge and kind, used in the order of sending,
-carries everything in the order in which it is due: nothing that a peer waits for queues up
-after what it needs later. (Two connections would share the link evenly, and let history for the next
-pass hold up what this one waits for.)
+carries everything in the order in which it is due: nothing that a peer waits for queues up after
+what it needs later. (Two connections would share the link evenly, and let history for the next pass
+hold up what this one waits for.)
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
         *(Message(channel, receiver, block, False) for block in hop.fresh),
         *([Message(channel, receiver, None, False)] if hop.partial else ()),
     )
+    # Reversed, the partial's gradient is first: without it the receiver's pass cannot start.
     return messages if forward else messages[::-1]
 
 

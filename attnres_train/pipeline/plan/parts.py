@@ -62,4 +62,5 @@ def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:
     if block is None or block not in plan.used_inside(chunk):
         return 1.0
     sublayers = plan.layout.sublayers(chunk)
+    # The embedding's last sublayer is number 0, before the first of the chunk: ready at once.
     return max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start) / len(sublayers)

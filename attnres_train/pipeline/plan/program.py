@@ -16,7 +16,8 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
 
 LOOK_AHEAD = 2
-"""Receives are posted this many actions ahead: in the steady state, for the next F and next B."""
+"""Receives are posted this many actions ahead: in the steady state, for the next F and next B. Each
+has a buffer, and more of them made no step faster (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def _around_forward(plan: TransportPlan, action: Action) -> tuple[tuple[Message,
     blocks = [message for message in leaving(plan, action) if message.block is not None]
     partial = [message for message in leaving(plan, action) if message.block is None]
     for message in (message for message in blocks if message.is_held):
+        # Some of these are still on their way here. Blocks come in ascending order, the partial
+        # last, so that the wait for one that is passed on ends with its own arrival.
         while coming and coming[0].block is not None and coming[0].key <= message.key:
             before.append(coming.popleft())
         before.append(message)
@@ -89,10 +92,13 @@ def _around_backward(plan: TransportPlan, action: Action) -> tuple[tuple[Message
     coming, used_inside = arriving(plan, action), plan.used_inside(action.chunk)
     fresh = [message for message in coming if not message.is_held]
     inside = [message for message in fresh if message.block in used_inside]
+    # The pass starts from these: the partial, and blocks that the chunk makes but does not read.
     before = [message for message in fresh if message not in inside]
     late = {message.block: message for message in coming if message.is_held}
     after: list[Message] = []
     for message in leaving(plan, action):
+        # Nothing waits for what it does not need: what comes back for a block is added right before
+        # its gradient leaves, and last what comes back for blocks that stay on this rank.
         if message.block in late:
             after.append(late.pop(message.block))
         after.append(message)
@@ -102,6 +108,7 @@ def _around_backward(plan: TransportPlan, action: Action) -> tuple[tuple[Message
 def _posted(plan: TransportPlan, schedule: Schedule, rank: int) -> Iterator[tuple[Message, ...]]:
     """For each action of ``rank``, the receives that become due to be posted: those for it and the
     `LOOK_AHEAD` next ones, each after all that its peer sends before it on its channel."""
+    # A set: of two ranks, both neighbours are the same one.
     actions, neighbours = schedule[rank], {(rank + step) % len(schedule) for step in (-1, 1)}
     sent: defaultdict[Channel, deque[Message]] = defaultdict(deque)
     for action in (action for neighbour in neighbours for action in schedule[neighbour]):
@@ -113,6 +120,8 @@ def _posted(plan: TransportPlan, schedule: Schedule, rank: int) -> Iterator[tupl
         posted = []
         for action in actions[index : index + 1 + LOOK_AHEAD]:
             for message in arriving(plan, action):
+                # A schedule may order the peer's passes otherwise. The n-th receive on a channel
+                # gets its n-th tensor, so what is sent before this one is posted before it.
                 while message not in done:
                     posted.append(sent[message.channel].popleft())
                     done.add(posted[-1])
@@ -134,6 +143,7 @@ def start_slots(schedule: Schedule, num_chunks: int) -> dict[Action, int]:
         for rank, actions in enumerate(schedule):
             while positions[rank] < len(actions):
                 action = actions[positions[rank]]
+                # The last chunk's backward pass needs its forward pass, which this rank ran itself.
                 step, first = (-1, 0) if action.kind == "F" else (1, num_chunks - 1)
                 before = action._replace(chunk=action.chunk + step)
                 if action.chunk != first and before not in slots:

@@ -122,7 +122,7 @@ class _Simulation:
 
     def _resume(self, rank: int) -> None:
         """Let the rank go on to where it sleeps or waits for something that is not there."""
-        for wish in self.ranks[rank]:
+        for wish in self.ranks[rank]:  # a generator: the loop goes on where it was left
             if isinstance(wish, float):
                 if wish > self.now:
                     heapq.heappush(self.events, (wish, next(self.sequence), rank, None))
@@ -156,7 +156,7 @@ class _Simulation:
         coming, leaving = deque(self.before[action.chunk]), self.after[action.chunk]
         enables = action._replace(chunk=action.chunk + 1)
         held = [part for part in leaving if not part.share]
-        for part in held:
+        for part in held:  # as `program` has it: sent on as soon as it has come
             while coming and coming[0].blocks and coming[0].blocks[0] <= part.blocks[-1]:
                 yield action, coming.popleft()
             self._send(action, enables, part)
@@ -171,11 +171,13 @@ class _Simulation:
 
     def _backward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
         """Returns when the pass started, after the gradients that it starts from."""
+        # The pass runs from where the forward one ended (share 1) to where it began (share 0). A
+        # gradient is due where its tensor was made, that of one held before (late) after the pass.
         coming = self.after[action.chunk][::-1]
         late = deque(part for part in coming if not part.share)
         start, left = None, 1.0
         for part in coming[: len(coming) - len(late)]:
-            if start is None and part.share < 1:
+            if start is None and part.share < 1:  # all that it starts from has come
                 start = self.now
             yield self.now + (left - part.share) * seconds
             yield action, part

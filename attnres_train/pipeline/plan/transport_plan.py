@@ -75,6 +75,8 @@ class TransportPlan:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         blocks, num_chunks = layout.blocks, layout.num_chunks
+        # By chunk, how many blocks are complete before it, and after the last. Block 0, too, is
+        # made by a chunk: none are there before the first.
         starts = (layout.sublayers(chunk).start for chunk in range(1, num_chunks))
         self._complete_before = (0, *map(blocks.completed_before, starts), blocks.num_blocks)
         self.hops = tuple(self._hop(chunk) for chunk in range(num_chunks - 1))
@@ -82,8 +84,10 @@ class TransportPlan:
     def _hop(self, src: int) -> Hop:
         layout, complete, dst = self.layout, self._complete_before, src + 1
         previous = dst - layout.num_ranks  # the receiver's chunk before this one
+        # Of `previous` the receiver has all that it read and all that it made; since then it has
+        # been sent nothing. A first chunk finds the rank empty.
         missing = complete[previous + 1] if previous >= 0 else 0
-        first_fresh = max(missing, complete[src])
+        first_fresh = max(missing, complete[src])  # on one rank, which lacks nothing: `missing`
         return Hop(
             src,
             dst,

@@ -76,7 +76,7 @@ def _check_progress(plan: TransportPlan, schedule: Schedule) -> None:
     last = plan.layout.num_chunks - 1
     position = [0] * len(schedule)
     done: set[Action] = set()
-    waiting: dict[Action, int] = {}
+    waiting: dict[Action, int] = {}  # of one rank each: a pass has one that follows it
     runnable = deque(range(len(schedule)))
     while runnable:
         rank = runnable.popleft()
@@ -137,6 +137,7 @@ class _Held:
     def forward(self, action: Action) -> None:
         plan, chunk = self.plan, action.chunk
         hop = plan.hop_out_of(chunk)
+        # In the engine's order, so that what leaves before the pass is not what the pass makes.
         self._add(action, plan.received(chunk), "is delivered")
         self._require(action, plan.reads(chunk), "to read it")
         self._require(action, hop.held if hop else (), "to send it before its pass")
@@ -151,6 +152,7 @@ class _Held:
         self._require(action, plan.reads(chunk), "to read it again")
         self.deposits.update(returned)
         self.deposits.update(plan.reads(chunk))
+        # What this chunk brought here goes now: later chunks, which read it too, are done.
         for block in (*plan.received(chunk), *plan.produced(chunk)):
             expected = plan.expected_deposits(self.rank, block)
             if (found := self.deposits.pop(block, 0)) != expected:
@@ -186,7 +188,7 @@ def _peaks(
         blocks += brought[chunk]
         partials += partial[chunk]
         peak_blocks, peak_partials = max(peak_blocks, blocks), max(peak_partials, partials)
-        if not training:
+        if not training:  # let go after the pass, as the engine's `_forget` does
             partials -= partial[chunk]
             blocks -= sum(brought.values()) if chunk == chunks[-1] else 0
     return peak_blocks, peak_partials

@@ -30,7 +30,8 @@ from attnres_train.pipeline.run.waits import PeerError
 
 @dataclass
 class _Outputs:
-    """Where the backward pass of a chunk starts. Edges hold the graph, not the tensors."""
+    """Where the backward pass of a chunk starts. Edges hold the graph, not the tensors: a partial
+    that has been sent is freed, though the backward pass may be many micro-batches away."""
 
     blocks: dict[int, GradientEdge | None]
     """Those that the chunk does not read itself."""
@@ -69,6 +70,7 @@ class Execution:
                 for message in step.posted:
                     self.inbox.post(message)
                 (self._forward if step.action.kind == "F" else self._backward)(step)
+                # Without this every tensor that was sent would live to the end of the step.
                 self.outbox.reap(step.slot)
             self.outbox.flush()
         except PeerError as error:
@@ -84,19 +86,24 @@ class Execution:
             else:
                 self._accept(message)
         sources = {block: self.store.leaf(micro_batch, block) for block in self.plan.reads(chunk)}
+        # Stays in `partials`: the backward pass leaves the gradient to return in its ``.grad``.
         partial = self.partials.get((chunk, micro_batch))
         fresh = deque(step.inside)
 
         def put(block: int, tensor: Tensor) -> None:
             self.store.put(micro_batch, block, tensor)
+            # Only the first: receives are posted in the plan's order, so sends have to keep it.
             if fresh and fresh[0].block == block:
                 self._send(fresh.popleft(), tensor)
 
         output = self.stage.chunks[chunk](self.batches[micro_batch], sources, partial, put)
         self._check_output(step, output)
+        # A chunk need not tell of its blocks while it runs; what it did not is sent now.
         for block, tensor in output.blocks.items():
             if not self.store.holds(micro_batch, block):
                 put(block, tensor)
+        # Left are blocks that the chunk made in another order, or none of its own: a plan may send
+        # after the pass what it could pass on before (as those of the benchmarks do).
         for message in fresh:
             self._send(message, self.store.leaf(*message.key))
         for message in step.after:
@@ -110,7 +117,8 @@ class Execution:
             self._forget(chunk, micro_batch)
 
     def _accept(self, message: Message) -> None:
-        """Wait for a block or partial and make it a leaf."""
+        """Wait for a block or partial and make it a leaf: the graph ends at the rank's border, and
+        the gradient to be returned over it collects in ``.grad``."""
         tensor, (_, chunk, micro_batch) = self.inbox.take(message), message.action
         if message.block is None:
             self.partials[chunk, micro_batch] = tensor.requires_grad_(self.training)
@@ -118,7 +126,8 @@ class Execution:
             self.store.put(*message.key, tensor)
 
     def _hand_over(self, chunk: int, micro_batch: int, partial: Tensor | None) -> None:
-        """Give the partial to the next chunk if that is on this rank too."""
+        """Give the partial to the next chunk if that is on this rank too. Here, too, the graph is
+        cut: each chunk has a backward pass of its own."""
         hop = self.plan.hop_out_of(chunk)
         if hop and hop.is_local and partial is not None:
             leaf = partial.detach().requires_grad_(self.training)
@@ -129,6 +138,8 @@ class Execution:
         ends = {}
         for block, tensor in output.blocks.items():
             if block in self.plan.used_inside(chunk) and tensor.requires_grad:
+                # As a root of the pass it would need what others give before the pass can start.
+                # A hook is called when all readers inside the chunk have given theirs.
                 tensor.register_hook(functools.partial(self._join, micro_batch, block))
             else:
                 ends[block] = _edge(tensor)
@@ -142,6 +153,7 @@ class Execution:
         if message := self.returning.pop((micro_batch, block), None):
             self._accept_gradient(message)
         collected = self.store.release(micro_batch, block)
+        # Not in place: a hook must leave its argument as it is.
         return gradient if collected is None else gradient + collected
 
     def _forget(self, chunk: int, micro_batch: int) -> None:
@@ -158,7 +170,7 @@ class Execution:
         for message in step.inside:
             if message.block in ends:  # without a graph, hence without a hook to wait for it
                 self._accept_gradient(message)
-            else:
+            else:  # the block's hook waits for it: what comes before that in the pass need not
                 self.returning[message.key] = message
         self._differentiate(chunk, micro_batch)
 
@@ -168,7 +180,7 @@ class Execution:
                 self._accept_gradient(message)
             elif message.block is None:
                 self._send(message, gradient)
-            else:
+            else:  # a block that came for this chunk, which was its last reader here
                 self._send(message, self.store.release(*message.key))
         hop = self.plan.hop_into(chunk)
         if hop and hop.is_local and gradient is not None:
@@ -194,11 +206,14 @@ class Execution:
     def _differentiate(self, chunk: int, micro_batch: int) -> None:
         """Backward through the chunk, from all that it made and that something depends on."""
         outputs = self.outputs.pop((chunk, micro_batch))
+        # By now whoever reads these blocks has been differentiated: later chunks run backward
+        # first, and what peers return was waited for.
         roots = [
             (edge, self.store.release(micro_batch, block)) for block, edge in outputs.blocks.items()
         ]
         roots.append((outputs.partial, self.partial_gradients.pop((chunk, micro_batch), None)))
         roots.append((outputs.loss, outputs.loss_weight))
+        # No edge: there is nothing to learn before it. No gradient: nothing depends on it.
         used = [(edge, grad) for edge, grad in roots if edge is not None and grad is not None]
         torch.autograd.backward([edge for edge, _ in used], [grad for _, grad in used])
 

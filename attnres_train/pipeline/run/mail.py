@@ -55,6 +55,7 @@ class Inbox:
         tag = None
         with _peer_errors(self._rank, message, buffer):
             if self._debug:
+                # -2: neither a block nor the partial (-1), should nothing be written.
                 found = identity(message).fill_(-2).to(buffer.device)
                 tag = found, self._transport.receive(message.channel, found)
             work = self._transport.receive(message.channel, buffer)
@@ -118,6 +119,7 @@ class Outbox:
 
     def send(self, message: Message, tensor: Tensor, due: int) -> None:
         """Start to send ``tensor`` (of the stream's dtype, else PipelineError)."""
+        # The receiver has made its buffer before; no size or type travels with a tensor.
         if tensor.dtype != self._dtype:
             raise PipelineError(
                 f"pipeline rank {self._rank}: {message} is {tensor.dtype}, but the stream is "
@@ -133,7 +135,7 @@ class Outbox:
     def reap(self, slot: int) -> None:
         """Let go of the sends that are done or, at ``slot``, overdue."""
         for sending in list(self._pending):
-            if sending.due < slot:
+            if sending.due < slot:  # no deadlock: its receive is posted in a lower slot
                 self._finish(sending)
             elif sending.works[-1].is_completed():  # a channel delivers in order
                 self._pending.remove(sending)
@@ -162,7 +164,7 @@ def _peer_errors(rank: int, message: Message, tensor: Tensor) -> Iterator[None]:
     started = time.time()
     try:
         yield
-    except PipelineError:
+    except PipelineError:  # a RuntimeError, too, but this rank's own
         raise
     except RuntimeError as error:
         raise PeerError(rank, Wait.of(message, rank, tensor.nbytes, started)) from error

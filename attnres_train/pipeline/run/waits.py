@@ -24,7 +24,7 @@ class Wait:
     """The rank at the other end."""
     num_bytes: int
     since: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch, for the waits of several ranks are compared."""
 
     @classmethod
     def of(cls, message: Message, rank: int, num_bytes: int, since: float) -> Wait:
