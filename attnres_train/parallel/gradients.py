@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 BUCKET_ELEMENTS = 16 * 2**20
+"""In one reduction: few calls, and of all gradients only so many are copied at a time."""
 
 
 def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None:

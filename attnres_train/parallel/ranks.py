@@ -84,7 +84,7 @@ def join_run(config: RunConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield _place(config, device, timeout)
-        dist.barrier()
+        dist.barrier()  # nobody closes the connections that another still uses
     finally:
         destroy_grid()
         dist.destroy_process_group()
@@ -101,6 +101,7 @@ def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks
         pipeline=pipeline,
         data=data,
         pipelines=tuple(sorted(set(pipelines))),
+        # NCCL moves nothing that lies in the CPU's memory.
         control=dist.new_group(backend="gloo", timeout=timeout),
         timeout=timeout,
     )

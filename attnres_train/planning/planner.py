@@ -118,6 +118,7 @@ class Planner:
         """Simulated step per transport. MFU counts useful FLOPs, no recomputation."""
         schedule, costs = self.schedule, self.pass_costs()
         many = sum(map(len, schedule)) > _MANY_PASSES
+        # The standard residual first: all others are told relative to it.
         modes: tuple[Mode, ...] = ("standard", "eager") if many else MODES
         train, ranks = self.config.train, self.layout.num_ranks
         tokens = self.micro_batches * train.micro_batch_size * train.seq_length

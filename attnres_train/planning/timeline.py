@@ -109,7 +109,7 @@ class _Drawing:
                 else:
                     changes.append((one.end, -received - produced))
         count = 0
-        for time, change in sorted(changes):
+        for time, change in sorted(changes):  # at one time, releases first
             count += change
             yield time, count
 

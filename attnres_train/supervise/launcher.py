@@ -64,6 +64,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size))}
+    # In this process, whose environment the workers inherit. The user's own settings are kept.
     for name, value in (threads | MALLOC_ENVIRONMENT | SAVING_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     # The agent logs every signal it sends; what the user needs of that is reported below.
@@ -82,6 +83,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         try:
+            # -u: what a worker has printed is on the screen, however it is ended.
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
             return _report_failure(error, folder, world_size)

@@ -49,6 +49,7 @@ def _leave_soon(folder: Path, frame: FrameType | None) -> None:
     here = failures.ended_in(int(os.environ.get("RANK", 0)), frame)
     if all(failure.rank != here.rank for failure in failures.read(folder)):
         failures.write(folder, here)
+    # By default the kernel ends the process, even in a call that never comes back to Python.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end = threading.Timer(LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     end.daemon = True
