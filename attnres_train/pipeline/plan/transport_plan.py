@@ -135,12 +135,6 @@ class TransportPlan:
             for block in (*self.received(chunk), *self.produced(chunk))
         }
 
-    def last_reader(self, rank: int, block: int) -> int | None:
-        """The last chunk on ``rank`` that reads ``block``; None if the rank only passes it on.
-        Forward-only passes release the block after it."""
-        chunk = self.layout.chunks_of(rank)[-1]
-        return chunk if block in self.reads(chunk) else None
-
     def expected_deposits(self, rank: int, block: int) -> int:
         """Gradient contributions that a block stored on ``rank`` collects per micro-batch: one from
         each chunk that reads it there, one over each hop that carried it away. What the chunk that
