@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 from attnres_train.pipeline.plan.transport_plan import Hop, TransportPlan
 
 Mode = Literal["standard", "naive", "padded", "exact", "eager"]
-"""What a hop carries, as in `plan.Units`; ``eager`` is the exact payload with every tensor sent as
-soon as it is there, and its gradients due only when the receiver's pass comes to it."""
+"""What a hop carries, as in `transport_plan.Units`; ``eager`` is the exact payload with every tensor
+sent as soon as it is there, and its gradients due only when the receiver's pass comes to it."""
 MODES: tuple[Mode, ...] = ("standard", "naive", "padded", "exact", "eager")
 MAX_RUNS = 256
 """Held blocks leave one by one, in long pipelines in so many runs over all hops: to save time."""
