@@ -88,6 +88,7 @@ class SleepingChunk(nn.Module):
         self.clock = time.monotonic()
         shape = *batch.tokens.shape, self.hidden_size
         sources = [*blocks.values(), *([] if partial is None else [partial])]
+        # `link` ties the segments together, so that their backward passes run one after the other.
         link, output = _BackwardEnd.apply(self.gate, self), Output()
         for block, share in zip(self.inner, self.shares, strict=False):
             link, tensor = _Segment.apply(link, self, share, shape, 1, *sources)

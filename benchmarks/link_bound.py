@@ -179,6 +179,7 @@ def _backward(graph: Graph, costs: Costs, micro_batch: int, journey: _Journey) -
         if before:
             graph.edge(before, unit, costs.unit)
         before = unit
+    # Waited for where the pass comes to where the block was made; the rest of the pass follows it.
     maker = before.enables
     left = journey.share * costs.backward[maker.chunk]
     if journey.share < 1:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from attnres_train.pipeline.plan.transport_plan import Hop, TransportPlan
 
 Mode = Literal["standard", "naive", "padded", "exact", "eager"]
-"""What a hop carries, as in `transport_plan.Units`; ``eager`` is the exact payload with every tensor
+"""What a hop carries (see `transport_plan.Units`); ``eager`` is the exact payload with every tensor
 sent as soon as it is there, and its gradients due only when the receiver's pass comes to it."""
 MODES: tuple[Mode, ...] = ("standard", "naive", "padded", "exact", "eager")
 MAX_RUNS = 256
