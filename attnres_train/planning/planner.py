@@ -104,6 +104,7 @@ class Planner:
         return kept + max(rerun)
 
     def _schedule(self, name: str, stored: Report) -> dict:
+        # On links that cost nothing, so that the bubble is that of the order alone.
         schedule, costs = self.schedules[name], replace(self.pass_costs(), unit=0.0)
         timeline = simulate(self.plan, schedule, costs, "standard", record=False)
         memory = [self._memory(rank, schedule, stored) for rank in range(len(schedule))]

@@ -173,6 +173,7 @@ def lower_bound(layout: Layout) -> int:
 
     Looped placement: ``sum_b min(P - 1, C - 1 - p(b)) + U``, where chunk ``p(b)`` completes ``b``.
     """
+    # Not from the hops: their plan is measured against this.
     block_ends = layout.blocks.ends
     chunk_ends = [layout.sublayers(chunk)[-1] for chunk in range(layout.num_chunks)]
     inner_ends = chunk_ends[:-1] if layout.num_ranks > 1 else []

@@ -45,6 +45,7 @@ def validate(plan: TransportPlan, schedule: Schedule) -> Report:
     if len(schedule) != layout.num_ranks:
         raise ScheduleError(f"schedule for {len(schedule)} ranks, layout for {layout.num_ranks}")
     training = any(action.kind == "B" for actions in schedule for action in actions)
+    # In this order: what comes later takes for granted what has been proved before.
     _check_complete(plan, schedule, training)
     _check_progress(plan, schedule)
     _check_data_flow(plan, training)

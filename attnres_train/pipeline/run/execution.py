@@ -48,6 +48,7 @@ class Execution:
         self.stage, self.program, self.batches = stage, program, batches
         self.plan, self.training = stage.plan, program.training
         self.store = BlockStore(stage.plan, stage.rank, self.training)
+        # A buffer for each message, of its micro-batch's shape: they may differ in length.
         self.inbox = Inbox(
             stage.rank, stage.transport, lambda index: stage.buffer(batches[index]), stage.debug
         )
