@@ -68,7 +68,7 @@ class SleepingChunk(nn.Module):
         super().__init__()
         self.seconds, self.hidden_size = seconds, hidden_size
         self.inner = plan.used_inside(chunk)
-        self.behind = [block for block in plan.produced(chunk) if block not in self.inner]
+        self.outer = [block for block in plan.produced(chunk) if block not in self.inner]
         hop = plan.hop_out_of(chunk)
         self.is_last = hop is None
         self.has_partial = hop is not None and hop.partial
@@ -88,14 +88,15 @@ class SleepingChunk(nn.Module):
         self.clock = time.monotonic()
         shape = *batch.tokens.shape, self.hidden_size
         sources = [*blocks.values(), *([] if partial is None else [partial])]
+        # `link` ties the segments together, so that their backward passes run one after the other.
         link, output = _BackwardEnd.apply(self.gate, self), Output()
         for block, share in zip(self.inner, self.shares, strict=False):
             link, tensor = _Segment.apply(link, self, share, shape, 1, *sources)
             output.blocks[block], sources = tensor, [tensor]
             on_block(block, tensor)
-        made = len(self.behind) + self.has_partial
+        made = len(self.outer) + self.has_partial
         link, *tensors = _Segment.apply(link, self, self.shares[-1], shape, made, *sources)
-        output.blocks.update(zip(self.behind, tensors, strict=False))
+        output.blocks.update(zip(self.outer, tensors, strict=False))
         output.partial = tensors[-1] if self.has_partial else None
         output.loss = link.sum() if self.is_last else None
         return output
@@ -115,7 +116,7 @@ class _Segment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        sleep_until(ctx.chunk.clock)  # of the segment behind: what it gave is accumulated by now
+        sleep_until(ctx.chunk.clock)  # of the next segment: what it gave is accumulated by now
         ctx.chunk.clock = time.monotonic() + 2 * ctx.share * ctx.chunk.seconds
         gradients = (torch.zeros(ctx.shape) for _ in range(ctx.num_sources))
         return torch.zeros(1), None, None, None, None, *gradients

@@ -62,6 +62,7 @@ class Row:
             return None
         schedule = one_f_one_b(self.ranks, self.virtual, self.micro_batches)
         plan, costs = self.plan("eager"), self._costs(seconds, unit)
+        # The ring has a link to each neighbour, so what goes one way does not queue with the other.
         timeline = simulate(plan, schedule, costs, mode, record=False, port_per_neighbour=True)
         return timeline.seconds
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnres_train.model.kda.operator import chunk_kda
+from fla_source import fla_source
 
 Operator = Callable[..., Tensor]
 
@@ -50,12 +51,7 @@ def peers() -> dict[str, Operator]:
         from attn_gym.linear import chunk_kda as attn_gym_kda
 
         found["attn-gym"] = lambda *x: attn_gym_kda(*x, impl="reference")[0]
-    fla, einops = importlib.util.find_spec("fla"), importlib.util.find_spec("einops")
-    if fla and fla.submodule_search_locations and einops:
-        path = Path(fla.submodule_search_locations[0]) / "ops" / "kda" / "naive.py"
-        spec = importlib.util.spec_from_file_location("fla_naive_kda", path)
-        naive = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(naive)
+    if naive := fla_source("ops/kda/naive.py"):
         found["fla recurrent"] = lambda *x: naive.naive_recurrent_kda(*x)[0]
         found["fla chunked"] = lambda *x: naive.naive_chunk_kda(*x)[0]
     return found

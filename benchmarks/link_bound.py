@@ -3,7 +3,7 @@
 Given are the plan and the schedule: which tensor crosses which link, and the order of each rank's
 passes. Passes and transfers are the nodes of a graph, whose edges say how long after the start of
 one the other can start at the earliest. The longest path to a transfer is its *head*, the longest
-path behind it its *tail*. A link carries one transfer at a time, so for any set of its transfers
+path after it its *tail*. A link carries one transfer at a time, so for any set of its transfers
 
     step >= least head + seconds of all of them in a row + least tail
 
@@ -86,7 +86,7 @@ class Graph:
         return heads
 
     def _in_order(self, before: dict[Node, list]) -> Iterator[Node]:
-        """Every node behind those before it."""
+        """Every node, after all those before it."""
         missing = {node: len(first) for node, first in before.items()}
         ready = [node for node, count in missing.items() if not count]
         while ready:
@@ -113,11 +113,11 @@ def step_bound(plan: TransportPlan, schedule: Schedule, costs: Costs) -> float:
     for transfer, link in graph.link_of.items():
         by_link[link].append((heads[transfer], tails[transfer]))
     for transfers in by_link.values():
-        behind: list[float] = []
+        tails_so_far: list[float] = []
         for head, tail in sorted(transfers, reverse=True):
-            insort(behind, tail)
+            insort(tails_so_far, tail)
             # The sets worth trying: all from this head on with one of their tails or a longer one.
-            bound = max(bound, head + in_a_row(behind, costs.unit))
+            bound = max(bound, head + in_a_row(tails_so_far, costs.unit))
     return bound
 
 
@@ -143,7 +143,7 @@ class _Journey(NamedTuple):
     block: int | None
     hops: list[Hop]
     share: float
-    """Of the forward pass that makes it, behind which it is ready."""
+    """Of the forward pass that makes it, after which it is ready."""
 
 
 def _journeys(plan: TransportPlan) -> Iterator[_Journey]:
@@ -179,6 +179,7 @@ def _backward(graph: Graph, costs: Costs, micro_batch: int, journey: _Journey) -
         if before:
             graph.edge(before, unit, costs.unit)
         before = unit
+    # Waited for where the pass comes to where the block was made; the rest of the pass follows it.
     maker = before.enables
     left = journey.share * costs.backward[maker.chunk]
     if journey.share < 1:

@@ -46,7 +46,7 @@ class Pace:
 
 
 class _Begin(torch.autograd.Function):
-    """In front of a chunk's first sublayer, where its backward pass ends."""
+    """Before a chunk's first sublayer, where its backward pass ends."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, pace: Pace) -> Tensor:
@@ -60,7 +60,7 @@ class _Begin(torch.autograd.Function):
 
 
 class _EndSublayer(torch.autograd.Function):
-    """Behind a sublayer: its forward time ends and its backward time begins."""
+    """After a sublayer: its forward time ends and its backward time begins."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, pace: Pace) -> Tensor:
@@ -71,6 +71,6 @@ class _EndSublayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        sleep_until(ctx.pace.clock)  # of the sublayer behind, with the read of its input
+        sleep_until(ctx.pace.clock)  # of the next sublayer, with the read of its input
         ctx.pace.clock = time.monotonic() + 2 * ctx.pace.share
         return gradient, None

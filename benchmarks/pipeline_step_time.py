@@ -102,11 +102,12 @@ class Worker:
 
 def work(ring: Ring, rank: int, store: str, compute: str, connection: Connection) -> None:
     """A worker's life: jobs from the connection until None."""
+    # The kernel ends it with its parent, however that ends: no worker is left over.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.environ["GLOO_SOCKET_IFNAME"] = ring.enter(rank)
     torch.set_num_threads(1)
     keep_memory()
-    if compute != "model":
+    if compute != "model":  # one that computes all the time would take the cores from all others
         sleep_precisely()
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, ring.num_ranks), rank=rank, world_size=ring.num_ranks

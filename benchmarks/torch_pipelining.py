@@ -74,7 +74,7 @@ def make_step(stages: list[PipelineStage], batches: list[Any]) -> Callable[[], o
 
 
 def buffer_bytes(stages: list[PipelineStage]) -> int:
-    """What the stages' receive buffers hold for the life of the schedule, behind its first step."""
+    """What the stages' receive buffers hold for the life of the schedule, after its first step."""
     buffers = {
         info.buffer.data_ptr(): info.buffer.nbytes
         for stage in stages

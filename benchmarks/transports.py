@@ -2,7 +2,7 @@
 
 Each gives up one thing that the exact plan with eager forwarding does. Where a hop carries more
 than the plan of the layout foresees, the surplus are tensors of their own: a chunk "makes" what it
-passes on, and the chunk behind it reads it.
+passes on, and the chunk after it reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from attnres_train.pipeline.plan.transport_plan import Hop, TransportPlan
 
 
 class LatePlan(TransportPlan):
-    """The exact payload, all of it sent behind the pass and waited for before the next."""
+    """The exact payload, all of it sent after the pass and waited for before the next."""
 
     def _hop(self, src: int) -> Hop:
         hop = super()._hop(src)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 BUCKET_ELEMENTS = 16 * 2**20
+"""In one reduction: few calls, and of all gradients only so many are copied at a time."""
 
 
 def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None:
@@ -18,18 +19,21 @@ def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None
     A missing gradient becomes zero first (the first sublayer's pseudo-query never gets one), so
     that all replicas reduce the same tensors.
     """
-    parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+    gradients = [_gradient(parameter) for parameter in parameters]
     if group.size() == 1:
         return
-    for bucket in _buckets([p.grad for p in parameters]):
+    for bucket in _buckets(gradients):
         flat = torch.cat([g.reshape(-1) for g in bucket])
         dist.all_reduce(flat, group=group)
         flat /= group.size()
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+    return parameter.grad
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:

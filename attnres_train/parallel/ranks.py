@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,7 +68,7 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def join_run(config: RunConfig):
+def join_run(config: RunConfig) -> Iterator[Ranks]:
     """Join the run's processes (torchrun's environment; alone without it) and yield `Ranks`.
 
     Every group has ``pipeline.timeout_seconds`` as its timeout.
@@ -83,7 +84,7 @@ def join_run(config: RunConfig):
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield _place(config, device, timeout)
-        dist.barrier()
+        dist.barrier()  # nobody closes the connections that another still uses
     finally:
         destroy_grid()
         dist.destroy_process_group()
@@ -91,7 +92,7 @@ def join_run(config: RunConfig):
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
     pipeline, data = build_grid(config.parallel)
-    pipelines: list = [None] * dist.get_world_size()
+    pipelines: list[tuple[int, ...]] = [()] * dist.get_world_size()
     dist.all_gather_object(pipelines, tuple(dist.get_process_group_ranks(pipeline)))
     return Ranks(
         rank=dist.get_rank(),
@@ -100,6 +101,7 @@ def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks
         pipeline=pipeline,
         data=data,
         pipelines=tuple(sorted(set(pipelines))),
+        # NCCL moves nothing that lies in the CPU's memory.
         control=dist.new_group(backend="gloo", timeout=timeout),
         timeout=timeout,
     )

@@ -109,6 +109,7 @@ class Planner:
         return kept + max(rerun)
 
     def _schedule(self, name: str, stored: Report) -> dict:
+        # On links that cost nothing, so that the bubble is that of the order alone.
         schedule, costs = self.schedules[name], replace(self.pass_costs(), unit=0.0)
         timeline = simulate(self.plan, schedule, costs, "standard", record=False)
         memory = [self._memory(rank, schedule, stored) for rank in range(len(schedule))]
@@ -123,6 +124,7 @@ class Planner:
         """Simulated step per transport. MFU counts useful FLOPs, no recomputation."""
         schedule, costs = self.schedule, self.pass_costs()
         many = sum(map(len, schedule)) > _MANY_PASSES
+        # The standard residual first: all others are told relative to it.
         modes: tuple[Mode, ...] = ("standard", "eager") if many else MODES
         train, ranks = self.config.train, self.layout.num_ranks
         tokens = self.micro_batches * train.micro_batch_size * train.seq_length

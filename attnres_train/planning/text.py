@@ -1,4 +1,4 @@
-"""The report of `attnres-train plan` as tables (see `plan.Planner.report` for its keys)."""
+"""The report of `attnres-train plan` as tables (see `planner.Planner.report` for its keys)."""
 
 from __future__ import annotations
 

@@ -75,10 +75,10 @@ class _Drawing:
             (_rgb(_BACKWARD, 0.5), "backward"),
             (_WAIT, "waiting"),
             (_URGENT, "sending what is waited for"),
-            (_RELAXED, "sending history ahead, or its gradients behind"),
+            (_RELAXED, "sending history ahead, or its gradients after"),
             (_BLOCKS, f"blocks stored (full height: {self.peak})"),
         )
-        x = _LEFT
+        x: float = _LEFT
         for color, label in legend:
             yield f'<rect x="{x}" y="38" width="12" height="12" rx="2" fill="{color}"/>'
             yield f'<text x="{x + 18}" y="48">{label}</text>'
@@ -109,7 +109,7 @@ class _Drawing:
                 else:
                     changes.append((one.end, -received - produced))
         count = 0
-        for time, change in sorted(changes):
+        for time, change in sorted(changes):  # at one time, releases first
             count += change
             yield time, count
 

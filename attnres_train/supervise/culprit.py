@@ -38,7 +38,7 @@ def explain(failures: Sequence[Failure], world_size: int) -> str | None:
     first = min(failures, key=lambda failure: failure.time, default=None)
     if first is None or not first.timed_out:
         return None
-    # Who began to wait later was at work when the first gave up, or woke up behind that.
+    # Who began to wait later was at work when the first gave up, or woke up after that.
     waits = {f.rank: f.waiting for f in failures if f.waiting and f.waiting.since <= first.time}
     if not waits:
         silent = set(range(world_size)) - {f.rank for f in failures if f.timed_out}
@@ -70,8 +70,8 @@ def _told_of_chain(waits: Mapping[int, Wait], end: int) -> str:
     told = f"rank {end} stopped the run: " + "; ".join(
         f"rank {rank} waited since {_clock(wait.since)} for {wait}" for rank, wait in direct.items()
     )
-    behind = waits.keys() - direct
-    return told + f"; {_ranks(behind)} waited behind that" if behind else told
+    others = waits.keys() - direct
+    return told + f"; {_ranks(others)} waited in turn" if others else told
 
 
 def _own_words(failures: Sequence[Failure], ranks: set[int]) -> str:

@@ -33,12 +33,12 @@ def recorded(folder: Path, rank: int, pipeline: Sequence[int], world_size: int) 
     """
     try:
         yield
-    except UserError:
+    except UserError:  # the worker tells it as it is; there is nothing to find out
         raise
     except Exception as error:
         failure = _failure(error, rank, pipeline)
         write(folder, failure)
-        if failure.timed_out:
+        if failure.timed_out:  # else it is the cause itself, or its peer has left that
             _settle(folder, world_size)
             if stop := explain(read(folder), world_size):
                 error.add_note(stop)
@@ -62,7 +62,7 @@ def write(folder: Path, failure: Failure) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        partial.replace(target)
+        partial.replace(target)  # in one step: other ranks read the folder meanwhile
 
 
 def read(folder: Path) -> list[Failure]:
@@ -100,7 +100,8 @@ def _failure(error: Exception, rank: int, pipeline: Sequence[int]) -> Failure:
 
 
 def _settle(folder: Path, world_size: int) -> None:
-    """Wait until all ranks but one have a record, or `SETTLE_SECONDS`."""
+    """Wait until all ranks but one have a record (one that hangs writes none), or
+    `SETTLE_SECONDS`."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while len(paths(folder)) < world_size - 1 and time.monotonic() < deadline:
         time.sleep(0.2)

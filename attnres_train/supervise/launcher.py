@@ -14,12 +14,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.supervise import failures
 from attnres_train.supervise.culprit import explain
 from attnres_train.supervise.signals import stop_signals
 from attnres_train.supervise.worker import is_lost_peer
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 # glibc returns freed activations to the kernel and faults them in again at every step; above these
 # thresholds (bytes) it keeps them. Read by malloc when a process starts, hence set for the workers.
@@ -28,7 +32,7 @@ MALLOC_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
-# Seconds that workers have to finish their step and save behind a signal; torch gives them 30.
+# Seconds that workers have to finish their step and save after a signal; torch gives them 30.
 SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 
 
@@ -60,6 +64,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size))}
+    # In this process, whose environment the workers inherit. The user's own settings are kept.
     for name, value in (threads | MALLOC_ENVIRONMENT | SAVING_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     # The agent logs every signal it sends; what the user needs of that is reported below.
@@ -78,6 +83,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         try:
+            # -u: what a worker has printed is on the screen, however it is ended.
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
             return _report_failure(error, folder, world_size)
@@ -87,7 +93,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
     return 0
 
 
-def _report_failure(error, folder: Path, world_size: int) -> int:
+def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> int:
     """Print the failure that came first by cause; returns the exit code."""
     if stop := explain(failures.read(folder), world_size):
         print(f"{stop}\nWhat every rank waited for: {folder / 'failures'}", file=sys.stderr)
@@ -104,7 +110,7 @@ def _report_failure(error, folder: Path, world_size: int) -> int:
     return 1
 
 
-def _by_cause(failure) -> tuple[int, float]:
+def _by_cause(failure: ProcessFailure) -> tuple[int, float]:
     """Crashes, then errors, then losses of a peer, then what the agent ended because of those."""
     if failure.exitcode == -signal.SIGTERM:
         order = 3
@@ -115,7 +121,8 @@ def _by_cause(failure) -> tuple[int, float]:
     return order, failure.timestamp
 
 
-def _traceback_of(failure) -> str:
-    if isinstance(failure.message, dict):
-        return failure.message["extraInfo"]["py_callstack"].rstrip()
+def _traceback_of(failure: ProcessFailure) -> str:
+    message: object = failure.message  # declared str, but a dict where the worker has left one
+    if isinstance(message, dict):
+        return message["extraInfo"]["py_callstack"].rstrip()
     return f"exit code {failure.exitcode}, without a traceback"

@@ -25,6 +25,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir: the run folder {folder} cannot be made: {error}") from error
+    # Opened to append, since "w" would wipe the name of the holder before it is known that there is
+    # none. The file stays: removed, it could be locked by one process and made anew by another.
     with open(folder / "run.lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Signals that end a run: saved behind the step at work, at once when told twice."""
+"""Signals that end a run: saved after the step at work, at once when told twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnres_train.supervise import failures
 
 # Signals that end a run: the agent hands them to the workers, which save (see `train`).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Seconds that a rank has to fail by itself behind the failure of another.
+# Seconds that a rank has to fail by itself after the failure of another.
 LEAVE_SECONDS = 5.0
 
 
@@ -24,7 +24,7 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 def catch_stop_signals(folder: Path) -> Callable[[], bool]:
     """From now on the first of `stop_signals` sets a flag; returns the function that reads it. The
-    loop saves and leaves behind the step in which any rank was told; a second signal ends the
+    loop saves and leaves after the step in which any rank was told; a second signal ends the
     process at once.
 
     If another rank of the run in ``folder`` has failed, that step has no end. This one then gets
@@ -49,6 +49,7 @@ def _leave_soon(folder: Path, frame: FrameType | None) -> None:
     here = failures.ended_in(int(os.environ.get("RANK", 0)), frame)
     if all(failure.rank != here.rank for failure in failures.read(folder)):
         failures.write(folder, here)
+    # By default the kernel ends the process, even in a call that never comes back to Python.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end = threading.Timer(LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     end.daemon = True

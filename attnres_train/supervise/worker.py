@@ -63,6 +63,7 @@ def _noted(error: BaseException) -> str:
 def _tell(what: str) -> None:
     """Print what ended this worker, unless rank 0 has the same to say and ends this process too."""
     if os.environ.get("RANK", "0") != "0":
+        # To be ended in its sleep: the run's own handler would only take note of the signal.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_FIRST_SECONDS)
     print(what, file=sys.stderr)

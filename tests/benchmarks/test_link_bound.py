@@ -39,7 +39,7 @@ def test_one_micro_batch_leaves_nothing_to_order(benchmarks):
 
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])
 def test_a_saturated_link_by_hand(benchmarks, micro_batches):
-    """Embedding and block 1 of every micro-batch cross in a row. Behind the last of them there are
+    """Embedding and block 1 of every micro-batch cross in a row. After the last of them there are
     a forward and a backward pass, the gradient of block 1, and the backward pass of rank 0."""
     schedule = one_f_one_b(2, 1, micro_batches)
     bound, simulated = bound_and_simulated(make_layout(2, 2, 2, 1), schedule, 4.0)

@@ -66,7 +66,7 @@ class WorkerPool:
         """``function(*args)`` on ``world_size`` ranks of a gloo group; returns results by rank.
 
         ``function`` must be importable, arguments and results picklable. Raises RankFailedError
-        with the traceback of the rank that failed first, or naming those that hang behind
+        with the traceback of the rank that failed first, or naming those that hang after
         ``timeout`` seconds; the processes of a failed run are ended.
         """
         self._start(world_size)

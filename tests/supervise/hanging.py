@@ -15,7 +15,7 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.supervise import failures
 from tests.pipeline.run.toy import ToyChunk, toy_batches
-from tests.pipeline.run.toy_runs import make_engine
+from tests.pipeline.run.toy_runs import make_engine, train
 
 TIMEOUT = timedelta(seconds=1)
 
@@ -38,6 +38,9 @@ def train_beside_a_sleeper(sleeper: int, seconds: float, folder: Path) -> None:
     ``seconds`` in micro-batch 1."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     layout, pipeline = make_layout(8, 3, world_size, 1), range(world_size)
+    # What torch imports in its first passes takes longer than `TIMEOUT` on a busy machine.
+    train(layout, toy_batches([3]))
+    dist.barrier()
     transport = P2PTransport(channels(TransportPlan(layout)), [pipeline], TIMEOUT)
     batches, chunk = toy_batches([3] * 4), ToyChunk(layout, rank)
     if rank == sleeper:

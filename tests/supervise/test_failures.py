@@ -48,18 +48,18 @@ def test_wherever_a_rank_hangs_every_wait_leads_to_it(layout, micro_batches, mak
     programs = [Program(plan, schedule, rank) for rank in range(layout.num_ranks)]
     sleeper = data.draw(st.integers(0, layout.num_ranks - 1))
     asleep_in = data.draw(st.sampled_from(programs[sleeper].steps))
-    waits_for = waits_behind(programs, sleeper, asleep_in)
+    waits_for = who_waits_for_whom(programs, sleeper, asleep_in)
     assert {chain(waits_for, rank)[-1] for rank in waits_for} <= {sleeper}
     assert sleeper not in waits_for
 
 
-def waits_behind(programs: list[Program], sleeper: int, asleep_in: Step) -> dict[int, int]:
+def who_waits_for_whom(programs: list[Program], sleeper: int, asleep_in: Step) -> dict[int, int]:
     """Which rank waits for which once rank ``sleeper`` has fallen asleep in the pass of a step."""
     sent: set[Message] = set()
 
     def run(program: Program) -> Iterator[int | None]:
         for step in program.steps:
-            for message in (*step.before, None, *step.inside, *step.behind):
+            for message in (*step.before, None, *step.inside, *step.after):
                 while message is None and program.rank == sleeper and step is asleep_in:
                     yield None
                 if message is not None and program.sends(message):
@@ -80,7 +80,7 @@ def test_the_rank_that_waits_for_nobody_is_to_blame():
         "rank 2 stopped the run: "
         "rank 1 waited since 00:00:11 UTC for block 2 for F(next), 64 bytes, from rank 2 in F(2); "
         "rank 3 waited since 00:00:10 UTC for block 2 for F(next), 64 bytes, from rank 2 in F(2); "
-        "rank 0 waited behind that"
+        "rank 0 waited in turn"
     )
 
 
@@ -92,7 +92,7 @@ def test_a_rank_that_does_not_take_what_is_sent_is_to_blame():
     )
 
 
-def test_what_a_rank_waits_for_behind_the_first_failure_excuses_it_not():
+def test_what_a_rank_waits_for_after_the_first_failure_excuses_it_not():
     """It woke up, and found its peers gone."""
     late = Failure(2, 31, "PeerError: Connection closed by peer", waits_for(3, 30))
     told = explain([silent(1, 2, 11, 21), late, silent(3, 2, 10, 20)], 4)
@@ -118,7 +118,7 @@ def test_other_pipelines_wait_in_an_operation_of_all():
     assert told.startswith("rank 1 stopped the run: rank 0 waited since 00:00:10 UTC")
 
 
-def test_silence_behind_another_failure_explains_nothing():
+def test_silence_after_another_failure_explains_nothing():
     assert explain([], 2) is None
     crash = Failure(2, 15, "ValueError: the cause")
     assert explain([crash, silent(1, 2, 11, 21)], 3) is None
@@ -130,7 +130,7 @@ def test_four_ranks_of_which_one_hangs(pool, tmp_path):
     for rank in (0, 1, 3):
         (note,) = notes[rank]
         assert note.startswith("rank 2 stopped the run: rank 1 waited since ")
-        assert " from rank 2 in F(chunk 2, micro-batch 1); rank 0 waited behind that" in note
+        assert " from rank 2 in F(chunk 2, micro-batch 1); rank 0 waited in turn" in note
 
     records = {
         path.name: json.loads(path.read_text()) for path in (tmp_path / "failures").iterdir()

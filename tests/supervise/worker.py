@@ -26,7 +26,6 @@ def work(fault: str, faulty_rank: str, folder: str) -> int:
         from tests.supervise.hanging import train_beside_a_sleeper
 
         catch_stop_signals(Path(folder))
-        dist.barrier()  # all have imported that: the channels' timeout is short
         train_beside_a_sleeper(int(faulty_rank), 60, Path(folder))
     if str(dist.get_rank()) == faulty_rank:
         if fault == "error":

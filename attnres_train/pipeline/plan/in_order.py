@@ -48,7 +48,7 @@ def check_in_order(programs: Sequence[Program], groups: Groups) -> None:
     for program in programs:
         _follow(graph, program)
     if cycle := graph.find_cycle():
-        waits = "; ".join(map(_told, filter(lambda node: isinstance(node, Message), cycle)))
+        waits = "; ".join(_told(node) for node in cycle if isinstance(node, Message))
         raise ScheduleError(f"communicators deadlock, each waiting for the next: {waits}")
 
 
@@ -65,12 +65,13 @@ def _follow(graph: _Graph, program: Program) -> None:
     for step in program.steps:
         for message in step.posted:
             graph.issue(rank, message, point)
-        for message in (*step.before, *step.inside, *step.behind):
+        for message in (*step.before, *step.inside, *step.after):
             if program.sends(message):
                 graph.issue(rank, message, point)
                 sent.append(message)
             else:
                 wait_for(message)
+        # As `Outbox.reap`, but for sends that are known to be done before they are due.
         for message in [message for message in sent if program.due(message) < step.slot]:
             wait_for(message)
             sent.remove(message)
@@ -93,10 +94,11 @@ class _Graph:
     def wait(self, node: Hashable, *causes: Hashable) -> None:
         self.waits_for[node].extend(causes)
 
-    def issue(self, rank: int, message: Message, behind: Hashable) -> None:
-        """Put ``message`` into its communicator's queue on ``rank``, issued behind a node."""
+    def issue(self, rank: int, message: Message, after: Hashable) -> None:
+        """Put ``message`` into its communicator's queue on ``rank``, issued after a node."""
         queue = (rank, self.groups(message))
-        self.wait(message, behind)
+        self.wait(message, after)
+        # A message is one node for both ranks, so it waits for what is before it in either queue.
         if queue in self.latest:
             self.wait(message, self.latest[queue])
         self.latest[queue] = message
@@ -105,7 +107,7 @@ class _Graph:
         """Some cycle, or an empty list (depth-first search with an explicit stack)."""
         finished: set[Hashable] = set()
         for root in list(self.waits_for):
-            path: dict[Hashable, Iterator[Hashable]] = {}
+            path: dict[Hashable, Iterator[Hashable]] = {}  # a stack in which to look up a node
             node: Hashable | None = None if root in finished else root
             while node is not None or path:
                 if node is not None:

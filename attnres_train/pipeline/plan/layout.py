@@ -141,10 +141,13 @@ def balanced_bounds(
 
     def split(limit: float) -> tuple[int, ...] | None:
         limits = [limit] * (num_chunks - num_ranks) + [max(limit, costs[-1])] * num_ranks
+        # Even shares may not fit where full chunks do: costs are those of whole layers.
         return _fill(costs, limits, evenly=True) or _fill(costs, limits, evenly=False)
 
-    low, high = max(costs[:-1], default=0.0), float(sum(costs))
+    low = max(costs[:-1], default=0.0)
+    *_, high = accumulate(costs)  # in the order of `_fill`: sum() rounds less from Python 3.12 on
     bounds = split(high)
+    assert bounds is not None  # all the layers that can be in one chunk fit into it
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if found := split(middle):
@@ -164,7 +167,7 @@ def _fill(costs: Sequence[float], limits: Sequence[float], evenly: bool) -> tupl
         start = end - 1
         share = total[end] / (chunk + 1) if evenly else float("inf")
         while (
-            start > chunk
+            start > chunk  # one layer is left for each chunk before
             and total[end] - total[start] < share
             and total[end] - total[start - 1] <= limits[chunk]
         ):

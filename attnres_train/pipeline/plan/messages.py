@@ -2,13 +2,13 @@
 
 Pure Python, from plan and schedule alone, so that sender and receiver agree without a handshake.
 Forward, the blocks that a rank holds already leave before it computes a chunk (*held*), the blocks
-that the chunk makes leave as they are complete, its partial behind it (*fresh*). Backward mirrors
+that the chunk makes leave as they are complete, its partial after it (*fresh*). Backward mirrors
 this: the gradient of the partial goes first, for the receiver cannot start without it, that of a
 fresh block is due when the receiver's pass comes to where the block was made, and those of held
 ones when it ends. So one channel for each directed edge and kind, used in the order of sending,
-carries everything in the order in which it is due: nothing that a peer waits for stands behind
-what it needs later. (Two connections would share the link evenly, and let history for the next
-pass hold up what this one waits for.)
+carries everything in the order in which it is due: nothing that a peer waits for queues up after
+what it needs later. (Two connections would share the link evenly, and let history for the next pass
+hold up what this one waits for.)
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ class Message(NamedTuple):
     """Whether the sender of the block held it before its forward pass."""
 
     @property
+    def key(self) -> tuple[int, int]:
+        """(micro-batch, block), by which both ranks store the block; a partial has none."""
+        assert self.block is not None
+        return self.action.micro_batch, self.block
+
+    @property
     def tensor(self) -> str:
         """What is sent, in words."""
         name = "the partial" if self.block is None else f"block {self.block}"
@@ -59,7 +65,7 @@ class Message(NamedTuple):
 def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
     """What the rank of ``action`` sends around it, in order.
 
-    F(chunk c): the tensors of the hop behind c. B(chunk c): the gradients of the hop before c, in
+    F(chunk c): the tensors of the hop after c. B(chunk c): the gradients of the hop before c, in
     the reverse order, so that those that are fresh to the next receiver come first once more.
     """
     forward = action.kind == "F"
@@ -74,6 +80,7 @@ def leaving(plan: TransportPlan, action: Action) -> tuple[Message, ...]:
         *(Message(channel, receiver, block, False) for block in hop.fresh),
         *([Message(channel, receiver, None, False)] if hop.partial else ()),
     )
+    # Reversed, the partial's gradient is first: without it the receiver's pass cannot start.
     return messages if forward else messages[::-1]
 
 

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 from attnres_train.pipeline.plan.transport_plan import Hop, TransportPlan
 
 Mode = Literal["standard", "naive", "padded", "exact", "eager"]
-"""What a hop carries, as in `plan.Units`; ``eager`` is the exact payload with every tensor sent as
-soon as it is there, and its gradients due only when the receiver's pass comes to it."""
+"""What a hop carries (see `transport_plan.Units`); ``eager`` is the exact payload with every tensor
+sent as soon as it is there, and its gradients due only when the receiver's pass comes to it."""
 MODES: tuple[Mode, ...] = ("standard", "naive", "padded", "exact", "eager")
 MAX_RUNS = 256
 """Held blocks leave one by one, in long pipelines in so many runs over all hops: to save time."""
@@ -20,7 +20,7 @@ class Part(NamedTuple):
 
     units: int
     share: float = 1.0
-    """Of the sender's forward pass, behind which it leaves: 0 for what the sender held before. Its
+    """Of the sender's forward pass, after which it leaves: 0 for what the sender held before. Its
     gradients are due when the receiver's backward pass has just this share of itself left."""
     blocks: tuple[int, ...] = ()
     """Where the transport is the plan's, what the part is made of; ascending."""
@@ -57,9 +57,10 @@ def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
 
 
 def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:
-    """The share of ``chunk``'s forward pass behind which it can send a block that it completes (or
+    """The share of ``chunk``'s forward pass after which it can send a block that it completes (or
     its partial, None): what it does not read itself leaves at its end."""
-    if block not in plan.used_inside(chunk):
+    if block is None or block not in plan.used_inside(chunk):
         return 1.0
     sublayers = plan.layout.sublayers(chunk)
+    # The embedding's last sublayer is number 0, before the first of the chunk: ready at once.
     return max(0, plan.layout.blocks.ends[block] + 1 - sublayers.start) / len(sublayers)

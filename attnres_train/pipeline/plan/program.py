@@ -16,7 +16,8 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
 
 LOOK_AHEAD = 2
-"""Receives are posted this many actions ahead: in the steady state, for the next F and next B."""
+"""Receives are posted this many actions ahead: in the steady state, for the next F and next B. Each
+has a buffer, and more of them made no step faster (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Step:
     inside: tuple[Message, ...]
     """Forward: blocks that the chunk makes, sent as they are complete. Backward: the gradients of
     blocks that the chunk also reads itself, waited for where the pass comes to them."""
-    behind: tuple[Message, ...]
-    """Behind the pass."""
+    after: tuple[Message, ...]
+    """After the pass."""
 
 
 class Program:
@@ -61,13 +62,13 @@ class Program:
         return message.channel.src_rank == self.rank
 
     def due(self, message: Message) -> int:
-        """The slot behind which a message sent by this rank is waited for, if it is not known to
-        have gone before: P slots behind its receipt, for passes do not all take one slot."""
+        """The slot after which a message sent by this rank is waited for, if it is not known to
+        have gone before: P slots after its receipt, for passes do not all take one slot."""
         return self._slots[message.action] + self._num_ranks
 
 
 def _places(plan: TransportPlan, action: Action) -> tuple[tuple[Message, ...], ...]:
-    """The messages before, inside and behind the pass of ``action``."""
+    """The messages before, inside and after the pass of ``action``."""
     return (_around_forward if action.kind == "F" else _around_backward)(plan, action)
 
 
@@ -77,7 +78,9 @@ def _around_forward(plan: TransportPlan, action: Action) -> tuple[tuple[Message,
     blocks = [message for message in leaving(plan, action) if message.block is not None]
     partial = [message for message in leaving(plan, action) if message.block is None]
     for message in (message for message in blocks if message.is_held):
-        while coming and coming[0].block is not None and coming[0].block <= message.block:
+        # Some of these are still on their way here. Blocks come in ascending order, the partial
+        # last, so that the wait for one that is passed on ends with its own arrival.
+        while coming and coming[0].block is not None and coming[0].key <= message.key:
             before.append(coming.popleft())
         before.append(message)
     fresh = [message for message in blocks if not message.is_held]
@@ -89,19 +92,23 @@ def _around_backward(plan: TransportPlan, action: Action) -> tuple[tuple[Message
     coming, used_inside = arriving(plan, action), plan.used_inside(action.chunk)
     fresh = [message for message in coming if not message.is_held]
     inside = [message for message in fresh if message.block in used_inside]
+    # The pass starts from these: the partial, and blocks that the chunk makes but does not read.
     before = [message for message in fresh if message not in inside]
     late = {message.block: message for message in coming if message.is_held}
-    behind: list[Message] = []
+    after: list[Message] = []
     for message in leaving(plan, action):
+        # Nothing waits for what it does not need: what comes back for a block is added right before
+        # its gradient leaves, and last what comes back for blocks that stay on this rank.
         if message.block in late:
-            behind.append(late.pop(message.block))
-        behind.append(message)
-    return tuple(before), tuple(inside), (*behind, *late.values())
+            after.append(late.pop(message.block))
+        after.append(message)
+    return tuple(before), tuple(inside), (*after, *late.values())
 
 
 def _posted(plan: TransportPlan, schedule: Schedule, rank: int) -> Iterator[tuple[Message, ...]]:
     """For each action of ``rank``, the receives that become due to be posted: those for it and the
-    `LOOK_AHEAD` next ones, each behind all that its peer sends before it on its channel."""
+    `LOOK_AHEAD` next ones, each after all that its peer sends before it on its channel."""
+    # A set: of two ranks, both neighbours are the same one.
     actions, neighbours = schedule[rank], {(rank + step) % len(schedule) for step in (-1, 1)}
     sent: defaultdict[Channel, deque[Message]] = defaultdict(deque)
     for action in (action for neighbour in neighbours for action in schedule[neighbour]):
@@ -113,6 +120,8 @@ def _posted(plan: TransportPlan, schedule: Schedule, rank: int) -> Iterator[tupl
         posted = []
         for action in actions[index : index + 1 + LOOK_AHEAD]:
             for message in arriving(plan, action):
+                # A schedule may order the peer's passes otherwise. The n-th receive on a channel
+                # gets its n-th tensor, so what is sent before this one is posted before it.
                 while message not in done:
                     posted.append(sent[message.channel].popleft())
                     done.add(posted[-1])
@@ -134,6 +143,7 @@ def start_slots(schedule: Schedule, num_chunks: int) -> dict[Action, int]:
         for rank, actions in enumerate(schedule):
             while positions[rank] < len(actions):
                 action = actions[positions[rank]]
+                # The last chunk's backward pass needs its forward pass, which this rank ran itself.
                 step, first = (-1, 0) if action.kind == "F" else (1, num_chunks - 1)
                 before = action._replace(chunk=action.chunk + step)
                 if action.chunk != first and before not in slots:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -80,10 +80,11 @@ def simulate(
 
 
 _Arrival = tuple[Action, Part]  # of a part for a pass
+_Wish = float | _Arrival  # of a rank: the time to sleep until, or what it waits for
 
 
 class _Simulation:
-    """Ranks are generators: they yield the time to sleep until, or the arrival to wait for."""
+    """Ranks are generators: each yields what it wishes for and goes on when that has come true."""
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class _Simulation:
 
     def _resume(self, rank: int) -> None:
         """Let the rank go on to where it sleeps or waits for something that is not there."""
-        for wish in self.ranks[rank]:
+        for wish in self.ranks[rank]:  # a generator: the loop goes on where it was left
             if isinstance(wish, float):
                 if wish > self.now:
                     heapq.heappush(self.events, (wish, next(self.sequence), rank, None))
@@ -138,7 +139,7 @@ class _Simulation:
         if arrival in self.waiting:
             self._resume(self.waiting.pop(arrival))
 
-    def _run_rank(self, rank: int) -> Iterator[float | _Arrival]:
+    def _run_rank(self, rank: int) -> Iterator[_Wish]:
         for action in self.schedule[rank]:
             forward = action.kind == "F"
             seconds = (self.costs.forward if forward else self.costs.backward)[action.chunk]
@@ -150,12 +151,12 @@ class _Simulation:
             if self.record:
                 self.timeline.passes.append(Pass(rank, action, start, start + seconds, self.now))
 
-    def _forward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
-        """Returns when the pass started, behind the passing on of what it reads."""
+    def _forward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
+        """Returns when the pass started, after the passing on of what it reads."""
         coming, leaving = deque(self.before[action.chunk]), self.after[action.chunk]
         enables = action._replace(chunk=action.chunk + 1)
         held = [part for part in leaving if not part.share]
-        for part in held:
+        for part in held:  # as `program` has it: sent on as soon as it has come
             while coming and coming[0].blocks and coming[0].blocks[0] <= part.blocks[-1]:
                 yield action, coming.popleft()
             self._send(action, enables, part)
@@ -168,13 +169,15 @@ class _Simulation:
         yield start + seconds
         return start
 
-    def _backward(self, action: Action, seconds: float) -> Iterator[float | _Arrival]:
-        """Returns when the pass started, behind the gradients that it starts from."""
+    def _backward(self, action: Action, seconds: float) -> Generator[_Wish, None, float]:
+        """Returns when the pass started, after the gradients that it starts from."""
+        # The pass runs from where the forward one ended (share 1) to where it began (share 0). A
+        # gradient is due where its tensor was made, that of one held before (late) after the pass.
         coming = self.after[action.chunk][::-1]
         late = deque(part for part in coming if not part.share)
         start, left = None, 1.0
         for part in coming[: len(coming) - len(late)]:
-            if start is None and part.share < 1:
+            if start is None and part.share < 1:  # all that it starts from has come
                 start = self.now
             yield self.now + (left - part.share) * seconds
             yield action, part

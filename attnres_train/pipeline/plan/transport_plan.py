@@ -75,6 +75,8 @@ class TransportPlan:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         blocks, num_chunks = layout.blocks, layout.num_chunks
+        # By chunk, how many blocks are complete before it, and after the last. Block 0, too, is
+        # made by a chunk: none are there before the first.
         starts = (layout.sublayers(chunk).start for chunk in range(1, num_chunks))
         self._complete_before = (0, *map(blocks.completed_before, starts), blocks.num_blocks)
         self.hops = tuple(self._hop(chunk) for chunk in range(num_chunks - 1))
@@ -82,8 +84,10 @@ class TransportPlan:
     def _hop(self, src: int) -> Hop:
         layout, complete, dst = self.layout, self._complete_before, src + 1
         previous = dst - layout.num_ranks  # the receiver's chunk before this one
+        # Of `previous` the receiver has all that it read and all that it made; since then it has
+        # been sent nothing. A first chunk finds the rank empty.
         missing = complete[previous + 1] if previous >= 0 else 0
-        first_fresh = max(missing, complete[src])
+        first_fresh = max(missing, complete[src])  # on one rank, which lacks nothing: `missing`
         return Hop(
             src,
             dst,
@@ -131,12 +135,6 @@ class TransportPlan:
             for block in (*self.received(chunk), *self.produced(chunk))
         }
 
-    def last_reader(self, rank: int, block: int) -> int | None:
-        """The last chunk on ``rank`` that reads ``block``; None if the rank only passes it on.
-        Forward-only passes release the block behind it."""
-        chunk = self.layout.chunks_of(rank)[-1]
-        return chunk if block in self.reads(chunk) else None
-
     def expected_deposits(self, rank: int, block: int) -> int:
         """Gradient contributions that a block stored on ``rank`` collects per micro-batch: one from
         each chunk that reads it there, one over each hop that carried it away. What the chunk that
@@ -170,11 +168,12 @@ class TransportPlan:
 
 def lower_bound(layout: Layout) -> int:
     """The fewest units per micro-batch and direction that any transport needs, from block ends
-    alone: each block must reach every rank that has a chunk behind the one that completes it, and
+    alone: each block must reach every rank that has a chunk after the one that completes it, and
     the partial must cross every boundary between ranks that lies inside a block.
 
     Looped placement: ``sum_b min(P - 1, C - 1 - p(b)) + U``, where chunk ``p(b)`` completes ``b``.
     """
+    # Not from the hops: their plan is measured against this.
     block_ends = layout.blocks.ends
     chunk_ends = [layout.sublayers(chunk)[-1] for chunk in range(layout.num_chunks)]
     inner_ends = chunk_ends[:-1] if layout.num_ranks > 1 else []

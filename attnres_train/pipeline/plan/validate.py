@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from attnres_train.pipeline.plan.schedule import Action, Schedule
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
@@ -38,12 +39,13 @@ def validate(plan: TransportPlan, schedule: Schedule) -> Report:
     """Run ``schedule`` abstractly under ``plan``.
 
     A schedule without any backward pass is checked as a forward-only one, in which a micro-batch's
-    blocks go behind the rank's last chunk. Raises ScheduleError with the first fault found.
+    blocks go after the rank's last chunk. Raises ScheduleError with the first fault found.
     """
     layout = plan.layout
     if len(schedule) != layout.num_ranks:
         raise ScheduleError(f"schedule for {len(schedule)} ranks, layout for {layout.num_ranks}")
     training = any(action.kind == "B" for actions in schedule for action in actions)
+    # In this order: what comes later takes for granted what has been proved before.
     _check_complete(plan, schedule, training)
     _check_progress(plan, schedule)
     _check_data_flow(plan, training)
@@ -62,7 +64,8 @@ def _check_complete(plan: TransportPlan, schedule: Schedule, training: bool) -> 
                 raise _error(rank, action, "runs a second time")
             done.add(action)
     micro_batches = 1 + max((action.micro_batch for action in done), default=-1)
-    for kind in "FB" if training else "F":
+    kinds: tuple[Literal["F", "B"], ...] = ("F", "B") if training else ("F",)
+    for kind in kinds:
         for chunk in range(plan.layout.num_chunks):
             for micro_batch in range(micro_batches):
                 if (kind, chunk, micro_batch) not in done:
@@ -74,7 +77,7 @@ def _check_progress(plan: TransportPlan, schedule: Schedule) -> None:
     last = plan.layout.num_chunks - 1
     position = [0] * len(schedule)
     done: set[Action] = set()
-    waiting: dict[Action, int] = {}
+    waiting: dict[Action, int] = {}  # of one rank each: a pass has one that follows it
     runnable = deque(range(len(schedule)))
     while runnable:
         rank = runnable.popleft()
@@ -135,11 +138,12 @@ class _Held:
     def forward(self, action: Action) -> None:
         plan, chunk = self.plan, action.chunk
         hop = plan.hop_out_of(chunk)
+        # In the engine's order, so that what leaves before the pass is not what the pass makes.
         self._add(action, plan.received(chunk), "is delivered")
         self._require(action, plan.reads(chunk), "to read it")
         self._require(action, hop.held if hop else (), "to send it before its pass")
         self._add(action, plan.produced(chunk), "is produced")
-        self._require(action, hop.fresh if hop else (), "to send it behind its pass")
+        self._require(action, hop.fresh if hop else (), "to send it after its pass")
 
     def backward(self, action: Action) -> None:
         plan, chunk = self.plan, action.chunk
@@ -149,6 +153,7 @@ class _Held:
         self._require(action, plan.reads(chunk), "to read it again")
         self.deposits.update(returned)
         self.deposits.update(plan.reads(chunk))
+        # What this chunk brought here goes now: later chunks, which read it too, are done.
         for block in (*plan.received(chunk), *plan.produced(chunk)):
             expected = plan.expected_deposits(self.rank, block)
             if (found := self.deposits.pop(block, 0)) != expected:
@@ -184,7 +189,7 @@ def _peaks(
         blocks += brought[chunk]
         partials += partial[chunk]
         peak_blocks, peak_partials = max(peak_blocks, blocks), max(peak_partials, partials)
-        if not training:
+        if not training:  # let go after the pass, as the engine's `_forget` does
             partials -= partial[chunk]
             blocks -= sum(brought.values()) if chunk == chunks[-1] else 0
     return peak_blocks, peak_partials

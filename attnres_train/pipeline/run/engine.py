@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from attnres_train.pipeline.plan.program import Program
 from attnres_train.pipeline.plan.schedule import Schedule, forward_only, one_f_one_b
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.execution import Execution
-from attnres_train.pipeline.run.stage import Chunk, Stage
+from attnres_train.pipeline.run.stage import Batch, Chunk, Stage
 from attnres_train.pipeline.run.transport import Transport
 
 
@@ -58,12 +57,12 @@ class Engine:
         self.schedule = schedule
         self._programs: dict[tuple[Callable, int], Program] = {}
 
-    def train_step(self, batches: Sequence[Any]) -> StepResult:
+    def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """Forward and backward of every micro-batch. Gradients of the mean of their losses are
         added to the parameters' ``.grad``."""
         return self._run(self.program(self.schedule, len(batches)), batches)
 
-    def evaluate(self, batches: Sequence[Any]) -> StepResult:
+    def evaluate(self, batches: Sequence[Batch]) -> StepResult:
         """The losses alone."""
         return self._run(self.program(forward_only, len(batches)), batches)
 
@@ -80,7 +79,7 @@ class Engine:
             self._programs[key] = Program(plan, actions, self.stage.rank)
         return self._programs[key]
 
-    def _run(self, program: Program, batches: Sequence[Any]) -> StepResult:
+    def _run(self, program: Program, batches: Sequence[Batch]) -> StepResult:
         sent_before = self.stage.transport.bytes_sent
         execution = Execution(self.stage, program, batches)
         with torch.set_grad_enabled(program.training):

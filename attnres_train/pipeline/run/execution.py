@@ -15,7 +15,6 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +23,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from attnres_train.pipeline.plan.messages import Message, PipelineError
 from attnres_train.pipeline.plan.program import Program, Step
 from attnres_train.pipeline.run.mail import Inbox, Outbox
-from attnres_train.pipeline.run.stage import ChunkOutput, Stage
+from attnres_train.pipeline.run.stage import Batch, ChunkOutput, Stage
 from attnres_train.pipeline.run.store import BlockStore
 from attnres_train.pipeline.run.waits import PeerError
 
 
 @dataclass
 class _Outputs:
-    """Where the backward pass of a chunk starts. Edges hold the graph, not the tensors."""
+    """Where the backward pass of a chunk starts. Edges hold the graph, not the tensors: a partial
+    that has been sent is freed, though the backward pass may be many micro-batches away."""
 
     blocks: dict[int, GradientEdge | None]
     """Those that the chunk does not read itself."""
@@ -44,10 +44,11 @@ class Execution:
     """One run of ``program`` over ``batches``, with its state. ``losses`` are those of the last
     chunk, scalars without graph."""
 
-    def __init__(self, stage: Stage, program: Program, batches: Sequence[Any]) -> None:
+    def __init__(self, stage: Stage, program: Program, batches: Sequence[Batch]) -> None:
         self.stage, self.program, self.batches = stage, program, batches
         self.plan, self.training = stage.plan, program.training
         self.store = BlockStore(stage.plan, stage.rank, self.training)
+        # A buffer for each message, of its micro-batch's shape: they may differ in length.
         self.inbox = Inbox(
             stage.rank, stage.transport, lambda index: stage.buffer(batches[index]), stage.debug
         )
@@ -70,6 +71,7 @@ class Execution:
                 for message in step.posted:
                     self.inbox.post(message)
                 (self._forward if step.action.kind == "F" else self._backward)(step)
+                # Without this every tensor that was sent would live to the end of the step.
                 self.outbox.reap(step.slot)
             self.outbox.flush()
         except PeerError as error:
@@ -81,26 +83,31 @@ class Execution:
         _, chunk, micro_batch = step.action
         for message in step.before:
             if self.program.sends(message):
-                self._send(message, self.store.leaf(micro_batch, message.block))
+                self._send(message, self.store.leaf(*message.key))
             else:
                 self._accept(message)
         sources = {block: self.store.leaf(micro_batch, block) for block in self.plan.reads(chunk)}
+        # Stays in `partials`: the backward pass leaves the gradient to return in its ``.grad``.
         partial = self.partials.get((chunk, micro_batch))
         fresh = deque(step.inside)
 
         def put(block: int, tensor: Tensor) -> None:
             self.store.put(micro_batch, block, tensor)
+            # Only the first: receives are posted in the plan's order, so sends have to keep it.
             if fresh and fresh[0].block == block:
                 self._send(fresh.popleft(), tensor)
 
         output = self.stage.chunks[chunk](self.batches[micro_batch], sources, partial, put)
         self._check_output(step, output)
+        # A chunk need not tell of its blocks while it runs; what it did not is sent now.
         for block, tensor in output.blocks.items():
             if not self.store.holds(micro_batch, block):
                 put(block, tensor)
+        # Left are blocks that the chunk made in another order, or none of its own: a plan may send
+        # after the pass what it could pass on before (as those of the benchmarks do).
         for message in fresh:
-            self._send(message, self.store.leaf(micro_batch, message.block))
-        for message in step.behind:
+            self._send(message, self.store.leaf(*message.key))
+        for message in step.after:
             self._send(message, output.partial)
         self._hand_over(chunk, micro_batch, output.partial)
         if output.loss is not None:
@@ -111,17 +118,19 @@ class Execution:
             self._forget(chunk, micro_batch)
 
     def _accept(self, message: Message) -> None:
-        """Wait for a block or partial and make it a leaf."""
+        """Wait for a block or partial and make it a leaf: the graph ends at the rank's border, and
+        the gradient to be returned over it collects in ``.grad``."""
         tensor, (_, chunk, micro_batch) = self.inbox.take(message), message.action
         if message.block is None:
             self.partials[chunk, micro_batch] = tensor.requires_grad_(self.training)
         else:
-            self.store.put(micro_batch, message.block, tensor)
+            self.store.put(*message.key, tensor)
 
     def _hand_over(self, chunk: int, micro_batch: int, partial: Tensor | None) -> None:
-        """Give the partial to the next chunk if that is on this rank too."""
+        """Give the partial to the next chunk if that is on this rank too. Here, too, the graph is
+        cut: each chunk has a backward pass of its own."""
         hop = self.plan.hop_out_of(chunk)
-        if hop and hop.is_local and hop.partial:
+        if hop and hop.is_local and partial is not None:
             leaf = partial.detach().requires_grad_(self.training)
             self.partials[hop.dst_chunk, micro_batch] = leaf
 
@@ -130,6 +139,8 @@ class Execution:
         ends = {}
         for block, tensor in output.blocks.items():
             if block in self.plan.used_inside(chunk) and tensor.requires_grad:
+                # As a root of the pass it would need what others give before the pass can start.
+                # A hook is called when all readers inside the chunk have given theirs.
                 tensor.register_hook(functools.partial(self._join, micro_batch, block))
             else:
                 ends[block] = _edge(tensor)
@@ -143,6 +154,7 @@ class Execution:
         if message := self.returning.pop((micro_batch, block), None):
             self._accept_gradient(message)
         collected = self.store.release(micro_batch, block)
+        # Not in place: a hook must leave its argument as it is.
         return gradient if collected is None else gradient + collected
 
     def _forget(self, chunk: int, micro_batch: int) -> None:
@@ -159,44 +171,55 @@ class Execution:
         for message in step.inside:
             if message.block in ends:  # without a graph, hence without a hook to wait for it
                 self._accept_gradient(message)
-            else:
-                self.returning[micro_batch, message.block] = message
+            else:  # the block's hook waits for it: what comes before that in the pass need not
+                self.returning[message.key] = message
         self._differentiate(chunk, micro_batch)
 
-        partial = self.partials.pop((chunk, micro_batch), None)
-        if partial is not None and partial.grad is None:
-            raise self._error(step, "the chunk gives its incoming partial no gradient")
-        for message in step.behind:
+        gradient = self._gradient_of_partial(step)
+        for message in step.after:
             if not self.program.sends(message):
                 self._accept_gradient(message)
             elif message.block is None:
-                self._send(message, partial.grad)
-            else:
-                self._send(message, self.store.release(micro_batch, message.block))
-
+                self._send(message, gradient)
+            else:  # a block that came for this chunk, which was its last reader here
+                self._send(message, self.store.release(*message.key))
         hop = self.plan.hop_into(chunk)
-        if hop and hop.is_local and hop.partial:
-            self.partial_gradients[hop.src_chunk, micro_batch] = partial.grad
+        if hop and hop.is_local and gradient is not None:
+            self.partial_gradients[hop.src_chunk, micro_batch] = gradient
+
+    def _gradient_of_partial(self, step: Step) -> Tensor | None:
+        """That of the incoming partial, which the pass was the last to need; None without one."""
+        _, chunk, micro_batch = step.action
+        partial = self.partials.pop((chunk, micro_batch), None)
+        if partial is None:
+            return None
+        if partial.grad is None:
+            raise self._error(step, "the chunk gives its incoming partial no gradient")
+        return partial.grad
 
     def _accept_gradient(self, message: Message) -> None:
         gradient, (_, chunk, micro_batch) = self.inbox.take(message), message.action
         if message.block is None:
             self.partial_gradients[chunk, micro_batch] = gradient
         else:
-            self.store.deposit(micro_batch, message.block, gradient)
+            self.store.deposit(*message.key, gradient)
 
     def _differentiate(self, chunk: int, micro_batch: int) -> None:
         """Backward through the chunk, from all that it made and that something depends on."""
         outputs = self.outputs.pop((chunk, micro_batch))
+        # By now whoever reads these blocks has been differentiated: later chunks run backward
+        # first, and what peers return was waited for.
         roots = [
             (edge, self.store.release(micro_batch, block)) for block, edge in outputs.blocks.items()
         ]
         roots.append((outputs.partial, self.partial_gradients.pop((chunk, micro_batch), None)))
         roots.append((outputs.loss, outputs.loss_weight))
+        # No edge: there is nothing to learn before it. No gradient: nothing depends on it.
         used = [(edge, grad) for edge, grad in roots if edge is not None and grad is not None]
         torch.autograd.backward([edge for edge, _ in used], [grad for _, grad in used])
 
-    def _send(self, message: Message, tensor: Tensor) -> None:
+    def _send(self, message: Message, tensor: Tensor | None) -> None:
+        assert tensor is not None  # both partials are checked, and what came has had a reader
         self.outbox.send(message, tensor, self.program.due(message))
 
     def _check_output(self, step: Step, output: ChunkOutput) -> None:
@@ -207,7 +230,7 @@ class Execution:
             )
         hop = self.plan.hop_out_of(step.action.chunk)
         if hop and hop.partial != (output.partial is not None):
-            raise self._error(step, f"the plan has partial={hop.partial} behind the chunk")
+            raise self._error(step, f"the plan has partial={hop.partial} after the chunk")
 
     def _assert_empty(self) -> None:
         """Raise PipelineError if the pass left anything behind."""

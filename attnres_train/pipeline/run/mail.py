@@ -29,8 +29,8 @@ def identity(message: Message) -> Tensor:
 class _Receipt:
     buffer: Tensor
     work: Work
-    identity: Tensor | None
-    identity_work: Work | None
+    identity: tuple[Tensor, Work] | None
+    """In debug mode, to be received first."""
     since: float
 
 
@@ -52,13 +52,14 @@ class Inbox:
     def post(self, message: Message) -> None:
         """Start to receive ``message``, the next one that is sent on its channel."""
         buffer = self._make_buffer(message.action.micro_batch)
-        tag = tag_work = None
+        tag = None
         with _peer_errors(self._rank, message, buffer):
             if self._debug:
-                tag = identity(message).fill_(-2).to(buffer.device)
-                tag_work = self._transport.receive(message.channel, tag)
+                # -2: neither a block nor the partial (-1), should nothing be written.
+                found = identity(message).fill_(-2).to(buffer.device)
+                tag = found, self._transport.receive(message.channel, found)
             work = self._transport.receive(message.channel, buffer)
-        self._posted[message] = _Receipt(buffer, work, tag, tag_work, time.time())
+        self._posted[message] = _Receipt(buffer, work, tag, time.time())
 
     def take(self, message: Message) -> Tensor:
         """The tensor of ``message``, which was posted, waited for.
@@ -68,8 +69,9 @@ class Inbox:
         receipt = self._posted.pop(message)
         with _peer_errors(self._rank, message, receipt.buffer):
             if receipt.identity is not None:
-                receipt.identity_work.wait()
-                self._check_identity(message, receipt.identity)
+                found, work = receipt.identity
+                work.wait()
+                self._check_identity(message, found)
             receipt.work.wait()
         return receipt.buffer
 
@@ -107,7 +109,7 @@ class _Sending:
 class Outbox:
     """Sends, and keeps each tensor until it is gone.
 
-    ``due`` is the slot (see `program.start_slots`) behind which the receiver must have taken the
+    ``due`` is the slot (see `program.start_slots`) after which the receiver must have taken the
     tensor; then it is waited for, since gloo reports the end of a send only to `wait`.
     """
 
@@ -117,12 +119,13 @@ class Outbox:
 
     def send(self, message: Message, tensor: Tensor, due: int) -> None:
         """Start to send ``tensor`` (of the stream's dtype, else PipelineError)."""
+        # The receiver has made its buffer before; no size or type travels with a tensor.
         if tensor.dtype != self._dtype:
             raise PipelineError(
                 f"pipeline rank {self._rank}: {message} is {tensor.dtype}, but the stream is "
                 f"{self._dtype}"
             )
-        tensors = (tensor.detach().contiguous(),)
+        tensors: tuple[Tensor, ...] = (tensor.detach().contiguous(),)
         if self._debug:
             tensors = (identity(message).to(tensor.device), *tensors)
         with _peer_errors(self._rank, message, tensor):
@@ -132,7 +135,7 @@ class Outbox:
     def reap(self, slot: int) -> None:
         """Let go of the sends that are done or, at ``slot``, overdue."""
         for sending in list(self._pending):
-            if sending.due < slot:
+            if sending.due < slot:  # no deadlock: its receive is posted in a lower slot
                 self._finish(sending)
             elif sending.works[-1].is_completed():  # a channel delivers in order
                 self._pending.remove(sending)
@@ -161,7 +164,7 @@ def _peer_errors(rank: int, message: Message, tensor: Tensor) -> Iterator[None]:
     started = time.time()
     try:
         yield
-    except PipelineError:
+    except PipelineError:  # a RuntimeError, too, but this rank's own
         raise
     except RuntimeError as error:
         raise PeerError(rank, Wait.of(message, rank, tensor.nbytes, started)) from error

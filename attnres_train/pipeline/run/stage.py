@@ -16,13 +16,21 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.transport import Transport
 
 
+class Batch(Protocol):
+    """What the engine has to know of a micro-batch; everything else is between data and chunks."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """[B, T]."""
+
+
 class ChunkOutput(Protocol):
     """What a chunk makes of one micro-batch; tensors are [B, T, D]."""
 
     blocks: dict[int, Tensor]
     """The blocks that it completes."""
     partial: Tensor | None
-    """The open block behind it."""
+    """The open block after it."""
     loss: Tensor | None
     """Last chunk: scalar, the micro-batch's mean loss."""
 
@@ -30,7 +38,7 @@ class ChunkOutput(Protocol):
 OnBlock = Callable[[int, Tensor], None]
 """Told of each block as it is complete, in ascending order."""
 Chunk = Callable[[Any, dict[int, Tensor], Tensor | None, OnBlock], ChunkOutput]
-"""(micro-batch with ``tokens`` [B, T], blocks complete before the chunk, partial, whom to tell of
+"""(a `Batch` of the chunk's own kind, blocks complete before the chunk, partial, whom to tell of
 new blocks) -> output. To tell is optional: it lets blocks leave before the pass is over."""
 
 
@@ -48,7 +56,7 @@ class Stage:
     debug: bool
     """Whether each tensor's identity travels beside it."""
 
-    def buffer(self, batch: Any) -> Tensor:
+    def buffer(self, batch: Batch) -> Tensor:
         """Room for one tensor [B, T, D] of micro-batch ``batch``, not initialised."""
         shape = *batch.tokens.shape, self.hidden_size
         return torch.empty(shape, dtype=self.stream_dtype, device=self.device)

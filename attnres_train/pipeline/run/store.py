@@ -27,6 +27,7 @@ class BlockStore:
     def __init__(self, plan: TransportPlan, rank: int, training: bool) -> None:
         self._plan, self._rank, self._training = plan, rank, training
         self._leaves: dict[tuple[int, int], Tensor] = {}
+        # Not kept with the leaves: a gradient that comes when its block has gone is to be found.
         self._deposits: Counter[tuple[int, int]] = Counter()
         self._bytes = 0
         self.peak_blocks = 0
@@ -40,6 +41,7 @@ class BlockStore:
         leaf = tensor.detach()
         if self._training:
             leaf.requires_grad_()
+            # Called once per backward pass that comes to the leaf, however often it was read there.
             deposits = self._deposits  # not self: leaf and store would keep each other alive
             leaf.register_post_accumulate_grad_hook(lambda _: deposits.update((key,)))
         self._leaves[key] = leaf
@@ -60,6 +62,7 @@ class BlockStore:
     def deposit(self, micro_batch: int, block: int, gradient: Tensor) -> None:
         """Add the gradient that a peer returns; takes ``gradient`` over."""
         leaf = self.leaf(micro_batch, block)
+        # Without autograd, hence without the hook: counted here.
         if leaf.grad is None:
             leaf.grad = gradient
         else:
@@ -70,6 +73,8 @@ class BlockStore:
         """Forget the block and return its gradient; None for a block that nobody reads."""
         key = micro_batch, block
         gradient = self.leaf(micro_batch, block).grad
+        # A gradient that is lost or added twice raises nothing by itself: training would go on,
+        # with wrong numbers. The count is the proof that this one is whole.
         expected = self._plan.expected_deposits(self._rank, block)
         if (found := self._deposits.pop(key, 0)) != expected:
             raise self._error(key, f"is released with {found} gradient deposits, not {expected}")
@@ -86,7 +91,7 @@ class BlockStore:
         for key in self._leaves:
             raise self._error(key, "is still held at the end of the step")
         for key in self._deposits:
-            raise self._error(key, "got a gradient behind its release")
+            raise self._error(key, "got a gradient after its release")
 
     def _error(self, key: tuple[int, int], what: str) -> PipelineError:
         micro_batch, block = key

@@ -23,7 +23,7 @@ class Work(Protocol):
     """A send or receive under way."""
 
     def is_completed(self) -> bool:
-        """Whether it is known to be done. (gloo knows only behind `wait`.)"""
+        """Whether it is known to be done. (gloo knows only after `wait`.)"""
 
     def wait(self) -> object:
         """Block until done: the process on CPU, the current stream on CUDA. Raises RuntimeError
@@ -72,6 +72,7 @@ class P2PTransport:
     ) -> None:
         self._ends: dict[Channel, _End] = {}
         rank = dist.get_rank()
+        # Also those that this process has no part in: to make a group takes all processes.
         for ranks in pipelines:
             for channel in channels:
                 src, dst = ranks[channel.src_rank], ranks[channel.dst_rank]
@@ -84,7 +85,8 @@ class P2PTransport:
         self.bytes_sent = 0
 
     def _connect(self, device: torch.device | str) -> None:
-        """Send one element over every channel, in the same order on every rank."""
+        """Send one element over every channel, in the same order on every rank: each waits for its
+        peer at once, so any other order could deadlock."""
         self.bytes_sent = 0
         for channel, end in self._ends.items():
             start = self.send if end.sends else self.receive
@@ -93,7 +95,7 @@ class P2PTransport:
     def send(self, channel: Channel, tensor: Tensor) -> Work:
         self.bytes_sent += tensor.nbytes
         end = self._ends[channel]
-        return end.group.send([tensor], end.peer, 0)
+        return end.group.send([tensor], end.peer, 0)  # tag 0: a channel is told by its group
 
     def receive(self, channel: Channel, buffer: Tensor) -> Work:
         end = self._ends[channel]
@@ -119,13 +121,14 @@ class Mailboxes:
             self._changed.notify_all()
 
     def reserve(self, channel: Channel) -> tuple[Channel, int]:
-        """A claim, for `take`, on the channel's next tensor that nobody has claimed."""
+        """A claim, for `take`, on the channel's next tensor that nobody has claimed. Like a wire,
+        it fixes which tensor a receive gets when it is posted, not when it is waited for."""
         with self._changed:
             self._reserved[channel] += 1
             return channel, self._reserved[channel] - 1
 
     def take(self, claim: tuple[Channel, int]) -> Tensor:
-        """Wait for the tensor; raises RuntimeError behind the timeout or when closed."""
+        """Wait for the tensor; raises RuntimeError after the timeout or when closed."""
         with self._changed:
             if not self._changed.wait_for(
                 lambda: claim in self._tensors or self._closed, self._timeout

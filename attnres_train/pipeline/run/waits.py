@@ -24,15 +24,21 @@ class Wait:
     """The rank at the other end."""
     num_bytes: int
     since: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch, for the waits of several ranks are compared."""
 
     @classmethod
     def of(cls, message: Message, rank: int, num_bytes: int, since: float) -> Wait:
         """What ``message`` is to ``rank``."""
         src, dst, _ = message.channel
-        direction, peer = ("receive", src) if rank == dst else ("send", dst)
-        made_by, needed_by = str(message.made_by), str(message.action)
-        return cls(direction, message.tensor, made_by, needed_by, peer, num_bytes, since)
+        return cls(
+            direction="receive" if rank == dst else "send",
+            tensor=message.tensor,
+            made_by=str(message.made_by),
+            needed_by=str(message.action),
+            peer=src if rank == dst else dst,
+            num_bytes=num_bytes,
+            since=since,
+        )
 
     def __str__(self) -> str:
         where = f"from rank {self.peer} in {self.made_by}"

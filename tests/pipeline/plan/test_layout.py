@@ -120,6 +120,11 @@ def test_a_heavy_head_leaves_its_rank_few_layers():
     assert layout.bounds == balanced_bounds(costs, 8, 1)
 
 
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=30))
+def test_one_rank_takes_all_layers_however_their_costs_add_up(costs):
+    assert balanced_bounds(costs, 1, 1) == (0, len(costs))
+
+
 def test_balanced_bounds_need_a_layer_per_chunk():
     with pytest.raises(ValueError, match="2 layers into 3 chunks"):
         balanced_bounds([1.0, 1.0], 3, 1)

@@ -17,7 +17,7 @@ SCHEDULES = st.sampled_from([one_f_one_b, gpipe, forward_only])
 
 @settings(deadline=None)
 @given(layouts(), st.integers(1, 9), SCHEDULES)
-def test_slots_come_behind_everything_that_an_action_depends_on(layout, micro_batches, make):
+def test_slots_come_after_everything_that_an_action_depends_on(layout, micro_batches, make):
     schedule = make(layout.num_ranks, layout.num_virtual_stages, micro_batches)
     slots = start_slots(schedule, layout.num_chunks)
     assert slots.keys() == {action for actions in schedule for action in actions}
@@ -39,7 +39,7 @@ def test_what_is_passed_on_goes_at_once_and_what_is_returned_at_last():
     forward, backward = (
         [
             [("to" if program.sends(m) else "from", m.block) for m in place]
-            for place in (step.before, step.inside, step.behind)
+            for place in (step.before, step.inside, step.after)
         ]
         for step in program.steps
     )
@@ -68,7 +68,7 @@ def test_every_message_has_its_place_at_both_ends(layout, micro_batches, make):
             posted += step.posted
             near = {near.action for near in program.steps[: index + 1 + LOOK_AHEAD]}
             assert {message.action for message in posted} <= near
-            for message in (*step.before, *step.inside, *step.behind):
+            for message in (*step.before, *step.inside, *step.after):
                 if program.sends(message):
                     assert message in leaving(plan, step.action) and message not in sent
                     sent.add(message)

@@ -84,7 +84,7 @@ def test_a_block_that_nobody_reads_has_no_gradient():
     assert store.release(0, 4) is None
 
 
-def test_a_gradient_behind_the_release_is_an_error():
+def test_a_gradient_after_the_release_is_an_error():
     store = make_store()
     store.put(0, 1, torch.zeros(1))
     leaf = store.leaf(0, 1)
@@ -94,7 +94,7 @@ def test_a_gradient_behind_the_release_is_an_error():
     with pytest.raises(PipelineError, match=r"block 1 of micro-batch 0.*not held"):
         store.deposit(0, 1, torch.zeros(1))
     leaf.sum().backward()
-    with pytest.raises(PipelineError, match=r"block 1 of micro-batch 0.*behind its release"):
+    with pytest.raises(PipelineError, match=r"block 1 of micro-batch 0.*after its release"):
         store.assert_empty()
 
 
