@@ -21,6 +21,7 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.observe.console import Console
 from attnres_train.observe.hardware import environment, peak_flops
 from attnres_train.observe.plot import LossPlot
@@ -88,7 +89,8 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
     plan = build_plan(config)
     chunks = build_chunks(config, plan, ranks)
     named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
-    optimizer = build_optimizer(named.items(), config.optimizer, ranks.device)
+    rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
+    optimizer = build_optimizer(named.items(), rules, config.optimizer, ranks.device)
     engine = Engine(
         chunks,
         plan,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from attnres_train.config.checks import data_parallel_size
+from attnres_train.config.kinds import resolve
 from attnres_train.config.schema import RunConfig
 
 
@@ -67,18 +68,8 @@ def _model(config: RunConfig) -> str:
 
 
 def _residual(config: RunConfig) -> str:
-    residual = config.model.residual
-    sublayers, size = config.model.num_sublayers, config.model.block_size
-    if residual.kind == "mhc_lite":
-        return f"mhc_lite: {residual.num_streams} streams of {config.model.hidden_size}"
-    if size is None:
-        return "standard: one running sum"
-    blocks = -(-sublayers // size)
-    options = "".join(f"; {key} {getattr(residual, key)}".lower() for key in residual.variations)
-    return (
-        f"{residual.kind}: {sublayers} sublayers / {size} per block = {blocks} "
-        f"blocks, + embedding = {blocks + 1} sources{options}"
-    )
+    kind = resolve("model.residual.kind", config.model.residual.kind)
+    return kind(config.model).summary()
 
 
 def _chunks(layers: Sequence[int]) -> str:
