@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attnres_train.config.kinds import Kind, resolve
-from attnres_train.config.model_schema import ModelConfig
+from attnres_train.config.model_schema import ModelConfig, ResidualConfig
 from attnres_train.errors import UserError
 from attnres_train.model.blocks import Blocks
 from attnres_train.model.parameters import Learned
@@ -25,6 +25,8 @@ class ResidualKind(Kind):
     Sublayers (attention or MLP) count from 1 over the whole model; ``num_sublayers + 1`` stands for
     the read of the output head.
     """
+
+    section: ResidualConfig
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model.residual, "model.residual")
@@ -80,7 +82,7 @@ class ResidualKind(Kind):
         return 0.0
 
     def released(self) -> dict[str, Any]:
-        """What a released ``config.json`` says of it, besides the keys of a model without.
+        """Keys of a released ``config.json`` that say it, besides those of the model.
 
         Raises UserError where weights cannot be exported: released models have no such residual.
         """

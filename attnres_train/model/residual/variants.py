@@ -11,7 +11,7 @@ with fewer than are sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -97,15 +97,19 @@ class DepthVariants(Residual):
         return reader.attend(blocks)
 
 
+class _Count(Protocol):
+    count: int
+
+
 class _WithoutUse(Function):
     """The first tensor as it is; the others get a gradient of zero. The pipeline counts one
     gradient from every block that a chunk is given, also from those outside its windows."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: _Count, first: Tensor, *others: Tensor) -> Tensor:
         ctx.count = len(others)
         return first.view_as(first)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: _Count, grad: Tensor) -> tuple[Tensor, ...]:
         return grad, *(torch.zeros_like(grad) for _ in range(ctx.count))
