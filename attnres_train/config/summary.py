@@ -48,6 +48,7 @@ def derived(
         f"{_count(replicas, 'data-parallel replica')}",
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
+        "optimizer": _optimizer(config),
         "learning rate": _learning_rate(config),
     }
 
@@ -70,6 +71,11 @@ def _model(config: RunConfig) -> str:
 def _residual(config: RunConfig) -> str:
     kind = resolve("model.residual.kind", config.model.residual.kind)
     return kind(config.model).summary()
+
+
+def _optimizer(config: RunConfig) -> str:
+    kind = resolve("optimizer.kind", config.optimizer.kind)
+    return kind(config.optimizer, "optimizer").summary()
 
 
 def _chunks(layers: Sequence[int]) -> str:

@@ -181,7 +181,10 @@ def _last_is_one(tensor: Tensor, rng: Generator) -> None:
 
 class HyperConnectionsKind(ResidualKind):
     """Hyper-connections, mHC-lite (arXiv 2601.05732): `num_streams` streams, which every sublayer
-    reads, mixes and writes by learned maps of their content (formulas in `hyper_connections`)."""
+    reads, mixes and writes by learned maps of their content.
+
+    Formulas are in `hyper_connections`.
+    """
 
     implementation = _HERE + "hyper_connections:HyperConnections"
 
