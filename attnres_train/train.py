@@ -16,6 +16,7 @@ from attnres_train.data.prepare import prepare, read_prepared
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.observe.build import build_observers
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
@@ -72,7 +73,8 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
     plan = build_plan(config)
     chunks = build_chunks(config, plan, ranks)
     named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
-    optimizer = build_optimizer(named.items(), config.optimizer, ranks.device)
+    rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
+    optimizer = build_optimizer(named.items(), rules, config.optimizer, ranks.device)
     kind: PipelineSchedule = kind_of(config, "pipeline.schedule")
     engine = Engine(
         chunks,

@@ -27,6 +27,7 @@ from attnres_train.config import load_config
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.pipeline.run.engine import Engine
@@ -71,7 +72,8 @@ class Run:
         init_weights(self.chunk, seed=0)
         named = dict(self.chunk.named_parameters())
         self.parameters = list(named.values())
-        self.optimizer = build_optimizer(named.items(), self.config.optimizer, "cpu")
+        rules = parameter_rules(self.chunk)
+        self.optimizer = build_optimizer(named.items(), rules, self.config.optimizer, "cpu")
         transport = MailboxTransport(Mailboxes(timedelta(seconds=1)))
         plan = build_plan(self.config)
         self.engine = Engine({0: self.chunk}, plan, 0, transport, model.stream_size, torch.float32)

@@ -22,7 +22,7 @@ ALLOWED = {
     "pipeline.plan": ("config.kinds", "model.blocks"),
     "pipeline.run": ("pipeline.plan",),
     "parallel": ("config",),
-    "optim": ("config", "model.naming"),
+    "optim": ("config", "model.naming", "model.parameters"),
     "data": ("config",),
     "checkpoint": ("config", "model.naming"),
     "observe": ("config", "model.naming"),
@@ -96,7 +96,8 @@ def test_heavy_and_optional_packages_are_lazy(module: str) -> None:
 
 def test_bare_imports_load_no_torch() -> None:
     planning = [name for name in modules() if within(name, PLANNING)]
-    names = ["", ".config", ".model.blocks", *(f".{name}" for name in planning)]
+    kinds = [".model.residual.kinds", ".model.parameters", ".optim.kinds"]
+    names = ["", ".config", ".model.blocks", *kinds, *(f".{name}" for name in planning)]
     code = "".join(f"import attnres_train{name}\n" for name in names)
     code += "import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ Kimi-K3) and the model section of a run's configuration, one against the other."
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,13 @@ _BLOCK_SIZE = "attn_res_block_size"
 _LOWER_BOUND = "gate_lower_bound"
 
 
-def released_config(model: ModelConfig, context_length: int) -> dict[str, Any]:
+def released_config(
+    model: ModelConfig, context_length: int, residual: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of ``config.json`` for ``model``, trained on ``context_length`` tokens.
 
-    Layers count from 1. ``attn_res_block_size``, in decoder layers, is there where blocks are, and
-    ``gate_lower_bound`` where the gate of KDA has one.
-    Raises UserError where blocks do not consist of whole layers: the key cannot say so.
+    Layers count from 1. ``residual`` are the keys that say the residual, of its kind
+    (`ResidualKind.released`); ``gate_lower_bound`` is there where the gate of KDA has one.
     """
     same = {theirs: _ours(model, ours) for theirs, ours in _SAME.items()}
     linear = {k.partition(".")[2]: value for k, value in same.items() if "." in k}
@@ -81,22 +82,19 @@ def released_config(model: ModelConfig, context_length: int) -> dict[str, Any]:
     config["head_dim"] = model.hidden_size // model.mla.num_heads
     config["initializer_range"] = model.initializer_range
     config["model_max_length"] = context_length
-    if model.block_size is not None:
-        config[_BLOCK_SIZE] = _layers_per_block(model)
-    return dict(sorted(config.items()))
+    return dict(sorted((config | dict(residual)).items()))
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def left_unsaid(model: ModelConfig) -> list[str]:
-    """Values of ``model`` that have no key in ``config.json`` and are not what readers assume."""
-    notes = []
+def left_unsaid(model: ModelConfig, residual: Iterable[str]) -> list[str]:
+    """Values of ``model`` that have no key in ``config.json`` and are not what readers assume; of
+    its residual those that the kind says (`ResidualKind.unsaid`)."""
+    notes = list(residual)
     if model.mla.kv_norm_eps != model.norm_eps:
-        notes.append(f"model.mla.kv_norm_eps is {model.mla.kv_norm_eps:g}")
-    if model.block_size is not None and model.residual.norm_eps != model.norm_eps:
-        notes.append(f"model.residual.norm_eps is {model.residual.norm_eps:g}")
+        notes.insert(0, f"model.mla.kv_norm_eps is {model.mla.kv_norm_eps:g}")
     return [f"{note}, but {CONFIG} has rms_norm_eps {model.norm_eps:g} alone" for note in notes]
 
 
@@ -136,7 +134,7 @@ def _differences(theirs: dict[str, Any], model: ModelConfig) -> Iterator[str]:
         )
     layers_per_block = found.get(_BLOCK_SIZE)
     if layers_per_block is not None and 2 * layers_per_block != model.block_size:
-        sublayers = model.block_size or "none: model.residual.kind is standard"
+        sublayers = model.block_size or f"none: model.residual.kind is {model.residual.kind}"
         yield (
             f"{_BLOCK_SIZE} is {layers_per_block} decoder layers, that is "
             f"model.residual.block_size {2 * layers_per_block}, but the config's is {sublayers}"
@@ -151,14 +149,3 @@ def _layers(model: ModelConfig) -> dict[str, list[int]]:
     full = [i + 1 for i in range(model.num_layers) if model.is_full_attention(i)]
     kda = [i + 1 for i in range(model.num_layers) if not model.is_full_attention(i)]
     return {"full_attn_layers": full, "kda_layers": kda}
-
-
-def _layers_per_block(model: ModelConfig) -> int:
-    layers, half = divmod(model.block_size, 2)
-    if half:
-        raise UserError(
-            f"blocks of {model.block_size} sublayers (model.residual) cannot be exported: "
-            f"{_BLOCK_SIZE} counts decoder layers of two sublayers each, so readers need an even "
-            "model.residual.block_size"
-        )
-    return layers

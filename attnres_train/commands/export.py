@@ -21,6 +21,7 @@ from attnres_train.config.saved import saved_config
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.residual.kind import residual_kind
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +35,8 @@ def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
         raise UserError(f"{target} exists already: name a new folder, or remove it")
     manifest = read_manifest(step_folder)
     config = saved_config(manifest.extras["config"], step_folder / META)
-    description = released_config(config.model, config.train.seq_length)
+    kind = residual_kind(config.model)
+    description = released_config(config.model, config.train.seq_length, kind.released())
     layout = released_layout(config.model)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -43,7 +45,7 @@ def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
     files = write_weights(unfinished, layout, load, file_bytes=file_bytes)
     write_config(unfinished, description)
     unfinished.rename(folder)
-    for note in left_unsaid(config.model):
+    for note in left_unsaid(config.model, kind.unsaid()):
         print(f"note: {note}")
     print(f"exported {count_of(layout)} of {step_folder} to {folder}, files: {files}")
     return 0
@@ -54,13 +56,7 @@ def released_layout(model: ModelConfig) -> dict[str, Tensor]:
 
     Raises UserError for a residual that no released model has.
     """
-    residual = model.residual
-    if residual.kind in ("dense_former", "mhc_lite") or residual.variations:
-        key = (residual.variations or ["kind"])[0]
-        raise UserError(
-            f"model.residual.{key} is {str(getattr(residual, key)).lower()}, which released models "
-            "do not know: only Attention Residuals as in the paper, or none, are exchanged"
-        )
+    residual_kind(model).check_exchange()
     chunk = ModelChunk(model, 0, model.num_layers, device="meta")
     named = released_tensors(chunk.state_dict().items())
     return {name: tensor.to(released_dtype(name)) for name, tensor in named}

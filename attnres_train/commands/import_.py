@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +21,15 @@ from attnres_train.config.saved import load_saved
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.init import initial_value
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import ParameterRule, parameter_rules
+from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.build import build_optimizer
 from attnres_train.run_state import Progress
 from attnres_train.train import PARAMETER_DTYPE
 
 _MASTER = f"{OPTIMIZER}master."
-_DEPTH_READ = ("_res_proj.weight", "_res_norm.weight")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,15 +47,17 @@ def import_weights(
         raise UserError(f"{run_folder} has checkpoints already: choose another run.name")
     check_same_model(Path(folder), config.model)
     weights, layout = ReleasedWeights(Path(folder)), released_layout(config.model)
-    depth_reads = [name for name in layout if name.endswith(_DEPTH_READ)]
-    fresh = [] if any(name in weights.tensors for name in depth_reads) else depth_reads
-    weights.check_fit({name: t for name, t in layout.items() if name not in set(fresh)})
-    state = _training_state(config)
+    chunk = _chunk_on_meta(config)
+    reads = _rules_of_reads(chunk)
+    fresh = {} if any(name in weights.tensors for name in reads) else reads
+    weights.check_fit({name: tensor for name, tensor in layout.items() if name not in fresh})
+    start = Start(weights, fresh, config)
+    state = _training_state(chunk, config)
     path = save_streamed(
         run_folder / "checkpoints",
         0,
         state,
-        lambda name: _value(name, state[name], weights),
+        lambda name: start.value(name, state[name]),
         {"progress": vars(Progress()), "config": config.model_dump(mode="json")},
         keep_last=config.checkpoint.keep_last,
         file_bytes=file_bytes,
@@ -60,29 +65,52 @@ def import_weights(
     save_config(config, run_folder / "config.yaml")
     print(f"imported {count_of(layout)} of {folder} as {path}")
     if fresh:
-        print(
-            f"{len(fresh)} tensors of Attention Residuals are not there and start afresh, queries "
-            "at zero: reads are means of the blocks then, not their sum as in the released model, "
-            "which has to be trained to fit"
-        )
+        print(f"{len(fresh)} tensors of {residual_kind(config.model).started_afresh()}")
     return 0
 
 
-def _training_state(config: RunConfig) -> dict[str, Tensor]:
-    """Everything a checkpoint of the run holds, on the meta device."""
+def _chunk_on_meta(config: RunConfig) -> ModelChunk:
+    """The whole model."""
     dtype = PARAMETER_DTYPE[config.train.precision]
-    chunk = ModelChunk(config.model, 0, config.model.num_layers, device="meta", dtype=dtype)
-    optimizer = build_optimizer(chunk.named_parameters(), config.optimizer, "meta")
+    return ModelChunk(config.model, 0, config.model.num_layers, device="meta", dtype=dtype)
+
+
+def _rules_of_reads(chunk: ModelChunk) -> dict[str, ParameterRule]:
+    """Rules of what the reads of the residual stream learn, by released name."""
+    named = dict(chunk.named_parameters())
+    return {
+        released: rule
+        for name, rule in chunk.read_rules().items()
+        for released, _ in released_tensors([(name, named[name])])
+    }
+
+
+def _training_state(chunk: ModelChunk, config: RunConfig) -> dict[str, Tensor]:
+    """Everything a checkpoint of the run holds, on the meta device."""
+    rules = parameter_rules(chunk)
+    optimizer = build_optimizer(chunk.named_parameters(), rules, config.optimizer, "meta")
     return training_state(chunk.state_dict().items(), optimizer, released_tensors)
 
 
-def _value(name: str, tensor: Tensor, weights: ReleasedWeights) -> Tensor:
-    """What ``tensor`` of the training state starts as."""
-    weight = name.removeprefix(_MASTER)
-    if weight in weights.tensors:
-        return weights.read(weight).to(tensor.dtype).reshape(tensor.shape)
-    fill = 1 if weight.endswith("_res_norm.weight") and not weight.startswith(OPTIMIZER) else 0
-    return torch.full(tensor.shape, fill, dtype=tensor.dtype)
+class Start(NamedTuple):
+    """Where the tensors of step 0 come from: ``weights``, the rules of ``fresh`` ones by released
+    name; all others are zero."""
+
+    weights: ReleasedWeights
+    fresh: dict[str, ParameterRule]
+    config: RunConfig
+
+    def value(self, name: str, tensor: Tensor) -> Tensor:
+        """What ``tensor`` of the training state starts as."""
+        weight = name.removeprefix(_MASTER)
+        if weight in self.weights.tensors:
+            return self.weights.read(weight).to(tensor.dtype).reshape(tensor.shape)
+        if weight in self.fresh:
+            seed = self.config.run.seed
+            value = initial_value(self.fresh[weight], weight, tensor.shape, seed)
+            # A master is a copy of the parameter, in the parameter's precision.
+            return value.to(PARAMETER_DTYPE[self.config.train.precision]).to(tensor.dtype)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
 def _load_config(run: Path, overrides: list[str]) -> RunConfig:

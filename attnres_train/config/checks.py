@@ -77,24 +77,8 @@ def _model(config: RunConfig) -> Problems:
 
 
 def _residual(config: RunConfig) -> Problems:
-    model, residual = config.model, config.model.residual
-    for key in residual.variations:
-        name = f"model.residual.{key} is {str(getattr(residual, key)).lower()}"
-        if residual.kind not in ("full", "block"):
-            yield (
-                f"{name}, but model.residual.kind {residual.kind} has no attention over depth: "
-                "remove it, or choose kind full or block"
-            )
-        elif residual.scores == "bias" and key in ("query", "key_norm"):
-            yield (
-                f"{name}, but with model.residual.scores bias there are neither queries nor keys: "
-                "remove one of the two"
-            )
-    if model.hidden_size % residual.num_heads:
-        yield (
-            f"model.residual.num_heads is {residual.num_heads}, but model.hidden_size "
-            f"{model.hidden_size} is not divisible by it"
-        )
+    kind = resolve("model.residual.kind", config.model.residual.kind)
+    yield from kind(config.model).check(config)
 
 
 def _split(config: RunConfig) -> str:
@@ -156,9 +140,7 @@ def _batch(config: RunConfig, world_size: int | None) -> Problems:
 
 
 def _optimisation(config: RunConfig) -> Problems:
-    betas = config.optimizer.betas
-    if not all(0 <= beta < 1 for beta in betas):
-        yield f"optimizer.betas is {list(betas)}: both must be at least 0 and below 1"
+    yield from kind_of(config, "optimizer.kind").check(config)
     yield from kind_of(config, "lr_schedule.kind").check(config)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from attnres_train.config.kinds import KindName, KindOptions, NoOptions, OptionsOf
+from attnres_train.config.kinds import KindName, KindOptions, NoOptions, OptionsOf, resolve
 from attnres_train.config.section import Section
 
 
@@ -152,11 +152,14 @@ class ModelConfig(Section):
     @property
     def block_size(self) -> int | None:
         """Sublayers per block; None for a stream without blocks (see `model.blocks.Blocks`)."""
-        sizes = {"full": 1, "block": self.residual.block_size, "dense_former": 2}
-        return sizes.get(self.residual.kind)
+        return self._residual_kind.block_size
 
     @property
     def stream_size(self) -> int:
         """Numbers per token of a block or partial: what crosses a pipeline boundary."""
-        streams = self.residual.num_streams if self.residual.kind == "mhc_lite" else 1
-        return streams * self.hidden_size
+        return self._residual_kind.stream_size
+
+    @property
+    def _residual_kind(self) -> Any:
+        """The `ResidualKind`, which lies above: found by name, never imported by this module."""
+        return resolve("model.residual.kind", self.residual.kind)(self)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from attnres_train.config.checks import data_parallel_size
-from attnres_train.config.kinds import kind_of
+from attnres_train.config.kinds import kind_of, resolve
 from attnres_train.config.schema import RunConfig
 
 
@@ -48,6 +48,7 @@ def derived(
         f"{_count(replicas, 'data-parallel replica')}",
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
+        "optimizer": _optimizer(config),
         "learning rate": kind_of(config, "lr_schedule.kind").summary(config),
     }
 
@@ -68,18 +69,13 @@ def _model(config: RunConfig) -> str:
 
 
 def _residual(config: RunConfig) -> str:
-    residual = config.model.residual
-    sublayers, size = config.model.num_sublayers, config.model.block_size
-    if residual.kind == "mhc_lite":
-        return f"mhc_lite: {residual.num_streams} streams of {config.model.hidden_size}"
-    if size is None:
-        return "standard: one running sum"
-    blocks = -(-sublayers // size)
-    options = "".join(f"; {key} {getattr(residual, key)}".lower() for key in residual.variations)
-    return (
-        f"{residual.kind}: {sublayers} sublayers / {size} per block = {blocks} "
-        f"blocks, + embedding = {blocks + 1} sources{options}"
-    )
+    kind = resolve("model.residual.kind", config.model.residual.kind)
+    return kind(config.model).summary()
+
+
+def _optimizer(config: RunConfig) -> str:
+    kind = resolve("optimizer.kind", config.optimizer.kind)
+    return kind(config.optimizer, "optimizer").summary()
 
 
 def _chunks(layers: Sequence[int]) -> str:

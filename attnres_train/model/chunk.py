@@ -1,5 +1,5 @@
 """A model chunk: a contiguous run of decoder layers, with the embedding before the first layer of
-the model and the output head behind the last. A whole model is one chunk.
+the model and the output head after the last. A whole model is one chunk.
 
 Shapes: B samples, T tokens, D hidden size, V vocabulary, E experts.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.head import linear_cross_entropy
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual.variants import residual_of
+from attnres_train.model.parameters import ParameterRule, normal
+from attnres_train.model.residual.kind import residual_kind
+from attnres_train.model.residual.reads import Read
 
 _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
@@ -33,7 +36,7 @@ class ChunkOutput:
     """What a chunk hands on.
 
     ``blocks``: the blocks that it completed, [B, T, D] each (block 0, the embedding, is the first
-    chunk's). ``partial``: the open block behind it, [B, T, D], or None. ``loss``: of the last
+    chunk's). ``partial``: the open block after it, [B, T, D], or None. ``loss``: of the last
     chunk, a scalar in fp32 (fp64).
     """
 
@@ -52,7 +55,7 @@ class ModelChunk(nn.Module):
     ``dtype``), ``autocast_dtype`` that of matmuls (by torch.autocast; default: no autocast of its
     own). ``recompute`` is `train.recompute`: with
     ``full`` each decoder layer keeps its inputs only and is rerun in the backward pass, with
-    ``selective`` what is read from the stream, and the norm behind it.
+    ``selective`` what is read from the stream, and the norm after it.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class ModelChunk(nn.Module):
                 f"layers {first_layer}..{last_layer} do not lie in a model of {config.num_layers}"
             )
         self.config = config
-        self.residual = residual_of(config)
+        self.residual = residual_kind(config).build()
         self.plan = self.residual.plan
+        self.output_read = Read(self.residual, config.num_sublayers + 1, _OUTPUT_READ)
         self.first_layer, self.last_layer = first_layer, last_layer
         self.recompute = recompute
         self.stream_dtype = stream_dtype
@@ -95,11 +99,29 @@ class ModelChunk(nn.Module):
             {str(i): DecoderLayer(config, i) for i in range(self.first_layer, self.last_layer)}
         )
         if self.is_last:
-            output = config.num_sublayers + 1
-            for name, learned in self.residual.learned(_OUTPUT_READ, output).items():
-                setattr(self, name, learned)
+            self.output_read.create(self)
             self.norm = RMSNorm(hidden, config.norm_eps)
             self.lm_head = nn.Linear(hidden, config.vocab_size, bias=False)
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        """Of embedding, head and what the head's read learns. The first two are tables of vectors
+        to the optimizer, no maps (Moonlight, arXiv 2502.16982, section 2.2)."""
+        table = ParameterRule(normal(std))
+        ends = dict.fromkeys(("embed_tokens.weight", "lm_head.weight"), table)
+        return ends | self.output_read.rules()
+
+    def read_rules(self) -> dict[str, ParameterRule]:
+        """Rules of what all reads of the stream learn, by parameter name."""
+        rules = self.output_read.rules() if self.is_last else {}
+        for layer in self.decoder_layers:
+            own = layer.parameter_rules(self.config.initializer_range)
+            rules |= {f"layers.{layer.index}.{name}": rule for name, rule in own.items()}
+        return rules
+
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers, in model order."""
+        return cast("list[DecoderLayer]", list(self.layers.values()))
 
     @property
     def is_first(self) -> bool:
@@ -162,7 +184,7 @@ class ModelChunk(nn.Module):
         partial: Tensor | None,
         on_block: OnBlock | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """All blocks complete behind the chunk's layers, and the open one."""
+        """All blocks complete after the chunk's layers, and the open one."""
         sources = self._known_blocks(blocks)
         if self.is_first:
             embedding = self.embed_tokens(batch.tokens)
@@ -183,7 +205,7 @@ class ModelChunk(nn.Module):
 
     def _segments(self) -> list[list[DecoderLayer]]:
         """The layers that are run, and that share phase 1, together."""
-        layers = list(self.layers.values())
+        layers = self.decoder_layers
         return [[layer] for layer in layers] if self.recompute == "full" else [layers]
 
     def _walk(
@@ -194,7 +216,7 @@ class ModelChunk(nn.Module):
         cu_seqlens: Tensor | None,
         on_block: OnBlock | None = None,
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
-        """All blocks behind ``layers``, the partial, and the layers' router loads. Free of side
+        """All blocks after ``layers``, the partial, and the layers' router loads. Free of side
         effects but for ``on_block``, so that it can be rerun."""
         readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
         stream = self.residual.stream(readers, blocks, partial)
@@ -208,8 +230,7 @@ class ModelChunk(nn.Module):
 
     def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         """The input [B, T, D] of the head: the read of the whole stream, then the final norm."""
-        reader = self.residual.reader(self, _OUTPUT_READ)
-        h = self.residual.end(reader, sources, partial)
+        h = self.residual.end(self.output_read.reader(self), sources, partial)
         return self.norm(h).to(self.norm.weight.dtype)
 
     def _known_blocks(self, blocks: Mapping[int, Tensor]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from attnres_train.model.kda.layer import kda_flops_per_token
 from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe.layer import moe_flops_per_token
-from attnres_train.model.residual.variants import residual_of
+from attnres_train.model.residual.kind import residual_kind
 
 
 def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) -> dict[str, float]:
@@ -32,7 +32,7 @@ def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) ->
 
 
 def head_flops_per_token(config: ModelConfig) -> dict[str, float]:
-    """Forward FLOPs per token behind the last layer: ``head``, the output projection, and
+    """Forward FLOPs per token after the last layer: ``head``, the output projection, and
     ``depth_reads``, the read of the whole stream before it."""
     parts = {"head": 2.0 * config.hidden_size * config.vocab_size}
     return parts | _depth_reads(config, config.num_sublayers + 1)
@@ -84,7 +84,5 @@ def mean_document_length(batch: MicroBatch) -> float:
 
 def _depth_reads(config: ModelConfig, *sublayers: int) -> dict[str, float]:
     """What ``sublayers`` read from the stream and write to it, but for the standard sum."""
-    if config.residual.kind == "standard":
-        return {}
-    residual = residual_of(config)
-    return {"depth_reads": sum(map(residual.flops, sublayers))}
+    flops = sum(map(residual_kind(config).flops, sublayers))
+    return {"depth_reads": flops} if flops else {}

@@ -12,8 +12,10 @@ from attnres_train.model.mla import MultiHeadLatentAttention
 from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
+from attnres_train.model.parameters import ParameterRule
+from attnres_train.model.residual.kind import residual_kind
+from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import ResidualStream
-from attnres_train.model.residual.variants import residual_of
 
 _READS = ("self_attention_res", "mlp_res")
 """Prefixes of the names of what the two reads learn."""
@@ -23,14 +25,15 @@ class DecoderLayer(nn.Module):
     """Decoder layer ``index`` (0-based): sublayers ``2 * index + 1`` and ``2 * index + 2``.
 
     Attention is KDA or MLA, the MLP dense (`mlp`) or experts (`block_sparse_moe`), by the config.
-    What the two reads of the stream learn, if anything, depends on the residual (`residual_of`).
+    What the two reads of the stream learn, if anything, is up to the residual's kind.
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.index = index
+        self.config, self.index = config, index
         self.input_layernorm = RMSNorm(hidden, config.norm_eps)
+        self.self_attn: MultiHeadLatentAttention | KimiDeltaAttention
         if config.is_full_attention(index):
             self.self_attn = MultiHeadLatentAttention(hidden, config.mla)
         else:
@@ -40,10 +43,13 @@ class DecoderLayer(nn.Module):
             self.mlp = SwiGLU(hidden, config.intermediate_size)
         else:
             self.block_sparse_moe = MixtureOfExperts(hidden, config.moe)
-        self.residual = residual_of(config)
-        for prefix, sublayer in zip(_READS, self.sublayers, strict=True):
-            for name, learned in self.residual.learned(prefix, sublayer).items():
-                setattr(self, name, learned)
+        residual = residual_kind(config).build()
+        self.reads = [
+            Read(residual, sublayer, prefix)
+            for sublayer, prefix in zip(self.sublayers, _READS, strict=True)
+        ]
+        for read in self.reads:
+            read.create(self)
 
     @property
     def sublayers(self) -> tuple[int, int]:
@@ -52,8 +58,12 @@ class DecoderLayer(nn.Module):
 
     def depth_readers(self) -> dict[int, Any]:
         """The layer's reads that learn something, by sublayer."""
-        readers = (self.residual.reader(self, prefix) for prefix in _READS)
-        return {i: r for i, r in zip(self.sublayers, readers, strict=True) if r is not None}
+        readers = {read.sublayer: read.reader(self) for read in self.reads}
+        return {sublayer: reader for sublayer, reader in readers.items() if reader is not None}
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        """Of what the two reads learn."""
+        return {name: rule for read in self.reads for name, rule in read.rules().items()}
 
     def forward(self, stream: ResidualStream, cu_seqlens: Tensor | None) -> Tensor | None:
         """Read, transform, write, twice. Returns the router's load, int64 [E] (None when dense)."""

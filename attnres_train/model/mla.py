@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attnres_train.config.model_schema import MLAConfig
 from attnres_train.model.norm import RMSNorm
+from attnres_train.model.parameters import ParameterRule, matrices
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -50,6 +51,10 @@ class MultiHeadLatentAttention(nn.Module):
         k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)], dim=-1)
         o = causal_attention(q, k, v, cu_seqlens)
         return self.o_proj(o.reshape(batch, length, -1))
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        projections = ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+        return matrices(std, (f"{name}.weight" for name in projections))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnres_train.model.parameters import ParameterRule, matrices
+
 
 class SwiGLU(nn.Module):
     """``down(silu(gate(x)) * up(x))`` without biases, [..., D] -> [..., D]."""
@@ -17,6 +19,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        return matrices(std, (f"{x}_proj.weight" for x in ("gate", "up", "down")))
 
 
 def swiglu_flops_per_token(hidden_size: int, intermediate_size: int) -> float:

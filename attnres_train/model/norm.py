@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnres_train.model.parameters import ParameterRule, constant
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``weight * x / rms(x)`` over the last dimension, [..., d] -> [..., d].
@@ -28,6 +30,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        return {"weight": ParameterRule(constant(1.0))}
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"

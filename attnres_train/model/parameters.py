@@ -1,16 +1,22 @@
 """What is to be known of a parameter besides its values: how it begins and how it is updated.
 
-Pure Python but for what an initialiser does when it is called.
+A module that owns parameters tells their rules in a method ``parameter_rules``; what the reads of
+the residual stream learn has those of the residual's kind. Pure Python but for what an initialiser
+does when it is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from attnres_train.model.chunk import ModelChunk
+    from attnres_train.model.layer import DecoderLayer
 
 Initialiser = Callable[["Tensor", "Generator"], object]
 """Fills an fp32 tensor of the parameter's shape in place; draws, if it does, from the generator."""
@@ -37,10 +43,7 @@ class Learned:
 
     @property
     def num_elements(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
 
 def constant(value: float) -> Initialiser:
@@ -56,3 +59,48 @@ def normal(std: float) -> Initialiser:
 def uniform(bound: float) -> Initialiser:
     """U(-``bound``, ``bound``)."""
     return lambda tensor, rng: tensor.uniform_(-bound, bound, generator=rng)
+
+
+def matrices(std: float, names: Iterable[str]) -> dict[str, ParameterRule]:
+    """Rules of linear maps that begin as N(0, ``std``^2)."""
+    return dict.fromkeys(names, ParameterRule(normal(std), is_matrix=True))
+
+
+@runtime_checkable
+class OwnsParameters(Protocol):
+    """A module that has rules for parameters of its own, or of modules below it."""
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        """Rules by the names of parameters from here; ``std`` is `model.initializer_range`."""
+        ...
+
+
+def parameter_rules(module: ModelChunk | DecoderLayer) -> dict[str, ParameterRule]:
+    """The one rule of every parameter of ``module``, by name and in their order: what it and the
+    modules below it say that they own (`OwnsParameters`).
+
+    Raises ValueError for a parameter that has no rule or two.
+    """
+    rules: dict[str, ParameterRule] = {}
+    owners: dict[str, OwnsParameters] = {}
+    for place, part in module.named_modules():
+        if not isinstance(part, OwnsParameters):
+            continue
+        prefix = f"{place}." if place else ""
+        owners[prefix] = part
+        for name, rule in part.parameter_rules(module.config.initializer_range).items():
+            if prefix + name in rules:
+                raise ValueError(
+                    f"parameter {prefix + name!r} has two rules, one of {type(part).__name__}"
+                )
+            rules[prefix + name] = rule
+    names = [name for name, _ in module.named_parameters()]
+    for name in names:
+        if name not in rules:
+            near = max((prefix for prefix in owners if name.startswith(prefix)), key=len)
+            owner = type(owners[near])
+            raise ValueError(
+                f"parameter {name!r} has no rule: let {owner.__module__}.{owner.__name__}."
+                "parameter_rules say how it begins and whether it is a matrix and decays"
+            )
+    return {name: rules[name] for name in names}

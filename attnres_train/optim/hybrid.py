@@ -1,4 +1,4 @@
-"""Muon and AdamW behind one interface, with fp32 masters for half-precision parameters."""
+"""Several torch optimizers as one, with fp32 masters for half-precision parameters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-
-_STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 def make_masters(params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -25,6 +23,10 @@ class HybridOptimizer:
     A parameter that has a master of its own is updated through it: its gradient is upcast, the
     result rounded back. A gradient that is None counts as zero, and ``parts`` come with their state
     created: names and values of the state do not depend on which parameters took part in a step.
+
+    State is saved whole or not at all: ``step``, which all parameters share, and tensors of the
+    parameter's shape that stay the same objects. Anything else raises ValueError, here or in the
+    first step that brings it.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class HybridOptimizer:
         self._parts = parts
         self.steps = torch.zeros((), dtype=torch.int64)
         """Updates done so far, int64 []. Saved, and loaded in place, like the state tensors."""
+        self._state = list(self._find_state())
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -47,6 +50,7 @@ class HybridOptimizer:
         for part in self._parts:
             self._prepare(part, lr)
             part.step()
+        self._check_state()
         self.steps += 1
         for name, master in self._own_masters():
             self._params[name].copy_(master)
@@ -61,10 +65,13 @@ class HybridOptimizer:
     def _prepare(self, part: torch.optim.Optimizer, lr: float) -> None:
         for group in part.param_groups:
             group["lr"] = lr
-        # AdamW counts its steps per parameter; one count is saved, and written to all of them here.
+        # torch counts steps per parameter; one count is saved, and written to all of them here.
         for state in part.state.values():
-            if "step" in state:
-                state["step"].fill_(int(self.steps))
+            step = state.get("step")
+            if isinstance(step, Tensor):
+                step.fill_(int(self.steps))
+            elif step is not None:
+                state["step"] = int(self.steps)
 
     def zero_grad(self) -> None:
         """Free all gradients."""
@@ -74,11 +81,32 @@ class HybridOptimizer:
     def state_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """(parameter name, state key, tensor of the parameter's shape) of the whole state, in a
         fixed order. The tensors are the live ones: load into them in place."""
+        yield from self._state
+        yield from ((name, "master", master) for name, master in self._own_masters())
+
+    def _find_state(self) -> Iterator[tuple[str, str, Tensor]]:
         states = {id(param): state for part in self._parts for param, state in part.state.items()}
         for name, master in self._masters.items():
-            state = states[id(master)]
-            yield from ((name, key, state[key]) for key in _STATE_KEYS if key in state)
-        yield from ((name, "master", master) for name, master in self._own_masters())
+            for key, value in states.get(id(master), {}).items():
+                if key == "step" or value is None:
+                    continue
+                if not (isinstance(value, Tensor) and value.shape == master.shape):
+                    raise ValueError(
+                        f"the optimizer's state {key!r} of {name} is not of the parameter's shape "
+                        f"{tuple(master.shape)}: it could be neither saved nor restored"
+                    )
+                yield name, key, value
+
+    def _check_state(self) -> None:
+        """Raise ValueError unless the state is made of the very tensors that are saved."""
+        known = {(name, key): tensor for name, key, tensor in self._state}
+        for name, key, tensor in self._find_state():
+            if known.get((name, key)) is not tensor:
+                raise ValueError(
+                    f"the optimizer's state {key!r} of {name} came with a step or was replaced in "
+                    "it, and would not be saved: name it in `states` of the optimizer's kind, and "
+                    "change it in place"
+                )
 
     def _own_masters(self) -> Iterator[tuple[str, Tensor]]:
         for name, master in self._masters.items():

@@ -6,13 +6,19 @@ Shapes: A rows, B columns of a matrix; N matrices of one shape in a batch; E exp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from attnres_train.config.schema import OptimizerConfig
+
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_NS_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+# Newton-Schulz wants few large launches on a GPU; on a CPU, batches beyond its cache cost a third.
+_GPU_BATCH, _CPU_BATCH = 2**26, 2**18
 
 
 def newton_schulz(g_NAB: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -76,7 +82,8 @@ class Muon(torch.optim.Optimizer):
             self.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update. A closure is not called: gradients are there."""
         for group in self.param_groups:
             for param in group["params"]:
                 self.state[param]["momentum_buffer"].mul_(group["momentum"]).add_(param.grad)
@@ -100,6 +107,7 @@ class Muon(torch.optim.Optimizer):
             yield batch
 
     def _pieces(self, param: Tensor, matrices: int) -> Iterator[_Piece]:
+        assert param.grad is not None
         tensors = (param, param.grad, self.state[param]["momentum_buffer"])
         stacks = (tensor.view(-1, *param.shape[-2:]).split(matrices) for tensor in tensors)
         return map(_Piece._make, zip(*stacks, strict=True))
@@ -112,3 +120,20 @@ class Muon(torch.optim.Optimizer):
         parts = update.split([len(piece.weight) for piece in batch])
         for piece, part in zip(batch, parts, strict=True):
             piece.weight.mul_(1 - lr * group["weight_decay"]).add_(part, alpha=-lr * scale)
+
+
+def make_muon(
+    params: list[Tensor], weight_decay: float, config: OptimizerConfig, device: torch.device | str
+) -> Muon:
+    """Muon over ``params`` with the options of a configuration."""
+    is_cuda = torch.device(device).type == "cuda"
+    auto = "bf16" if is_cuda else "fp32"
+    return Muon(
+        params,
+        config.lr,
+        momentum=config.momentum,
+        weight_decay=weight_decay,
+        ns_steps=config.ns_steps,
+        ns_dtype=_NS_DTYPES[auto if config.ns_dtype == "auto" else config.ns_dtype],
+        max_batch_elements=_GPU_BATCH if is_cuda else _CPU_BATCH,
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from attnres_train.config.model_schema import KDAConfig, MLAConfig, ModelConfig, MoEConfig
 from attnres_train.config.schema import RunConfig
@@ -17,7 +17,9 @@ from attnres_train.model.flops import (
     recomputed_flops,
 )
 from attnres_train.model.layer import DecoderLayer
-from attnres_train.optim.groups import assign
+from attnres_train.model.parameters import parameter_rules
+from attnres_train.model.residual.kind import residual_kind
+from attnres_train.optim.kinds import optimizer_kind
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 4, "bf16_params": 2}
 GRADIENT_BYTES = 4
@@ -31,7 +33,7 @@ class ChunkCosts:
 
     parameters: int
     optimizer_bytes: int
-    """State of Muon and AdamW, and fp32 masters."""
+    """State of the optimizer, and fp32 masters."""
     forward_flops: float
     backward_flops: float
     """Twice the forward pass, and what activation recomputation runs again."""
@@ -42,7 +44,7 @@ class ChunkCosts:
 
 
 class _Parameters(NamedTuple):
-    count: int
+    elements: int
     optimizer_bytes: int
 
 
@@ -53,7 +55,7 @@ class CostModel:
         self.config, self.model = config, config.model
         self.tokens = config.train.micro_batch_size * config.train.seq_length
         self.unit_bytes = self.tokens * self.model.stream_size * self.stream_bytes
-        self._layers: dict[tuple[bool, bool, int | None], _Parameters] = {}
+        self._layers: dict[Hashable, _Parameters] = {}
         end = self.model.num_layers
         self._embedding = self._parameters(ModelChunk(self.model, 0, 0, device="meta"))
         self._head = self._parameters(ModelChunk(self.model, end, end, device="meta"))
@@ -83,7 +85,7 @@ class CostModel:
             # The fused loss makes the head's gradient, one weight-sized tensor, in its forward.
             head_bytes = model.hidden_size * model.vocab_size * self.stream_bytes
         return ChunkCosts(
-            parameters=sum(part.count for part in parts),
+            parameters=sum(part.elements for part in parts),
             optimizer_bytes=sum(part.optimizer_bytes for part in parts),
             forward_flops=flops * tokens,
             backward_flops=backward * tokens,
@@ -103,27 +105,26 @@ class CostModel:
         return read_bytes(model, narrow) + together * model.hidden_size * narrow
 
     def _layer_parameters(self, layer: int) -> _Parameters:
-        residual = self.model.residual
-        differ = residual.kind == "dense_former" or residual.scores == "bias"
-        kind = (
-            self.model.is_full_attention(layer),
-            self.model.is_dense(layer),
-            layer if differ else None,  # every read learns a scalar for each of its sources
-        )
-        if kind not in self._layers:
+        model, residual = self.model, residual_kind(self.model)
+        reads = (residual.learned(2 * layer + 1), residual.learned(2 * layer + 2))
+        shapes = tuple((name, learned.shape) for of in reads for name, learned in of.items())
+        like = (model.is_full_attention(layer), model.is_dense(layer), shapes)
+        if like not in self._layers:
             with torch.device("meta"):
-                self._layers[kind] = self._parameters(DecoderLayer(self.model, layer))
-        return self._layers[kind]
+                self._layers[like] = self._parameters(DecoderLayer(model, layer))
+        return self._layers[like]
 
-    def _parameters(self, module: nn.Module) -> _Parameters:
-        count = optimizer_bytes = 0
+    def _parameters(self, module: ModelChunk | DecoderLayer) -> _Parameters:
+        optimizer = optimizer_kind(self.config.optimizer)
+        rules = parameter_rules(module)
+        elements = optimizer_bytes = 0
         masters = _FP32 if self.config.train.precision == "bf16_params" else 0
         for name, parameter in module.named_parameters():
-            rule = assign(name, parameter, self.config.optimizer.kind)
-            states = 1 if rule.kind == "muon" else 2  # momentum; first and second moment
-            count += parameter.numel()
+            part = optimizer.part(name, tuple(parameter.shape), rules[name])
+            states = len(optimizer.states(part))
+            elements += parameter.numel()
             optimizer_bytes += (states * _FP32 + masters) * parameter.numel()
-        return _Parameters(count, optimizer_bytes)
+        return _Parameters(elements, optimizer_bytes)
 
 
 def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str = "none") -> float:
@@ -135,7 +136,7 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str
     hidden = model.hidden_size
     if recompute == "full":
         return model.stream_size * narrow  # the partial before it
-    stream = 2 * model.stream_size * narrow  # the partial at each sublayer
+    stream: float = 2 * model.stream_size * narrow  # the partial at each sublayer
     if recompute == "none":
         stream += 2 * read_bytes(model, narrow)
     attention = (
@@ -143,6 +144,7 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str
         if model.is_full_attention(layer)
         else _kda_bytes(hidden, model.kda, narrow)
     )
+    mlp: float
     if model.is_dense(layer):
         mlp = (hidden + 4 * model.intermediate_size) * narrow
     else:
@@ -152,7 +154,7 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str
 
 def read_bytes(model: ModelConfig, narrow: int) -> float:
     """Bytes per token of one sublayer's read: what was read, the norm's input in fp32 if that is a
-    copy, the norm's output before its weight. (Behind the weight it is the sublayer's.)"""
+    copy, the norm's output before its weight. (After the weight it is the sublayer's.)"""
     return (2 * narrow + (_FP32 if narrow < _FP32 else 0)) * model.hidden_size
 
 
@@ -165,7 +167,7 @@ def _kda_bytes(hidden: int, kda: KDAConfig, narrow: int) -> float:
 
 def _mla_bytes(hidden: int, mla: MLAConfig, narrow: int) -> float:
     """Query, key, value and output (padded to the key's size on CPU), output in row order, latent
-    before and behind its norm."""
+    before and after its norm."""
     key = mla.qk_nope_head_dim + mla.qk_rope_head_dim
     latent = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim
     heads = mla.num_heads * (4 * key + mla.v_head_dim)

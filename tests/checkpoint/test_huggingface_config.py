@@ -18,6 +18,7 @@ from attnres_train.commands.export import released_layout
 from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.errors import UserError
+from attnres_train.model.residual.kind import residual_kind
 from tests.checkpoint.released import CONFIG, RUN
 from tests.model.test_naming import CONFIGS, released_table
 
@@ -75,15 +76,19 @@ def model(name: str) -> ModelConfig:
     return load_config(CONFIGS / f"{name}.yaml", []).model
 
 
+def said(model: ModelConfig, context_length: int) -> dict:
+    return released_config(model, context_length, residual_kind(model).released())
+
+
 def write(folder: Path, config: dict) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_48b_config_is_the_released_one(tmp_path):
-    assert released_config(model("kimi_linear_48b"), 4096) == RELEASED
+    assert said(model("kimi_linear_48b"), 4096) == RELEASED
     with_blocks = RELEASED | {"attn_res_block_size": 3}
-    assert released_config(model("kimi_linear_48b_attnres"), 4096) == with_blocks
+    assert said(model("kimi_linear_48b_attnres"), 4096) == with_blocks
     check_same_model(write(tmp_path, RELEASED), model("kimi_linear_48b"))
     check_same_model(write(tmp_path, with_blocks), model("kimi_linear_48b_attnres"))
     check_same_model(write(tmp_path, RELEASED), model("kimi_linear_48b_attnres"))
@@ -166,13 +171,13 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_block_sizes_the_key_cannot_say():
     full = ModelConfig(**RUN["model"] | {"residual": {"kind": "full"}})
     with pytest.raises(UserError, match="blocks of 1 sublayers"):
-        released_config(full, 32)
+        said(full, 32)
 
 
 def test_the_gate_with_a_lower_bound_is_said(tmp_path):
     kda = RUN["model"]["kda"] | {"gate": "lower_bound", "gate_lower_bound": -4.0}
     bounded = ModelConfig(**RUN["model"] | {"kda": kda})
-    config = released_config(bounded, 32)
+    config = said(bounded, 32)
     assert config["linear_attn_config"]["gate_lower_bound"] == -4.0
     check_same_model(write(tmp_path, config), bounded)
     with pytest.raises(UserError, match=r"gate_lower_bound is null, .* lower_bound \(-4\.0\)"):
@@ -180,9 +185,11 @@ def test_the_gate_with_a_lower_bound_is_said(tmp_path):
 
 
 def test_what_config_json_leaves_unsaid_is_noted():
-    assert left_unsaid(model("kimi_linear_48b_attnres")) == []
-    changed = RUN["model"] | {"norm_eps": 1e-6, "residual": {"kind": "block", "block_size": 4}}
-    notes = left_unsaid(ModelConfig(**changed))
+    same = model("kimi_linear_48b_attnres")
+    assert left_unsaid(same, residual_kind(same).unsaid()) == []
+    residual = {"kind": "block", "block_size": 4}
+    changed = ModelConfig(**RUN["model"] | {"norm_eps": 1e-6, "residual": residual})
+    notes = left_unsaid(changed, residual_kind(changed).unsaid())
     assert [note.partition(" is ")[0] for note in notes] == [
         "model.mla.kv_norm_eps",
         "model.residual.norm_eps",

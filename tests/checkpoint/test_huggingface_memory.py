@@ -18,6 +18,7 @@ from attnres_train.checkpoint.huggingface_config import released_config, write_c
 from attnres_train.config import load_config
 from attnres_train.commands.export import export_weights, released_layout
 from attnres_train.commands.import_ import import_weights
+from attnres_train.model.residual.kind import residual_kind
 
 def there_and_back(folder, *overrides):
     config = load_config(sys.argv[1], overrides)
@@ -25,7 +26,7 @@ def there_and_back(folder, *overrides):
     folder.mkdir()
     load = lambda names: {n: torch.randn(layout[n].shape).to(layout[n].dtype) for n in names}
     write_weights(folder, layout, load, file_bytes=FILE_BYTES)
-    write_config(folder, released_config(config.model, 32))
+    write_config(folder, released_config(config.model, 32, residual_kind(config.model).released()))
     yield
     import_weights(str(folder), sys.argv[1], list(overrides), FILE_BYTES)
     yield sum(tensor.numel() for tensor in layout.values())

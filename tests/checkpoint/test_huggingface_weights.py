@@ -18,9 +18,12 @@ from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import load_config
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import Learned, ParameterRule, normal
 from tests.checkpoint import kimi_linear_reference as reference
 from tests.checkpoint.released import CONFIG, tensors, write_released, write_run
+from tests.model.residual.layer_scale import LayerScale
 
 BLOCK = {"residual": {"kind": "block", "block_size": 4}}
 STEP_0 = "r/checkpoints/step_00000000"
@@ -127,6 +130,48 @@ def test_blocks_on_top_of_a_checkpoint_without(tmp_path, capsys):
     assert [tensor.sum().item() for tensor in state.values()] == [16, 0]
 
 
+class Exchanged(LayerScale):
+    """A residual of the user's that readers of config.json are told of."""
+
+    def learned(self, sublayer):
+        return {
+            name: Learned(learned.shape, ParameterRule(normal(1.0), weight_decay=False))
+            for name, learned in super().learned(sublayer).items()
+        }
+
+    def released(self):
+        return {"layer_scale": True}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_params"])
+def test_a_residual_of_the_users_starts_by_its_own_rules(tmp_path, capsys, precision):
+    values = tensors(None)
+    source = write_released(tmp_path / "source", values)
+    kind = f"{Exchanged.__module__}:Exchanged"
+    run = write_run(tmp_path, model={"residual": {"kind": kind}})
+    assert main(["import", str(source), str(run), f"train.precision={precision}"]) == 0
+    told = f"10 tensors of model.residual.kind {kind} are not there and start afresh"
+    assert told in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "r"), str(tmp_path / "again")]) == 0
+    exported = contents(tmp_path / "again")
+    assert_same({name: exported[name] for name in values}, values)
+    assert json.loads((tmp_path / "again/config.json").read_text())["layer_scale"] is True
+
+    config = load_config(run)
+    chunk = ModelChunk(config.model, 0, 5)
+    init_weights(chunk, config.run.seed)
+    scales = {
+        n: p.bfloat16() for n, p in released_tensors(chunk.named_parameters()) if "_res_" in n
+    }
+    assert len(scales) == 10
+    assert_same({name: exported[name] for name in scales}, scales)
+    if precision == "bf16_params":
+        masters = {f"optimizer.master.{name}": torch.empty(16) for name in scales}
+        store.load(tmp_path / STEP_0, masters, unread=("",))
+        for name, scale in scales.items():
+            assert torch.equal(masters[f"optimizer.master.{name}"], scale.float())
+
+
 def test_an_existing_run_folder(tmp_path, monkeypatch):
     write_released(tmp_path / "source", tensors(None))
     folder = tmp_path / "elsewhere"
@@ -180,7 +225,8 @@ def test_what_is_refused(tmp_path, capsys):
     assert "blocks of 3 sublayers" in error
     assert "even model.residual.block_size" in error
     assert not list(tmp_path.glob("a*"))
-    for other in ("kind: block, window: 2", "kind: dense_former"):
+    own = "kind: 'tests.model.residual.layer_scale:LayerScale'"
+    for other in ("kind: block, window: 2", "kind: dense_former", own):
         changes = ["run.name=other", f"model.residual={{{other}}}"]
         assert "released models do not know" in error_of(capsys, "import", source, run, *changes)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnres_train.checkpoint.names import training_state
 from attnres_train.config.schema import OptimizerConfig
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import ParameterRule, constant
 from attnres_train.optim.build import build_optimizer
 
 NUM_LAYERS = 6
@@ -28,6 +29,19 @@ def shapes(layers: Iterable[int]) -> dict[str, tuple[int, ...]]:
     return table
 
 
+def rules(names: Iterable[str]) -> dict[str, ParameterRule]:
+    """Those that a model has for these parameters; nothing is initialised by them."""
+    matrices = ("q_proj.weight", "experts.w1")
+    return {
+        name: ParameterRule(
+            constant(0.0),
+            is_matrix=name.endswith(matrices),
+            weight_decay=not name.endswith("A_log"),
+        )
+        for name in names
+    }
+
+
 class Toy:
     """Parameters and optimizer of the given decoder layers. Every tensor is drawn from its name, so
     whoever holds a layer can tell what its values must be."""
@@ -38,7 +52,7 @@ class Toy:
             for name, shape in shapes(layers).items()
         }
         config = OptimizerConfig(ns_dtype="fp32", **optimizer)
-        self.optimizer = build_optimizer(self.params.items(), config, "cpu")
+        self.optimizer = build_optimizer(self.params.items(), rules(self.params), config, "cpu")
 
     def fill(self, seed: int) -> Toy:
         """Give every tensor of the training state values of its own."""

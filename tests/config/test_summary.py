@@ -100,3 +100,9 @@ def test_batch(small_file):
 )
 def test_learning_rate(small_file, overrides, text):
     assert line(small_file, "learning rate", *overrides) == text
+
+
+def test_optimizer(small_file):
+    found = line(small_file, "optimizer", "optimizer.kind=adamw", "optimizer.weight_decay=0.2")
+    told = "adamw: AdamW for every parameter; weight decay 0.2, betas 0.9 and 0.95"
+    assert found == told

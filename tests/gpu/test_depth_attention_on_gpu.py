@@ -7,7 +7,7 @@ import torch
 
 from attnres_train.model.depth.attention import _operators, depth_attention
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual.stream import DepthQuery
+from attnres_train.model.residual.attention_residuals import DepthQuery
 from tests.model.depth.reference import assert_same_gradients, bytes_kept, inputs, reference
 from tests.model.depth.test_two_phase import block_inputs, plain, two_phase
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.residual.stream import ResidualStream
+from attnres_train.model.residual.attention_residuals import DepthStream
 from tests.model.tiny import build, build_split, run_split, tiny_config
 
 Sources = list[tuple[int, ...]]
@@ -163,7 +163,7 @@ def test_stream_leaves_its_inputs_alone():
     blocks = [torch.randn(1, 4, 16) for _ in range(2)]
     partial = torch.randn(1, 4, 16)
     copies = [x.clone() for x in (*blocks, partial)]
-    stream = ResidualStream(
+    stream = DepthStream(
         chunk.plan, chunk.layers["2"].depth_readers(), blocks, partial, two_phase=True
     )
     for sublayer in (5, 6):

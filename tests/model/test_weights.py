@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
+from torch import nn
 
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import ParameterRule, constant, parameter_rules
 from tests.model.tiny import tiny_config
 
 
@@ -92,3 +95,50 @@ def test_distributions():
         else:
             assert abs(tensor.std() / 0.02 - 1) < 0.25, name
             assert abs(tensor.mean()) < 0.005, name
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "owner"),
+    [
+        ("layers.0.self_attn", "new_proj.weight", "model.kda.layer.KimiDeltaAttention"),
+        ("layers.0", "mlp_res_gain", "model.layer.DecoderLayer"),
+        ("", "bias", "model.chunk.ModelChunk"),
+        ("", "xnorm.weight", "model.chunk.ModelChunk"),
+    ],
+)
+def test_an_unknown_parameter_is_an_error(place, name, owner):
+    chunk = ModelChunk(tiny_config(), 0, 5)
+    module, _, leaf = name.rpartition(".")
+    target = chunk.get_submodule(place)
+    if module:
+        setattr(target, module, nn.Linear(4, 4, bias=False))
+    else:
+        target.register_parameter(leaf, nn.Parameter(torch.ones(4)))
+    full = f"{place}.{name}" if place else name
+    with pytest.raises(ValueError, match=f"'{full}' has no rule: let attnres_train.{owner}"):
+        init_weights(chunk, 5)
+
+
+def test_two_rules_for_a_parameter_are_an_error():
+    class Norm(nn.Module):
+        def __init__(self, norm: nn.Module) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+            return {"norm.weight": ParameterRule(constant(2.0))}
+
+    chunk = ModelChunk(tiny_config(), 0, 5)
+    layer = chunk.layers["0"]
+    layer.input_layernorm = Norm(layer.input_layernorm)
+    with pytest.raises(ValueError, match=r"0\.input_layernorm\.norm\.weight' has two rules"):
+        init_weights(chunk, 5)
+
+
+def test_every_parameter_has_its_rule_in_order():
+    chunk = ModelChunk(tiny_config(), 0, 5)
+    rules = parameter_rules(chunk)
+    assert list(rules) == [name for name, _ in chunk.named_parameters()]
+    assert rules["layers.0.self_attn.q_proj.weight"].is_matrix
+    assert not rules["layers.0.mlp_res_proj.weight"].is_matrix
+    assert not rules["layers.0.self_attn.A_log"].weight_decay

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attnres_train.config.schema import OptimizerConfig
+from attnres_train.model.parameters import ParameterRule, constant
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.muon import Muon
 
@@ -17,6 +18,12 @@ SHAPES = {
 }
 QUERY = "layers.0.self_attention_res_proj.weight"
 MATRICES = {"layers.0.self_attn.q_proj.weight", "layers.1.block_sparse_moe.experts.w1"}
+RULES = {
+    name: ParameterRule(
+        constant(0.0), is_matrix=name in MATRICES, weight_decay=not name.endswith("A_log")
+    )
+    for name in SHAPES
+}
 
 
 def make(dtype=torch.float64, **options):
@@ -26,7 +33,7 @@ def make(dtype=torch.float64, **options):
         for name, shape in SHAPES.items()
     }
     config = OptimizerConfig(ns_dtype="fp64" if dtype == torch.float64 else "fp32", **options)
-    return params, build_optimizer(params.items(), config, "cpu")
+    return params, build_optimizer(params.items(), RULES, config, "cpu")
 
 
 def grads(seed: int, dtype=torch.float64) -> dict[str, torch.Tensor]:

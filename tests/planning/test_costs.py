@@ -15,6 +15,7 @@ from attnres_train.model.flops import (
     layer_flops_per_token,
 )
 from attnres_train.model.init import init_weights
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.optim.build import build_optimizer
 from attnres_train.planning.costs import CostModel
 
@@ -65,7 +66,8 @@ def test_kimi_linear_48b_has_its_parameters_however_it_is_split(residual):
 def test_optimizer_bytes_are_those_of_the_optimizer(precision):
     config = tiny(precision)
     chunk = build(config, 0, 6)
-    optimizer = build_optimizer(chunk.named_parameters(), config.optimizer, "cpu")
+    rules = parameter_rules(chunk)
+    optimizer = build_optimizer(chunk.named_parameters(), rules, config.optimizer, "cpu")
     actual = sum(tensor.numel() * tensor.element_size() for *_, tensor in optimizer.state_tensors())
     planned = CostModel(config).chunk(range(6))
     assert planned.parameters == sum(parameter.numel() for parameter in chunk.parameters())

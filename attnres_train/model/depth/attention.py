@@ -18,7 +18,7 @@ Triton kernels where Triton is installed, all others to PyTorch (`_operators`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -47,6 +47,23 @@ class Phase1(NamedTuple):
         return self.logits.softmax(-1)
 
 
+@overload
+def depth_attention(
+    query: Tensor,
+    key_norm_weight: Tensor,
+    sources: Sequence[Tensor],
+    eps: float = ...,
+    return_weights: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def depth_attention(
+    query: Tensor,
+    key_norm_weight: Tensor,
+    sources: Sequence[Tensor],
+    eps: float = ...,
+    *,
+    return_weights: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def depth_attention(
     query: Tensor,
     key_norm_weight: Tensor,
@@ -99,6 +116,14 @@ def depth_phase1(
     return list(map(Phase1, folded.unbind(), outputs, lses, logits.unbind(-2)))
 
 
+@overload
+def depth_phase2(
+    completed: Phase1, partial: Tensor, eps: float = ..., return_weights: Literal[False] = ...
+) -> Tensor: ...
+@overload
+def depth_phase2(
+    completed: Phase1, partial: Tensor, eps: float = ..., *, return_weights: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
 def depth_phase2(
     completed: Phase1, partial: Tensor, eps: float = 1e-5, return_weights: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from attnres_train.model.kda.inputs import DecayGate, KDAInputs
 from attnres_train.model.kda.operator import chunk_kda
 from attnres_train.model.kda.short_conv import ShortConv
 from attnres_train.model.norm import RMSNorm
+from attnres_train.model.parameters import Initialiser, ParameterRule, matrices
 
 
 class KimiDeltaAttention(nn.Module):
@@ -31,6 +32,7 @@ class KimiDeltaAttention(nn.Module):
         super().__init__()
         heads, size = config.num_heads, config.head_dim
         width = heads * size
+        self.config = config
         self.heads, self.chunk_size = heads, config.chunk_size
         self.lower_bound = config.lower_bound
         self.q_proj = nn.Linear(hidden_size, width, bias=False)
@@ -66,6 +68,13 @@ class KimiDeltaAttention(nn.Module):
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
         # As released: a sigmoid and not SiLU, after the norm, which would undo a factor of a head.
         return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        projections = ("q", "k", "v", "f_a", "f_b", "g_a", "g_b", "b", "o")
+        rules = matrices(std, (f"{name}_proj.weight" for name in projections))
+        for name in ("A_log", "dt_bias"):
+            rules[name] = ParameterRule(decay_init(name, self.config), weight_decay=False)
+        return rules
 
     @property
     def decay_gate(self) -> DecayGate:
@@ -106,6 +115,11 @@ def init_decay_(
         raise ValueError(f"no initialisation for {name}: it is A_log or dt_bias")
     dt = tensor.uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp_()
     return tensor.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def decay_init(name: str, config: KDAConfig) -> Initialiser:
+    """`init_decay_` of ``A_log`` or ``dt_bias`` (the ``name``)."""
+    return lambda tensor, rng: init_decay_(tensor, name, config, rng)
 
 
 def kda_flops_per_token(hidden_size: int, config: KDAConfig) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from attnres_train.model.autograd import Context
+from attnres_train.model.parameters import ParameterRule, uniform
 
 
 def short_conv(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -99,6 +100,10 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         return short_conv(x, self.weight, cu_seqlens)
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        """U(-1, 1) / sqrt(taps), torch's default for such a convolution."""
+        return {"weight": ParameterRule(uniform(self.weight.shape[-1] ** -0.5))}
 
     def extra_repr(self) -> str:
         return "{}, taps={}".format(*self.weight.shape[::2])

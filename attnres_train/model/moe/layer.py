@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attnres_train.config.model_schema import MoEConfig
 from attnres_train.model.mlp import SwiGLU, swiglu_flops_per_token
 from attnres_train.model.moe.grouped import Permutation, combine, dispatch, grouped_linear
+from attnres_train.model.parameters import ParameterRule, matrices
 
 
 class Router(nn.Module):
@@ -46,6 +47,9 @@ class Router(nn.Module):
         weights = chosen / (chosen.sum(-1, keepdim=True) + 1e-20)
         return weights * self.config.routed_scaling_factor, experts
 
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        return matrices(std, ["weight"])
+
 
 class Experts(nn.Module):
     """The routed SwiGLU experts: ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` [E, D, F]."""
@@ -70,6 +74,9 @@ class Experts(nn.Module):
         up = grouped_linear(rows, self.w3.to(dtype), ends)
         hidden = (F.silu(gate) * up * weights.unsqueeze(-1)).to(dtype)
         return grouped_linear(hidden, self.w2.to(dtype), ends)
+
+    def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
+        return matrices(std, ["w1", "w2", "w3"])
 
 
 class MixtureOfExperts(nn.Module):

@@ -20,18 +20,17 @@ token, m times what the standard residual sends.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnres_train.model.residual.stream import Learned, Residual, ResidualStream
+from attnres_train.model.blocks import Blocks
+from attnres_train.model.residual.stream import Residual, ResidualStream, present
 
 
 class Gates(NamedTuple):
@@ -65,20 +64,35 @@ class Gates(NamedTuple):
 class HyperStream(ResidualStream):
     """m streams; the maps of a sublayer's read are kept for its `write`."""
 
-    def __init__(self, *args, streams: int) -> None:
-        super().__init__(*args)
+    def __init__(
+        self,
+        plan: Blocks,
+        readers: Mapping[int, Gates],
+        blocks: Sequence[Tensor],
+        partial: Tensor | None,
+        streams: int,
+    ) -> None:
+        super().__init__(plan, readers, blocks, partial)
         self._streams = streams
         self._maps: tuple[Tensor, Tensor] | None = None
 
-    def reader(self, sublayer: int) -> Callable[[Tensor], Tensor]:
+    def reader(self, sublayer: int) -> Callable[[Tensor | None], Tensor]:
+        gates: Gates = self.readers[sublayer]
         streams = self._streams
-        pre, *self._maps = self.queries[sublayer](_apart(self.partial, streams))
-        return lambda partial: _mixed(pre.unsqueeze(-2), _apart(partial, streams)).squeeze(-2)
+        pre, post, mixing = gates(_apart(present(self.partial), streams))
+        self._maps = post, mixing
+
+        def read(partial: Tensor | None) -> Tensor:
+            return _mixed(pre.unsqueeze(-2), _apart(present(partial), streams)).squeeze(-2)
+
+        return read
 
     def write(self, sublayer: int, output: Tensor) -> None:
+        assert self._maps is not None
         post, mixing = self._maps
         written = (post.unsqueeze(-1) * output.unsqueeze(-2)).to(self.dtype)
-        self.partial = (_mixed(mixing, _apart(self.partial, self._streams)) + written).flatten(-2)
+        streams = _apart(present(self.partial), self._streams)
+        self.partial = (_mixed(mixing, streams) + written).flatten(-2)
 
 
 def _apart(streams: Tensor, count: int) -> Tensor:
@@ -95,54 +109,23 @@ def _mixed(weights: Tensor, x: Tensor) -> Tensor:
 class HyperConnections(Residual):
     """``kind: mhc_lite``: `Residual` with `num_streams` streams."""
 
-    def learned(self, prefix: str, sublayer: int) -> Learned:
-        if sublayer > self.plan.num_sublayers:
-            return {}
-        streams, wide = self.options.num_streams, self.config.stream_size
-        gates = nn.Linear(wide, 2 * streams + math.factorial(streams))
-        return {f"{prefix}_gates": gates, f"{prefix}_gate_scales": nn.Parameter(torch.empty(3))}
+    @property
+    def _streams(self) -> int:
+        return self.kind.section.num_streams
 
-    def reader(self, owner: nn.Module, prefix: str) -> Gates | None:
-        gates = getattr(owner, f"{prefix}_gates", None)
-        if gates is None:
-            return None
-        scales = getattr(owner, f"{prefix}_gate_scales")
-        return Gates(gates.weight, gates.bias, scales, self.options.norm_eps)
+    def reader(self, sublayer: int, weights: Mapping[str, Tensor]) -> Gates | None:
+        if not weights:
+            return None  # the head reads the sum of all streams
+        gates = weights["gates.weight"], weights["gates.bias"], weights["gate_scales"]
+        return Gates(*gates, self.kind.section.norm_eps)
 
     def start(self, embedding: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        return [], embedding.repeat(1, 1, self.options.num_streams)
+        return [], embedding.repeat(1, 1, self._streams)
 
     def stream(
         self, readers: Mapping[int, Gates], blocks: Sequence[Tensor], partial: Tensor | None
     ) -> HyperStream:
-        streams = self.options.num_streams
-        return HyperStream(self.plan, readers, blocks, partial, False, streams=streams)
+        return HyperStream(self.plan, readers, blocks, partial, self._streams)
 
     def end(self, reader: None, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
-        return partial.unflatten(-1, (self.options.num_streams, -1)).sum(-2)
-
-    def flops(self, sublayer: int) -> float:
-        """Logits, read, mixing and write; for the output the sum alone."""
-        streams, wide = self.options.num_streams, self.config.stream_size
-        if sublayer > self.plan.num_sublayers:
-            return wide
-        return 2 * wide * (2 * streams + math.factorial(streams) + 1 + streams + 1)
-
-
-def init_gates_(value: Tensor, name: str, streams: int) -> Tensor:
-    """Fill ``*_res_gates.weight``, ``.bias`` or ``*_res_gate_scales`` in place, named ``name``.
-
-    W is 0 and scales are 0.01. By its bias a sublayer reads and writes one stream, another than the
-    sublayer before, more than the rest (1 against -1), and H_res is nearly the identity (0 for
-    that permutation, -8 for the others).
-    """
-    if name.endswith("_scales"):
-        return value.fill_(0.01)
-    value.zero_()
-    if name.endswith(".bias"):
-        layer, part = re.search(r"layers\.(\d+)\.(self_attention|mlp)_", name).groups()
-        home = (2 * int(layer) + (part == "mlp")) % streams
-        value[: 2 * streams] = -1
-        value[[home, streams + home]] = 1
-        value[2 * streams + 1 :] = -8  # `permutations` yields the identity first
-    return value
+        return present(partial).unflatten(-1, (self._streams, -1)).sum(-2)

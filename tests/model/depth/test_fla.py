@@ -14,7 +14,7 @@ from attnres_train.model.blocks import Blocks
 from attnres_train.model.depth.attention import depth_attention
 from attnres_train.model.depth.fla import normed_read_kernel, run_normed_read
 from attnres_train.model.norm import RMSNorm, rms_norm
-from attnres_train.model.residual.stream import DepthQuery, ResidualStream
+from attnres_train.model.residual.attention_residuals import DepthQuery, DepthStream
 from tests.model.depth.reference import inputs, random, reference
 
 EPS = 1e-5
@@ -92,11 +92,11 @@ def test_reads_of_their_own_are_handed_over(calls, recompute):
         query = DepthQuery(torch.empty(16), torch.empty(16), EPS)
         *blocks, partial = sources_on("cuda", 3)
         shared, own = (
-            ResidualStream(Blocks(6, 2), {4: query}, blocks, partial, two_phase)
+            DepthStream(Blocks(6, 2), {4: query}, blocks, partial, two_phase)
             for two_phase in (True, False)
         )
         shared.recompute = own.recompute = recompute
-        assert shared._read_fused(4, norm) is None
+        assert shared.read_fused(4, norm) is None
         assert own.read_normed(4, norm).dtype == norm.weight.dtype
     (call,) = calls
     assert call["query"] is query.query and call["rms_weight"] is query.norm

@@ -24,10 +24,10 @@ def final_state(chunk: ModelChunk, embedding: Tensor) -> Tensor:
     kinds = {"dense_former": _dense_former, "mhc_lite": _mhc_lite}
     run = kinds.get(options.kind, _attention_residuals)
     parameters = dict(chunk.named_parameters())
-    return run(options, chunk.config.block_size, _sublayers(chunk), parameters, embedding)
+    return run(options, chunk.config.block_size, sublayers(chunk), parameters, embedding)
 
 
-def _sublayers(chunk: ModelChunk) -> list[tuple[str, Sublayer]]:
+def sublayers(chunk: ModelChunk) -> list[tuple[str, Sublayer]]:
     """Prefix of the names of each read, and the sublayer behind it."""
     found: list[tuple[str, Sublayer]] = []
     for index, layer in chunk.layers.items():

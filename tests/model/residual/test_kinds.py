@@ -12,12 +12,14 @@ import torch.nn.functional as F
 
 from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
+from attnres_train.config.schema import OptimizerConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import forward_flops_per_token
 from attnres_train.model.init import init_weights
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.residual.hyper_connections import Gates
 from attnres_train.optim.build import build_optimizer
-from attnres_train.optim.groups import assign
+from attnres_train.optim.kinds import optimizer_kind
 from tests.model.residual.reference import final_state
 from tests.model.tiny import (
     assert_same_gradients,
@@ -129,13 +131,14 @@ def test_every_block_that_a_chunk_reads_gets_a_gradient(config):
 def test_every_parameter_has_its_optimizer_and_its_initial_value(config):
     chunk = ModelChunk(config, 0, 5)
     init_weights(chunk, seed=1)
+    rules, kind = parameter_rules(chunk), optimizer_kind(OptimizerConfig(weight_decay=0.5))
     for name, parameter in chunk.named_parameters():
-        rule = assign(name, parameter)
+        part = kind.part(name, tuple(parameter.shape), rules[name])
         if name.endswith("_res_query.weight"):
-            assert rule.kind == "muon"
-        elif any(part in name for part in RESIDUAL):
-            assert rule.kind == "adamw"
-            assert rule.weight_decay == name.endswith(".weight")
+            assert part.optimizer == "muon"
+        elif any(place in name for place in RESIDUAL):
+            assert part.optimizer == "adamw"
+            assert part.weight_decay == 0.5 * name.endswith(".weight")
         assert parameter.isfinite().all()
 
 
@@ -225,7 +228,8 @@ def test_configurations_take_a_step(path):
         init_weights(chunk, seed=1)
     named = {name: p for chunk in chunks for name, p in chunk.named_parameters()}
     learned = {name: p.detach().clone() for name, p in named.items() if "_res_" in name}
-    optimizer = build_optimizer(named.items(), config.optimizer, "cpu")
+    rules = {name: rule for chunk in chunks for name, rule in parameter_rules(chunk).items()}
+    optimizer = build_optimizer(named.items(), rules, config.optimizer, "cpu")
     loss = run_split(chunks, random_batch(samples=1, length=8)).loss
     loss.backward()
     optimizer.step(lr=0.01)
