@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.files import checkpoint_problems
-from attnres_train.config.kinds import kind_of, resolve
+from attnres_train.config.kinds import CHOICES, kinds_of
 from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
 
@@ -23,15 +23,12 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
     problems = [
         *_not_there_yet(config),
         *_model(config),
-        *_residual(config),
         *_layout(config),
         *_processes(config, world_size),
         *_batch(config, world_size),
-        *_optimisation(config),
-        *kind_of(config, "pipeline.schedule").check(config),
         *_data(config),
+        *_kinds(config),
         *checkpoint_problems(config),
-        *_observers(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -74,11 +71,6 @@ def _model(config: RunConfig) -> Problems:
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
     if twice:
         yield f"model.full_attention_layers names {twice} more than once"
-
-
-def _residual(config: RunConfig) -> Problems:
-    kind = resolve("model.residual.kind", config.model.residual.kind)
-    yield from kind(config.model).check(config)
 
 
 def _split(config: RunConfig) -> str:
@@ -139,11 +131,6 @@ def _batch(config: RunConfig, world_size: int | None) -> Problems:
         )
 
 
-def _optimisation(config: RunConfig) -> Problems:
-    yield from kind_of(config, "optimizer.kind").check(config)
-    yield from kind_of(config, "lr_schedule.kind").check(config)
-
-
 def _data(config: RunConfig) -> Problems:
     split, train = config.data.split, config.train
     if min(split) < 0 or split[0] == 0:
@@ -156,16 +143,10 @@ def _data(config: RunConfig) -> Problems:
             f"train.eval_interval is {train.eval_interval}, but data.split {list(split)} leaves "
             "nothing for validation: set it to 0, or give validation a share"
         )
-    for number, corpus in enumerate(config.data.corpus):
-        reader = resolve("data.corpus.kind", corpus.kind)(corpus, f"data.corpus.{number}")
-        yield from reader.check(config)
-    tokenizer = config.data.tokenizer
-    yield from resolve("data.tokenizer.kind", tokenizer.kind)(tokenizer, "data.tokenizer").check(
-        config
-    )
 
 
-def _observers(config: RunConfig) -> Problems:
-    for number, section in enumerate(config.log.observers):
-        observer = resolve("log.observers", section.kind)(section, f"log.observers.{number}")
-        yield from observer.check(config)
+def _kinds(config: RunConfig) -> Problems:
+    """What every kind that the configuration names says of it."""
+    for choice in CHOICES:
+        for kind in kinds_of(config, choice):
+            yield from kind.check(config)

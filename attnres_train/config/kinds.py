@@ -129,7 +129,7 @@ CHOICES: dict[str, Choice] = {
             "none": _TOKENIZERS + "kind:NoTokenizer",
         },
     ),
-    "log.observers": Choice(_PACKAGE + "observe.observer:Observer", {}),
+    "log.observers.kind": Choice(_PACKAGE + "observe.observer:Observer", {}),
 }
 """Every key that names a kind (list elements without their index)."""
 
@@ -152,14 +152,31 @@ def resolve(choice: str, name: str) -> type[Any]:
     return found
 
 
-def kind_of(config: Any, choice: str) -> Any:
-    """The kind that ``config``, a `RunConfig`, names at ``choice``: ``lr_schedule.kind``, say.
+def kinds_of(config: Any, choice: str) -> list[Any]:
+    """The kinds that ``config``, a `RunConfig`, names at ``choice``: those of a list in its order,
+    else one.
 
     Raises ConfigError as `resolve`.
     """
+    if choice == "model.residual.kind":
+        return [config.model.residual_kind]  # what it is made of is the whole model section
     place, _, key = choice.rpartition(".")
-    section = functools.reduce(getattr, place.split("."), config)
-    return resolve(choice, getattr(section, key))(section, place)
+    found = functools.reduce(getattr, place.split("."), config)
+    if not isinstance(found, list):
+        return [resolve(choice, getattr(found, key))(found, place)]
+    return [
+        resolve(choice, getattr(section, key))(section, f"{place}.{number}")
+        for number, section in enumerate(found)
+    ]
+
+
+def kind_of(config: Any, choice: str) -> Any:
+    """The one kind that ``config``, a `RunConfig`, names at ``choice``: ``lr_schedule.kind``, say.
+
+    Raises ConfigError as `resolve`.
+    """
+    (kind,) = kinds_of(config, choice)
+    return kind
 
 
 def _load(target: str) -> Any:

@@ -47,8 +47,10 @@ def _unroll(text: str) -> str:
     position = 0
     while position < len(text):
         match = _ITEM.match(text, position)
-        what, count = match.groups() if match else ("", None)
-        if not what or (what == ")" and len(groups) == 1) or (what == "(" and count):
+        if match is None:
+            raise _misplaced(text, position)
+        what, count = match.groups()
+        if (what == ")" and len(groups) == 1) or (what == "(" and count):
             raise _misplaced(text, position)
         position = match.end()
         if what == "(":

@@ -152,14 +152,14 @@ class ModelConfig(Section):
     @property
     def block_size(self) -> int | None:
         """Sublayers per block; None for a stream without blocks (see `model.blocks.Blocks`)."""
-        return self._residual_kind.block_size
+        return self.residual_kind.block_size
 
     @property
     def stream_size(self) -> int:
         """Numbers per token of a block or partial: what crosses a pipeline boundary."""
-        return self._residual_kind.stream_size
+        return self.residual_kind.stream_size
 
     @property
-    def _residual_kind(self) -> Any:
+    def residual_kind(self) -> Any:
         """The `ResidualKind`, which lies above: found by name, never imported by this module."""
         return resolve("model.residual.kind", self.residual.kind)(self)

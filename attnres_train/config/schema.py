@@ -210,9 +210,9 @@ class WandbConfig(Section):
 
 
 class ObserverConfig(Section):
-    kind: Annotated[str, KindName("log.observers")]
+    kind: Annotated[str, KindName("log.observers.kind")]
     """Class of your own, `module:Name`, derived from `attnres_train.observe.observer.Observer`."""
-    options: Annotated[KindOptions, OptionsOf("log.observers")] = Field(
+    options: Annotated[KindOptions, OptionsOf("log.observers.kind")] = Field(
         default_factory=NoOptions, validate_default=True
     )
     """Options that a kind of your own declares."""

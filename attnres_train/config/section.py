@@ -20,6 +20,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        name = info.field_name or ""  # always there: the validator is of fields
+        if isinstance(value, bool) and cls.model_fields[name].annotation is not bool:
             raise ValueError("neither true nor false is a number")
         return value

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from attnres_train.config.checks import data_parallel_size
-from attnres_train.config.kinds import kind_of, resolve
+from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 
 
@@ -40,7 +40,7 @@ def derived(
     processes = replicas * parallel.model_parallel_size
     return {
         "model": _model(config),
-        "residual": _residual(config),
+        "residual": kind_of(config, "model.residual.kind").summary(),
         "pipeline": f"{_count(parallel.pipeline_model_parallel_size, 'rank')} x "
         f"{_count(parallel.virtual_pipeline_model_parallel_size, 'virtual stage')} = "
         f"{_chunks(chunk_layers)}",
@@ -48,7 +48,7 @@ def derived(
         f"{_count(replicas, 'data-parallel replica')}",
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
-        "optimizer": _optimizer(config),
+        "optimizer": kind_of(config, "optimizer.kind").summary(),
         "learning rate": kind_of(config, "lr_schedule.kind").summary(config),
     }
 
@@ -66,16 +66,6 @@ def _model(config: RunConfig) -> str:
         f"{model.num_layers - full} KDA + {full} MLA, MLP {dense} dense + "
         f"{model.num_layers - dense} MoE"
     )
-
-
-def _residual(config: RunConfig) -> str:
-    kind = resolve("model.residual.kind", config.model.residual.kind)
-    return kind(config.model).summary()
-
-
-def _optimizer(config: RunConfig) -> str:
-    kind = resolve("optimizer.kind", config.optimizer.kind)
-    return kind(config.optimizer, "optimizer").summary()
 
 
 def _chunks(layers: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ def build_observers(run: RunContext) -> Observers:
 
 def _own(run: RunContext) -> Iterator[Observer]:
     for i, section in enumerate(run.config.log.observers):
-        key, kind = f"log.observers.{i}", resolve("log.observers", section.kind)
+        key, kind = f"log.observers.{i}", resolve("log.observers.kind", section.kind)
         if run.is_main or kind.everywhere:
             with named(key, kind, "__init__"):
                 yield kind(section, key, run)

@@ -68,7 +68,7 @@ def test_a_default_means_the_same_when_it_is_written_out():
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_kind_of_ours_says_what_it_is(choice):
-    key = {"data.corpus.kind": "data.corpus[].kind", "log.observers": "log.observers[].kind"}
+    key = {"data.corpus.kind": "data.corpus[].kind", "log.observers.kind": "log.observers[].kind"}
     found = option(key.get(choice, choice))
     assert found.is_kind
     assert [name for name, _ in found.kinds] == list(CHOICES[choice].built_in)

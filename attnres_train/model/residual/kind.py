@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from attnres_train.config.kinds import Kind, resolve
+from attnres_train.config.kinds import Kind
 from attnres_train.config.model_schema import ModelConfig, ResidualConfig
 from attnres_train.errors import UserError
 from attnres_train.model.blocks import Blocks
@@ -125,5 +125,5 @@ class ResidualKind(Kind):
 
 def residual_kind(model: ModelConfig) -> ResidualKind:
     """The residual that ``model`` asks for."""
-    kind: type[ResidualKind] = resolve("model.residual.kind", model.residual.kind)
-    return kind(model)
+    kind: ResidualKind = model.residual_kind
+    return kind
