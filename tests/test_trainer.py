@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny):
 def test_a_signal_to_one_rank_stops_all_behind_one_step_saved(tiny):
     run = tiny.folder / "runs" / "told"
     arguments = [str(tiny.path), "run.name=told", *PIPELINE, "train.train_iters=2000"]
-    screens = tiny.pool.run(train_rank_told, 2, arguments, free_port(), run, timeout=300)
+    screens = tiny.pool.run(train_rank_told, 2, arguments, free_port(), run)
     step = len(records(run))
     assert 2 <= step < 2000
     assert f"stopped behind step {step}, saved; the same command resumes" in screens[0]

@@ -1,4 +1,4 @@
-"""The process grid, laid out by megatron-core (data-parallel ranks adjacent, pipeline outermost)."""
+"""The process grid, laid out by megatron-core: replicas adjacent, the pipeline outermost."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_every_spelling_gives_the_sizes(case):
     assert parse_layout(text) == stated_layers(text) == sizes
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(spelled())
 def test_megatron_reads_it_alike(case):
     """Chunk ``c`` is Megatron's virtual stage ``c // P`` of rank ``c % P``."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config import load_config
@@ -107,7 +107,6 @@ class TestOverrides:
         message = error_of(small_file, "parallel.layout=[1, 2")
         assert message.startswith("command line, 'parallel.layout=[1, 2': not valid YAML")
 
-    @settings(deadline=None)
     @given(
         st.integers(0, 10**12)
         | st.floats(1e-300, 1e300)
