@@ -13,6 +13,7 @@ from tests.tiny import TinyRuns
 # same examples each time, so that a failure there comes from the change; elsewhere they vary.
 settings.register_profile(
     "house",
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize="CI" in os.environ,
     print_blob=True,
