@@ -143,6 +143,13 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         assert error_of(Path("quick")) == "there is no file quick; near by: configs/quick.yaml"
 
+    def test_else_those_that_come_with_the_package_are(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        message = error_of(Path("configs/quick.yaml"))
+        assert message.startswith(
+            "there is no file configs/quick.yaml; with the package come: quickstart, "
+        )
+
     def test_folder(self, tmp_path):
         assert error_of(tmp_path).startswith(f"cannot read {tmp_path}")
 
