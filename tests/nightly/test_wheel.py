@@ -14,6 +14,7 @@ import pytest
 
 import attnres_train
 from attnres_train.config.shipped import names
+from tests.tiny import environment
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -22,8 +23,11 @@ pytestmark = pytest.mark.nightly
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """What the command prints; it must succeed."""
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=3600)
+    """What the command prints; it must succeed. It sees this repository by no path."""
+    variables = {name: v for name, v in environment().items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=3600
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -43,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tools(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``bin/`` of an environment in which the wheel alone is installed."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", folder, cwd=folder)
@@ -52,9 +56,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_everything_is_within(environment: Path, tmp_path: Path) -> None:
+def test_everything_is_within(tools: Path, tmp_path: Path) -> None:
     code = "import attnres_train; print(attnres_train.__path__[0])"
-    installed = Path(run(environment / "python", "-c", code, cwd=tmp_path).strip())
+    installed = Path(run(tools / "python", "-c", code, cwd=tmp_path).strip())
     assert not installed.is_relative_to(ROOT)
     kept = {file.relative_to(installed) for file in installed.rglob("*") if file.is_file()}
     package = ROOT / "attnres_train"
@@ -64,8 +68,8 @@ def test_everything_is_within(environment: Path, tmp_path: Path) -> None:
     assert {file for file in kept if file.suffix != ".pyc"} == wanted
 
 
-def test_it_trains_on_the_built_in_corpus(environment: Path, tmp_path: Path) -> None:
-    attnres = environment / "attnres-train"
+def test_it_trains_on_the_built_in_corpus(tools: Path, tmp_path: Path) -> None:
+    attnres = tools / "attnres-train"
     short = ["train.train_iters=2", "train.seq_length=32", "train.eval_interval=0"]
     screen = run(attnres, "train", "quickstart", *short, cwd=tmp_path)
     assert "step 2/2 (100%)" in screen
