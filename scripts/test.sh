@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up, then lint, types, import rules and tests. Arguments go to pytest: scripts/test.sh tests/model -x
-# (-n 0: all in one process, as --pdb needs it.)
+# Set up, then lint, types, import rules and tests. Arguments go to pytest: `scripts/test.sh -x
+# tests/model`; -n 0 runs all in one process, as --pdb needs it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
