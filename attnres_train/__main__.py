@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add_configured(name: str, text: str) -> CommandParser:
         command = add(name, text)
-        command.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+        command.add_argument("config", metavar="CONFIG", help="YAML file of the run, or quickstart")
         command.takes_words("overrides", "KEY=VALUE", "e.g. train.train_iters=20")
         return command
 

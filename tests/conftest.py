@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.parity.pool import WorkerPool
 from tests.tiny import TinyRuns
+
+# No example has a deadline and no generator has to be quick: the machine may be busy. CI sees the
+# same examples each time, so that a failure there comes from the change; elsewhere they vary.
+settings.register_profile(
+    "house",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    print_blob=True,
+)
+settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

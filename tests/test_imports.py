@@ -17,13 +17,14 @@ PLANNING = "pipeline.plan"
 # Room -> what it may import of ours, besides itself and `errors`. Rooms not named are on top.
 ALLOWED = {
     "errors": (),
+    "megatron": (),
     "config": (),
     "model": ("config",),
     "pipeline.plan": ("config.kinds", "model.blocks"),
     "pipeline.run": ("pipeline.plan",),
-    "parallel": ("config",),
+    "parallel": ("config", "megatron"),
     "optim": ("config", "model.naming", "model.parameters"),
-    "data": ("config",),
+    "data": ("config", "megatron"),
     "checkpoint": ("config", "model.naming"),
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "pipeline.plan"),

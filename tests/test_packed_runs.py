@@ -64,7 +64,7 @@ def test_mfu_counts_attention_within_documents(tiny, packed):
     """Of two replicas, against sum(n^2) / sum(n) of all documents of n tokens in each step."""
     overrides = [*packed, "train.micro_batch_size=2", "train.train_iters=2", "run.name=known-peak"]
     arguments = [str(tiny.path), *overrides]
-    tiny.pool.run(train_rank_of_known_peak, 2, arguments, free_port(), timeout=300)
+    tiny.pool.run(train_rank_of_known_peak, 2, arguments, free_port())
     config = tiny.config(*overrides)
     for step, record in enumerate(records(tiny.folder / "runs" / "known-peak")):
         batches = open_data(config).micro_batches(8 * step, 0, 1)

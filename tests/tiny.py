@@ -92,7 +92,7 @@ class TinyRuns:
         key = (name, overrides, ranks)
         if key not in self._done:
             arguments = [str(self.path), f"run.name={name}", *overrides]
-            outputs = self.pool.run(train_rank, ranks, arguments, free_port(), timeout=300)
+            outputs = self.pool.run(train_rank, ranks, arguments, free_port())
             self._done[key] = outputs[0]
         return self.folder / "runs" / name
 

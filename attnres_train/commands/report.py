@@ -11,6 +11,7 @@ from pathlib import Path
 from attnres_train.config import load_config
 from attnres_train.config.saved import load_saved
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.shipped import names
 from attnres_train.errors import UserError
 from attnres_train.observe.observer import Record
 from attnres_train.observe.sinks import read_records
@@ -19,7 +20,7 @@ from attnres_train.planning.build import build_plan
 
 def run(args: argparse.Namespace) -> int:
     folder = args.run_or_config
-    if folder.endswith((".yaml", ".yml")):
+    if not Path(folder).is_dir() and (folder.endswith((".yaml", ".yml")) or folder in names()):
         section = load_config(folder, args.overrides).run
         folder = os.path.join(section.dir, section.name)
     return report(folder)

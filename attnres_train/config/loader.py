@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from attnres_train.config import shipped
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.fields import (
     EXTENDS,
@@ -28,7 +29,8 @@ from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read ``path`` and what it extends, then apply ``overrides`` (``key.path=value``) in order.
+    """Read ``path``, a file or the name of a configuration that comes with the package, and what it
+    extends, then apply ``overrides`` (``key.path=value``) in order.
 
     Raises ConfigError, which tells of every problem at once: the key, the file and line (or the
     command line) where it stands, and what is expected there.
@@ -41,7 +43,7 @@ def load_with_places(
 ) -> tuple[RunConfig, dict[KeyPath, str]]:
     """The same, and where each key that is not left at its default was written: ``FILE:LINE`` or
     ``command line``."""
-    tree = read_tree(Path(path))
+    tree = read_tree(shipped.find(path))
     return config_of(tree, overrides), tree.places
 
 

@@ -7,11 +7,11 @@ over the other. What the keys mean is the business of `config.loader`.
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnres_train.config import shipped
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.yaml_text import KeyPath, parse
 
@@ -107,7 +107,7 @@ def read_tree(path: Path, wanted_by: str = "", chain: tuple[Path, ...] = ()) -> 
         raise ConfigError(f"extends ({where}): expected a file or a list of files, not {bases!r}")
     tree = Tree({}, {})
     for base in bases:
-        file = Path(os.path.normpath(path.parent / base))
+        file = shipped.find(base, beside=path.parent)
         tree.merge(read_tree(file, f"extends ({where}): ", chain))
     tree.merge(own)
     return tree
@@ -125,7 +125,10 @@ def _read(path: Path, wanted_by: str) -> str:
 
 
 def _near_by(path: Path) -> str:
-    """The configurations beside a missing one, else those in ``configs/``; most similar first."""
+    """The configurations beside a missing one, else those in ``configs/``, else the names of those
+    that come with the package; most similar first."""
     found = sorted(path.parent.glob("*.y*ml")) or sorted(Path("configs").glob("*.y*ml"))
+    where = "near by" if found else "with the package come"
+    found = found or [Path(name) for name in shipped.names()]
     found.sort(key=lambda file: -difflib.SequenceMatcher(None, file.stem, path.stem).ratio())
-    return "; near by: " + ", ".join(map(str, found[:6])) if found else ""
+    return f"; {where}: " + ", ".join(map(str, found[:6]))

@@ -1,23 +1,18 @@
-"""The one door to megatron-core's dataset modules."""
+"""megatron-core's dataset modules, as this room uses them."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-import warnings
 from types import ModuleType
+
+from attnres_train.megatron import megatron_core
 
 
 def megatron_datasets(name: str) -> ModuleType:
     """The module ``megatron.core.datasets.<name>``.
 
-    Its first import takes some 4 s, and warns that Transformer Engine and apex are absent and that
-    its own imports are deprecated; its loggers warn about index caches that are left out on
-    purpose. None of it concerns a user.
+    Its loggers warn about index caches that are left out on purpose: that concerns no user.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex")
-        warnings.simplefilter("ignore", DeprecationWarning)
-        module = importlib.import_module(f"megatron.core.datasets.{name}")
+    module = megatron_core(f"datasets.{name}")
     logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
     return module

@@ -1,23 +1,17 @@
-"""The process grid, laid out by megatron-core (data-parallel ranks adjacent, pipeline outermost).
-
-Importing megatron.core takes seconds and warns about optional packages, so it happens here, late.
-"""
+"""The process grid, laid out by megatron-core: replicas adjacent, the pipeline outermost."""
 
 from __future__ import annotations
-
-import warnings
 
 from torch.distributed import ProcessGroup
 
 from attnres_train.config.schema import ParallelConfig
+from attnres_train.megatron import megatron_core
 
 
 def build_grid(parallel: ParallelConfig) -> tuple[ProcessGroup, ProcessGroup]:
     """Return this rank's (pipeline, data-parallel) groups of the default process group's grid."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex)")
-        from megatron.core import parallel_state
-
+    # Imported here: it takes seconds.
+    parallel_state = megatron_core("parallel_state")
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -32,6 +26,4 @@ def build_grid(parallel: ParallelConfig) -> tuple[ProcessGroup, ProcessGroup]:
 
 def destroy_grid() -> None:
     """Forget the groups, so that another grid can be built in this process."""
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
+    megatron_core("parallel_state").destroy_model_parallel()

@@ -48,8 +48,7 @@ def test_a_saturated_link_by_hand(benchmarks, micro_batches):
 
 @settings(
     max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     layout=layouts(max_ranks=4, max_virtual_stages=3),

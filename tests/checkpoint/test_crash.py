@@ -56,7 +56,7 @@ def values(path: Path) -> list[float]:
 def test_the_newest_published_checkpoint_survives(pool, tmp_path, where, rank, survivor):
     pool.run(put, 2, tmp_path, 1, 1.0)
     with pytest.raises(RankFailedError):
-        pool.run(put_and_die, 2, tmp_path, 2, where, rank, timeout=20)
+        pool.run(put_and_die, 2, tmp_path, 2, where, rank)
     assert find_latest(tmp_path).name == survivor
     assert values(find_latest(tmp_path)) == [2.0 if survivor == "step_00000002" else 1.0] * 2
     pool.run(put, 2, tmp_path, 3, 3.0)

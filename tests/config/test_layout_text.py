@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from attnres_train.config import ConfigError
 from attnres_train.config.layout_text import parse_layout, stated_layers
+from attnres_train.megatron import megatron_core
 
 
 @st.composite
@@ -30,18 +31,17 @@ def test_every_spelling_gives_the_sizes(case):
     assert parse_layout(text) == stated_layers(text) == sizes
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(spelled())
 def test_megatron_reads_it_alike(case):
     """Chunk ``c`` is Megatron's virtual stage ``c // P`` of rank ``c % P``."""
-    from megatron.core.transformer.enums import LayerType
-    from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
-
+    theirs = megatron_core("transformer.pipeline_parallel_layer_layout")
+    decoder = megatron_core("transformer.enums").LayerType.decoder
     sizes, text = case
     ranks = max(p for p in (1, 2, 3, 4) if len(sizes) % p == 0)
-    theirs = PipelineParallelLayerLayout(text, ranks).layout
-    chunks = [theirs[c % ranks][c // ranks] for c in range(len(sizes))]
-    assert [chunk.count(LayerType.decoder) for chunk in chunks] == parse_layout(text)
+    layout = theirs.PipelineParallelLayerLayout(text, ranks).layout
+    chunks = [layout[c % ranks][c // ranks] for c in range(len(sizes))]
+    assert [chunk.count(decoder) for chunk in chunks] == parse_layout(text)
 
 
 @pytest.mark.parametrize(

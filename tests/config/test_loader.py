@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config import ConfigError, json_schema, load_config, save_config
@@ -102,7 +102,6 @@ class TestMessages:
 
 
 class TestSave:
-    @settings(deadline=None)
     @given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1))
     def test_round_trip_of_any_name(self, tmp_path_factory, name):
         folder = tmp_path_factory.getbasetemp()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config import load_config
@@ -107,7 +107,6 @@ class TestOverrides:
         message = error_of(small_file, "parallel.layout=[1, 2")
         assert message.startswith("command line, 'parallel.layout=[1, 2': not valid YAML")
 
-    @settings(deadline=None)
     @given(
         st.integers(0, 10**12)
         | st.floats(1e-300, 1e300)
@@ -143,6 +142,13 @@ class TestFiles:
         write(tmp_path, "configs/quick.yaml", "")
         monkeypatch.chdir(tmp_path)
         assert error_of(Path("quick")) == "there is no file quick; near by: configs/quick.yaml"
+
+    def test_else_those_that_come_with_the_package_are(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        message = error_of(Path("configs/quick.yaml"))
+        assert message.startswith(
+            "there is no file configs/quick.yaml; with the package come: quickstart, "
+        )
 
     def test_folder(self, tmp_path):
         assert error_of(tmp_path).startswith(f"cannot read {tmp_path}")

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import time
 
 import pytest
 
 from attnres_train.data.cache import digest, locked, published, write_json
 from attnres_train.errors import UserError
+
+SECONDS = 300  # on a busy machine; a few are enough otherwise
 
 
 def test_digest_depends_on_values_and_not_on_key_order():
@@ -43,21 +44,26 @@ def test_write_json_leaves_no_scratch_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["record.json"]
 
 
-def _hold(folder, seconds, held):
+def _hold(folder, held, may_end):
     with locked(folder, print):
         held.set()
-        time.sleep(seconds)
+        may_end.wait()
         (folder / "done").touch()
 
 
 def test_second_run_waits_for_the_first_and_says_so(tmp_path):
     context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, 0.5, held))
+    held, may_end = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, may_end), daemon=True)
     other.start()
-    held.wait(30)
+    assert held.wait(SECONDS)
     told = []
-    with locked(tmp_path, told.append):
+
+    def tell(text):
+        told.append(text)
+        may_end.set()
+
+    with locked(tmp_path, tell):
         assert (tmp_path / "done").exists()
     other.join()
     assert told == [f"waiting for another run that prepares data in {tmp_path}"]
@@ -65,10 +71,10 @@ def test_second_run_waits_for_the_first_and_says_so(tmp_path):
 
 def test_a_dead_holder_leaves_no_lock(tmp_path):
     context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, 600, held))
+    held, never = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, never), daemon=True)
     other.start()
-    held.wait(30)
+    assert held.wait(SECONDS)
     other.kill()
     other.join()
     told = []

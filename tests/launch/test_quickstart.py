@@ -34,7 +34,7 @@ def test_it_stops_resumes_and_reuses_what_exists(tmp_path: Path) -> None:
         "train.stop_after=2",
     ]
     first, second = (
-        subprocess.run(command, capture_output=True, text=True, timeout=240) for _ in range(2)
+        subprocess.run(command, capture_output=True, text=True, timeout=600) for _ in range(2)
     )
     assert first.returncode == 0, first.stderr
     assert "stopped after step 2, saved" in first.stdout

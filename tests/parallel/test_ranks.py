@@ -21,7 +21,7 @@ def config(stages: int) -> RunConfig:
             "model": {"hidden_size": 8, "num_layers": 4, "vocab_size": 300},
             "train": {"train_iters": 1, "seq_length": 8, "global_batch_size": 4, "device": "cpu"},
             "parallel": {"pipeline_model_parallel_size": stages},
-            "pipeline": {"timeout_seconds": 30},
+            "pipeline": {"timeout_seconds": 300},
         }
     )
 

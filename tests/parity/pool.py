@@ -62,7 +62,7 @@ class WorkerPool:
         self._context.set_forkserver_preload(PRELOADED)
         self._workers: list[_Worker] = []
 
-    def run(self, function: Callable, world_size: int, *args: Any, timeout: float = 60) -> list:
+    def run(self, function: Callable, world_size: int, *args: Any, timeout: float = 300) -> list:
         """``function(*args)`` on ``world_size`` ranks of a gloo group; returns results by rank.
 
         ``function`` must be importable, arguments and results picklable. Raises RankFailedError

@@ -53,7 +53,7 @@ def over_gloo(pool):
     @cache
     def run_all(ranks: int) -> dict[Case, list[RunResult]]:
         cases = [case for case in CASES if case.ranks == ranks]
-        by_rank = pool.run(run_cases, ranks, cases, timeout=180)
+        by_rank = pool.run(run_cases, ranks, cases, timeout=900)
         return dict(zip(cases, zip(*by_rank, strict=True), strict=True))
 
     return lambda case: run_all(case.ranks)[case]

@@ -22,7 +22,7 @@ from attnres_train.supervise import failures
 from attnres_train.supervise.culprit import Failure, chain, explain
 from attnres_train.supervise.run_lock import owned, run_lock
 from tests.pipeline.plan.layouts import layouts
-from tests.supervise.hanging import train_beside_a_sleeper
+from tests.supervise.hanging import TIMEOUT, train_beside_a_sleeper
 
 
 def waits_for(peer: int, since: float, direction: str = "receive") -> Wait:
@@ -31,7 +31,7 @@ def waits_for(peer: int, since: float, direction: str = "receive") -> Wait:
 
 def silent(rank: int, peer: int | None, since: float, time: float) -> Failure:
     waiting = None if peer is None else waits_for(peer, since)
-    return Failure(rank, time, "RuntimeError: Timed out waiting 1000ms", waiting)
+    return Failure(rank, time, "RuntimeError: Timed out waiting 3000ms", waiting)
 
 
 def test_a_chain_ends_where_nobody_is_waited_for_or_where_it_was():
@@ -40,7 +40,7 @@ def test_a_chain_ends_where_nobody_is_waited_for_or_where_it_was():
     assert chain({}, 5) == [5]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(layouts(), st.integers(1, 6), st.sampled_from([one_f_one_b, gpipe]), st.data())
 def test_wherever_a_rank_hangs_every_wait_leads_to_it(layout, micro_batches, make, data):
     schedule = make(layout.num_ranks, layout.num_virtual_stages, micro_batches)
@@ -137,7 +137,7 @@ def test_four_ranks_of_which_one_hangs(pool, tmp_path):
     }
     assert sorted(records) == [f"rank_{rank:04d}.json" for rank in range(4)]
     third = records["rank_0003.json"]
-    assert "Timed out waiting 1000ms" in third["error"]
+    assert "Timed out waiting 3000ms" in third["error"]
     assert third["waiting"] | {"since": ""} == {
         "direction": "receive",
         "tensor": "block 3",  # what rank 2 had before it has passed on
@@ -148,7 +148,7 @@ def test_four_ranks_of_which_one_hangs(pool, tmp_path):
         "since": "",
     }
     since, until = map(datetime.fromisoformat, (third["waiting"]["since"], third["time"]))
-    assert 1 <= (until - since).total_seconds() < 2
+    assert until - since >= TIMEOUT
     assert {wait["direction"] for wait in third["pending"]} == {"receive", "send"}
     assert {wait["peer"] for wait in records["rank_0001.json"]["pending"]} == {0, 2}
 
@@ -156,7 +156,7 @@ def test_four_ranks_of_which_one_hangs(pool, tmp_path):
 def fail_beside_a_sleeper(folder: Path) -> list[str]:
     """The notes that this rank's exception carries."""
     with pytest.raises(PeerError) as error:
-        train_beside_a_sleeper(2, seconds=2.5, folder=folder)
+        train_beside_a_sleeper(2, seconds=7.5, folder=folder)
     return getattr(error.value, "__notes__", [])
 
 

@@ -101,7 +101,7 @@ def test_killed_then_stopped_then_finished(pool, tmp_path, capsys):
     assert column(run, "step") == list(range(1, stopped + 1))
 
     rest = [str(config), *grid(2, 2), f"train.train_iters={stopped + 2}"]
-    out = pool.run(train_rank, 2, rest, free_port(), timeout=SECONDS)[0]
+    out = pool.run(train_rank, 2, rest, free_port())[0]
     assert f"checkpoints/step_{stopped:08d}\n" in out.split("resumed from ")[1]
     assert column(run, "step") == list(range(1, stopped + 3))
 

@@ -25,7 +25,7 @@ def programs(layout: Layout, schedule: Schedule) -> list[Program]:
     return [Program(plan, schedule, rank) for rank in range(layout.num_ranks)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(layouts(), st.integers(1, 9), st.sampled_from([one_f_one_b, gpipe, forward_only]))
 def test_a_group_per_directed_edge_and_kind_is_safe(layout, micro_batches, make):
     schedule = make(layout.num_ranks, layout.num_virtual_stages, micro_batches)

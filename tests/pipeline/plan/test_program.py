@@ -15,7 +15,6 @@ from tests.pipeline.plan.layouts import layouts
 SCHEDULES = st.sampled_from([one_f_one_b, gpipe, forward_only])
 
 
-@settings(deadline=None)
 @given(layouts(), st.integers(1, 9), SCHEDULES)
 def test_slots_come_after_everything_that_an_action_depends_on(layout, micro_batches, make):
     schedule = make(layout.num_ranks, layout.num_virtual_stages, micro_batches)
@@ -55,7 +54,7 @@ def test_what_is_passed_on_goes_at_once_and_what_is_returned_at_last():
     ]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(layouts(), st.integers(1, 9), SCHEDULES)
 def test_every_message_has_its_place_at_both_ends(layout, micro_batches, make):
     plan = TransportPlan(layout)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config import ConfigError, RunConfig, check_config, load_config
@@ -42,7 +42,6 @@ def test_to_compare_is_ours_and_the_runs_own():
     assert list(to_compare(PipelineConfig(schedule="gpipe"))) == ["1f1b", "gpipe"]
 
 
-@settings(deadline=None)
 @given(layouts(), st.integers(1, 9), st.sampled_from([OneAtATime, LongWarmUp]), st.integers(0, 5))
 def test_those_of_the_users_are_proved_like_ours(layout, micro_batches, kind, extra):
     options = {"extra": extra} if kind is LongWarmUp else {}

@@ -69,7 +69,7 @@ def test_history_is_passed_on_block_by_block_as_it_comes():
     assert timeline.seconds == 19
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     layouts(max_ranks=4, max_virtual_stages=3),
     st.integers(1, 6),

@@ -14,7 +14,7 @@ from attnres_train.pipeline.plan.validate import ScheduleError, validate
 from tests.pipeline.plan.layouts import layouts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(layouts(), st.integers(1, 11), st.sampled_from([one_f_one_b, gpipe, forward_only]))
 def test_every_schedule_passes_for_every_layout(layout, micro_batches, make_schedule):
     schedule = make_schedule(layout.num_ranks, layout.num_virtual_stages, micro_batches)

@@ -62,14 +62,14 @@ class PostedBy:
 
     def wait(self) -> None:
         with self.wire.posted:
-            if not self.wire.posted.wait_for(self._is_posted, timeout=10):
+            if not self.wire.posted.wait_for(self._is_posted, timeout=300):
                 raise RuntimeError("the receive was not posted")
 
     def _is_posted(self) -> bool:
         return self.wire.counts[self.channel] >= self.number
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(layouts(), LENGTHS, st.sampled_from([one_f_one_b, gpipe]), st.booleans())
 def test_any_layout_and_batch_gives_the_gradients_of_plain_autograd(
     layout, lengths, schedule, debug
@@ -90,7 +90,7 @@ def test_any_layout_and_batch_gives_the_gradients_of_plain_autograd(
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-14)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(layouts(), LENGTHS)
 def test_evaluation_gives_the_loss_and_leaves_nothing(layout, lengths):
     batches, chunks = toy_batches(lengths), make_chunks(layout)

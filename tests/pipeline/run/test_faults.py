@@ -76,7 +76,7 @@ class Reordering(Recorder):
 
 
 def train_reordered(
-    channel: tuple, order: list[int], batches: list[ToyBatch], debug: bool, timeout: float = 10
+    channel: tuple, order: list[int], batches: list[ToyBatch], debug: bool, timeout: float = 300
 ) -> dict[str, Tensor]:
     """Gradients of a step with one faulty channel, on 16 sublayers in blocks of 3 on two ranks: the
     only hop carries blocks 0, 1, 2 and a partial, in this order, their gradients in reverse."""
@@ -128,11 +128,11 @@ def test_without_debug_mode_a_swap_runs_on_with_wrong_gradients():
 
 def test_a_tensor_that_never_comes_is_named_with_all_that_is_known_of_it():
     message = (
-        r"rank 0 waited 0\.\d s in vain: the gradient of block 0 for B\(chunk 0, micro-batch 0\), "
-        r"256 bytes, from rank 1 in B\(chunk 1, micro-batch 0\) \(0 others were under way\)"
+        r"rank 0 waited \d+\.\d s in vain: the gradient of block 0 for B\(chunk 0, micro-batch "
+        r"0\), 256 bytes, from rank 1 in B\(chunk 1, micro-batch 0\) \(0 others were under way\)"
     )
     with pytest.raises(PeerError, match=message):
-        train_reordered(BACKWARD, [0, 1, 2], toy_batches([2]), debug=False, timeout=0.5)
+        train_reordered(BACKWARD, [0, 1, 2], toy_batches([2]), debug=False, timeout=2)
 
 
 def test_a_late_release_is_found(monkeypatch):

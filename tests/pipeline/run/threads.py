@@ -18,11 +18,12 @@ def run_ranks(
     function: Callable[[int, Transport], Result],
     *,
     wrap: Callable[[int, Transport], Transport] = lambda rank, transport: transport,
-    timeout: float = 10,
+    timeout: float = 300,
 ) -> list[Result]:
     """``function(rank, transport)`` on every rank; raises the fault rather than its echoes.
 
-    ``wrap`` may put something between a rank and its transport.
+    ``wrap`` may put something between a rank and its transport. ``timeout``: seconds that a rank
+    waits for a tensor, at most.
     """
     mailboxes = Mailboxes(timedelta(seconds=timeout))
     with ThreadPoolExecutor(num_ranks) as pool:

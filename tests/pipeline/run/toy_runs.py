@@ -34,7 +34,7 @@ def train(
     batches: list[ToyBatch],
     chunks: dict[int, nn.Module] | None = None,
     wrap: Callable[[int, Transport], Transport] = lambda rank, transport: transport,
-    timeout: float = 10,
+    timeout: float = 300,
     **options,
 ) -> tuple[list[StepResult], dict[str, Tensor]]:
     """One training step on every rank: results by rank, and all gradients."""

@@ -1,0 +1,29 @@
+"""The configurations that come with the package, for users without a clone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def folder() -> Path:
+    """``configs/``: within an installed package, else beside it in the repository."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def names() -> list[str]:
+    """What `find` finds, e.g. ``quickstart``, ``variants/mhc_lite``."""
+    root = folder()
+    found = (file.relative_to(root).with_suffix("") for file in root.rglob("*.yaml"))
+    return sorted(name.as_posix() for name in found)
+
+
+def find(name: str | Path, beside: Path | None = None) -> Path:
+    """The file ``name``, relative to the folder ``beside``; where there is none and ``name`` is one
+    of `names`, that configuration."""
+    file = Path(os.path.normpath(beside / name)) if beside else Path(name)
+    if not file.is_file() and str(name) in names():
+        return folder() / f"{name}.yaml"
+    return file
