@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from attnres_train.checkpoint.folders import step_name
+from attnres_train.checkpoint.manifest import read_manifest
+from attnres_train.observe.sinks import read_records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,6 +25,8 @@ SHORT = [
     "train.eval_interval=0",
     "model.hidden_size=16",
 ]
+# On this page nothing is changed but the number of steps.
+EXTENDING = ROOT / "docs" / "extending.md"
 # Commands that other tests or the suite itself run.
 ELSEWHERE = {
     "./scripts/test.sh": "is running",
@@ -32,17 +39,17 @@ def commands(page: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def yaml_files(page: Path) -> dict[str, str]:
-    """Files that a page shows: YAML blocks whose first line is `# NAME`."""
-    blocks = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
-    return dict(blocks)
+def files(page: Path) -> dict[str, str]:
+    """Files that a page shows: YAML and Python blocks whose first line is `# NAME`."""
+    text = page.read_text(encoding="utf-8")
+    return dict(re.findall(r"^```(?:yaml|python)\n# (\S+)\n(.*?)^```", text, re.M | re.S))
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
     """A copy of what the commands touch: the repository's files, this interpreter as `.venv`."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("configs", "launch", "scripts", "benchmarks", "README.md"):
+    for name in ("configs", "docs", "launch", "scripts", "benchmarks", "README.md"):
         (folder / name).symlink_to(ROOT / name)
     tools = folder / ".venv" / "bin"
     tools.mkdir(parents=True)
@@ -53,15 +60,19 @@ def workspace(tmp_path_factory) -> Path:
     (folder / "corpus").mkdir()
     (folder / "corpus" / "a.jsonl").write_text('{"text": "one document"}\n')
     for page in PAGES:
-        for name, text in yaml_files(page).items():
+        for name, text in files(page).items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
     return folder
 
 
-def shortened(command: str) -> list[str]:
+def shortened(command: str, page: Path) -> list[str]:
     """The command with overrides that keep its work small; every other word as it stands."""
     words = shlex.split(command)
-    if words[0].endswith("attnres-train") and words[1] in ("train", "data"):
+    trains = words[0].endswith("attnres-train") and words[1] in ("train", "data")
+    if trains and page == EXTENDING:
+        words.append(SHORT[0])
+    elif trains:
         corpus = "data.corpus=[{kind: text, path: README.md}]"
         words += [*SHORT, corpus, "data.split=[0.8, 0.2]", "data.tokenizer.vocab_size=300"]
     if "benchmarks/" in command:
@@ -75,7 +86,7 @@ def test_commands_run(page: Path, workspace: Path) -> None:
         if command.split("#")[0].strip() in ELSEWHERE:
             continue
         result = subprocess.run(
-            shortened(command), cwd=workspace, capture_output=True, text=True, timeout=300
+            shortened(command, page), cwd=workspace, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
@@ -86,6 +97,32 @@ def test_pages_name_files_that_exist() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_kinds_of_your_own_have_done_what_the_page_says(workspace: Path) -> None:
+    """Runs after the commands of docs/extending.md, on 2 pipeline ranks."""
+    if not (workspace / "runs" / "my_lab").is_dir():
+        pytest.skip("test_commands_run[extending.md] makes the runs")
+    run = workspace / "runs" / "my_lab"
+    last = read_records(run / "metrics.jsonl")[-1]
+    norms = {key: value for key, value in last.items() if key.startswith("grad_norm/")}
+    assert {"grad_norm/embed_tokens.weight", "grad_norm/layers.7", "grad_norm/lm_head.weight"} <= (
+        norms.keys()
+    )
+    assert math.hypot(*norms.values()) == pytest.approx(last["grad_norm"], rel=1e-5)
+    tensors = read_manifest(run / "checkpoints" / step_name(2)).tensors
+    assert tensors["model.layers.7.mlp_res_scale"].shape == [128]
+    more = read_manifest(workspace / "runs" / "my_lab_bytes" / "checkpoints" / step_name(2))
+    assert "optimizer.momentum.model.layers.7.mlp_res_scale" in more.tensors
+    assert more.extras["config"]["pipeline"]["schedule_options"] == {"extra": 2}
+
+
+def test_each_kind_of_your_own_takes_less_than_forty_lines() -> None:
+    sources = {name: text for name, text in files(EXTENDING).items() if name.endswith(".py")}
+    assert len(sources) == 8
+    for name, text in sources.items():
+        assert text.count("\n") < 40, name
+        assert "from attnres_train." not in text.replace("from attnres_train.extend ", ""), name
+
+
 def test_the_parsers_find_what_the_pages_show() -> None:
     assert "./scripts/quickstart.sh" in commands(ROOT / "README.md")
-    assert "my.yaml" in yaml_files(ROOT / "README.md")
+    assert "my.yaml" in files(ROOT / "README.md")

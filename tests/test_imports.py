@@ -30,7 +30,7 @@ ALLOWED = {
     "planning": ("config", "model", "optim", "pipeline.plan"),
     "supervise": ("config", "pipeline.run.waits"),
 }
-TOP = ("commands", "train", "__main__")
+TOP = ("commands", "extend", "train", "__main__")
 OPTIONAL = {"transformer_engine", "apex", "fla", "wandb"}
 
 

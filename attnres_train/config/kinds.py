@@ -145,7 +145,7 @@ def resolve(choice: str, name: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(
             f"{name} is no {base.__name__}: derive the class from "
-            f"{base.__module__}.{base.__name__} (see docs/extending.md)"
+            f"attnres_train.extend.{base.__name__} (see docs/extending.md)"
         )
     if lacks := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
         raise ConfigError(f"{name} is not complete: it has no {lacks} (see docs/extending.md)")

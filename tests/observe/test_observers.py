@@ -231,7 +231,7 @@ def test_options_are_checked_before_any_worker_starts(tmp_path):
     [
         ("no_such_lab.hooks:Any", "there is no module no_such_lab"),
         (f"{HERE}:Addz", f"has no Addz; did you mean {HERE}:Adds?"),
-        (f"{HERE}:NoObserver", "is no Observer: derive the class from attnres_train.observe.obs"),
+        (f"{HERE}:NoObserver", "is no Observer: derive the class from attnres_train.extend.Obs"),
         ("grad_norms", "expected module:Name of your own"),
         (
             f"{{kind: '{HERE}:Adds', options: {{valeu: 1}}}}",

@@ -151,7 +151,7 @@ class TestOfTheUsers:
         ("name", "told"),
         [
             ("Incomplete", "is not complete: it has no after_warmup"),
-            ("NoSchedule", "derive the class from attnres_train.optim.schedules.LRSchedule"),
+            ("NoSchedule", "derive the class from attnres_train.extend.LRSchedule"),
             ("InverseSqareRoot", f"did you mean {NAME}?"),
         ],
     )
