@@ -51,7 +51,7 @@ def test_the_cause_alone_is_on_the_screen(fault, rank, code, first_line, last_li
     result = launch_two(fault, rank, tmp_path)
     assert result.returncode == code, result.stderr
     lines = told(result)
-    assert lines[0] == first_line
+    assert lines[0] == first_line, result.stderr
     assert lines[-1] == (last_line or first_line)
     assert result.stderr.count("Traceback") == (0 if last_line is None else 1)
     assert result.stderr.count(first_line) == 1
