@@ -4,7 +4,7 @@
 #   launch/torchrun.sh --nnodes 2 --node-rank 0 --master-addr HOST --nproc-per-node 8 \
 #       -- configs/kimi_linear_48b_attnres.yaml run.name=first
 #
-# Everything before -- goes to torchrun, everything behind it to `attnres-train train`.
+# Everything before -- goes to torchrun, everything after it to `attnres-train train`.
 # --dry-run as the first argument prints the command instead.
 set -euo pipefail
 
