@@ -15,7 +15,8 @@ import torch
 
 from attnres_train.__main__ import main
 from attnres_train.config.fields import all_keys, as_written, inner_section
-from attnres_train.config.kinds import CHOICES, KindName
+from attnres_train.config.kind_fields import KindName
+from attnres_train.config.kinds import CHOICES
 from attnres_train.config.schema import RunConfig
 from tests.data.tiny import sentence, write_indexed, write_jsonl
 from tests.tiny import TinyRuns, column, saved_tensors

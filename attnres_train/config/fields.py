@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
-from attnres_train.config.kinds import KindName, OptionsOf, options_class
+from attnres_train.config.kind_fields import KindName, OptionsOf, options_class
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.section import Section
 from attnres_train.config.yaml_text import KeyPath, dotted

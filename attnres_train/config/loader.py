@@ -20,7 +20,7 @@ from attnres_train.config.fields import (
     locate,
     section_at,
 )
-from attnres_train.config.kinds import KIND_ERROR
+from attnres_train.config.kind_fields import KIND_ERROR
 from attnres_train.config.meant import did_you_mean
 from attnres_train.config.renamed import drop_unset, instead
 from attnres_train.config.schema import RunConfig

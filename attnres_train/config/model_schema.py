@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from attnres_train.config.kinds import KindName, KindOptions, NoOptions, OptionsOf, resolve
+from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
+from attnres_train.config.kinds import NoOptions, resolve
 from attnres_train.config.section import Section
 
 

@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.fields import EXTENDS, expected, inner_section
 from attnres_train.config.foreign import plain, words_for
-from attnres_train.config.kinds import CHOICES, KindName, resolve
+from attnres_train.config.kind_fields import KindName
+from attnres_train.config.kinds import CHOICES, resolve
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.section import Section
 

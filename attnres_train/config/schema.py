@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from attnres_train.config.kinds import KindName, KindOptions, NoOptions, OptionsOf
+from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
+from attnres_train.config.kinds import NoOptions
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.config.section import Section
 
@@ -75,13 +76,13 @@ class TrainSection(Section):
     global_batch_size: int = Field(ge=1)
     """Samples per optimizer step, over all data-parallel ranks."""
     stop_after: int | None = Field(None, ge=1)
-    """Stop (saved, resumable) behind this step although `train_iters` is larger."""
+    """Stop (saved, resumable) after this step although `train_iters` is larger."""
     precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
     """`bf16`: autocast over fp32 parameters; `bf16_params`: bf16 parameters, fp32 masters.
     Gradients are fp32 with all of them."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward pass: `selective` reruns what each sublayer reads,
-    the depth read and the norm behind it; `full` reruns each decoder layer."""
+    the depth read and the norm after it; `full` reruns each decoder layer."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
     eval_interval: int = Field(0, ge=0)

@@ -28,7 +28,7 @@ def final_state(chunk: ModelChunk, embedding: Tensor) -> Tensor:
 
 
 def sublayers(chunk: ModelChunk) -> list[tuple[str, Sublayer]]:
-    """Prefix of the names of each read, and the sublayer behind it."""
+    """Prefix of the names of each read, and the sublayer after it."""
     found: list[tuple[str, Sublayer]] = []
     for index, layer in chunk.layers.items():
 
