@@ -33,7 +33,7 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport, Transport
 
-TIMEOUT = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=300)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def growth(step: Callable[[], object]) -> Held:
 def growth_of_a_rank() -> Held:
     """Training and validation of a chunk on each of two ranks, over gloo."""
     layout, rank = make_layout(2, 3, 2, 1), dist.get_rank()
-    transport = P2PTransport(channels(TransportPlan(layout)), [range(2)], timedelta(seconds=30))
+    transport = P2PTransport(channels(TransportPlan(layout)), [range(2)], timedelta(seconds=300))
     chunks = {index: ToyChunk(layout, index) for index in layout.chunks_of(rank)}
     engine, batches = make_engine(layout, rank, transport, chunks), toy_batches([TOKENS] * 2)
 
