@@ -7,6 +7,7 @@ from attnres_train.config.schema import OptimizerConfig
 from attnres_train.model.parameters import ParameterRule, constant
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.muon import Muon
+from tests.optim.state import copy_state
 
 SHAPES = {
     "embed_tokens.weight": (10, 6),
@@ -125,14 +126,7 @@ def test_continuing_from_copied_state_is_bitwise(dtype):
     params, optimizer = make(dtype)
     run(params, optimizer, (1, 2), dtype)
     resumed, second = make(dtype)
-    with torch.no_grad():
-        for name in SHAPES:
-            resumed[name].copy_(params[name])
-        pairs = zip(second.state_tensors(), optimizer.state_tensors(), strict=True)
-        for (name, key, target), (source_name, source_key, source) in pairs:
-            assert (name, key) == (source_name, source_key)
-            target.copy_(source)
-        second.steps.copy_(optimizer.steps)
+    copy_state((params, optimizer), (resumed, second))
     run(params, optimizer, (3, 4), dtype, skip={QUERY})
     run(resumed, second, (3, 4), dtype, skip={QUERY})
     for name in SHAPES:

@@ -17,6 +17,7 @@ from attnres_train.planning.costs import CostModel
 from tests.config.conftest import SMALL
 from tests.config.helpers import error_of, write
 from tests.optim import lion
+from tests.optim.state import copy_state
 
 LION = "tests.optim.lion:LionKind"
 SHAPES = {"matrix": (4, 6), "vector": (6,), "scale": (3,)}
@@ -132,15 +133,7 @@ def test_continuing_from_copied_state_is_bitwise(kind, dtype):
     params, optimizer = make(kind, dtype)
     run(params, optimizer, range(2))
     resumed, second = make(kind, dtype)
-    with torch.no_grad():
-        for name in SHAPES:
-            resumed[name].copy_(params[name])
-        pairs = zip(second.state_tensors(), optimizer.state_tensors(), strict=True)
-        for (name, key, target), (source_name, source_key, source) in pairs:
-            assert (name, key) == (source_name, source_key)
-            assert source.shape == SHAPES[name]
-            target.copy_(source)
-        second.steps.copy_(optimizer.steps)
+    copy_state((params, optimizer), (resumed, second))
     run(params, optimizer, range(2, 4))
     run(resumed, second, range(2, 4))
     assert all(torch.equal(params[name], resumed[name]) for name in SHAPES)
