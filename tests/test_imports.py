@@ -80,6 +80,22 @@ def test_import_direction(module: str) -> None:
         assert not wrong, f"{module} may not import {sorted(wrong)}: nobody imports {TOP}"
 
 
+def test_no_modules_import_each_other() -> None:
+    """Not in a circle either, nor for types alone: each can be understood after those it imports."""
+    known = modules()
+
+    def home(name: str) -> str | None:
+        """The module that ``name``, of a module or of something in one, stands for."""
+        places = (name, name.rpartition(".")[0])
+        return next((place for place in places if place in known), None)
+
+    waiting = {name: {home(n) for n in ours(path)} - {None, name} for name, path in known.items()}
+    while free := [name for name, imported in waiting.items() if not imported & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting, f"in or above a circle: {sorted(waiting)}"
+
+
 @pytest.mark.parametrize("module", [name for name in sorted(modules()) if within(name, PLANNING)])
 def test_planning_is_pure_python(module: str) -> None:
     imported = imports_of(modules()[module])

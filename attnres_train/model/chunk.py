@@ -21,8 +21,8 @@ from attnres_train.model.head import linear_cross_entropy
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, normal
-from attnres_train.model.residual.kind import residual_kind
 from attnres_train.model.residual.reads import Read
+from attnres_train.model.residual.stream import build_residual
 
 _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
@@ -76,7 +76,7 @@ class ModelChunk(nn.Module):
                 f"layers {first_layer}..{last_layer} do not lie in a model of {config.num_layers}"
             )
         self.config = config
-        self.residual = residual_kind(config).build()
+        self.residual = build_residual(config)
         self.plan = self.residual.plan
         self.output_read = Read(self.residual, config.num_sublayers + 1, _OUTPUT_READ)
         self.first_layer, self.last_layer = first_layer, last_layer

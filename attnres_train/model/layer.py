@@ -13,9 +13,8 @@ from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule
-from attnres_train.model.residual.kind import residual_kind
 from attnres_train.model.residual.reads import Read
-from attnres_train.model.residual.stream import ResidualStream
+from attnres_train.model.residual.stream import ResidualStream, build_residual
 
 _READS = ("self_attention_res", "mlp_res")
 """Prefixes of the names of what the two reads learn."""
@@ -43,7 +42,7 @@ class DecoderLayer(nn.Module):
             self.mlp = SwiGLU(hidden, config.intermediate_size)
         else:
             self.block_sparse_moe = MixtureOfExperts(hidden, config.moe)
-        residual = residual_kind(config).build()
+        residual = build_residual(config)
         self.reads = [
             Read(residual, sublayer, prefix)
             for sublayer, prefix in zip(self.sublayers, _READS, strict=True)

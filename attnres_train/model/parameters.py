@@ -7,16 +7,15 @@ does when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
-    from attnres_train.model.chunk import ModelChunk
-    from attnres_train.model.layer import DecoderLayer
+    from attnres_train.config.model_schema import ModelConfig
 
 Initialiser = Callable[["Tensor", "Generator"], object]
 """Fills an fp32 tensor of the parameter's shape in place; draws, if it does, from the generator."""
@@ -75,7 +74,17 @@ class OwnsParameters(Protocol):
         ...
 
 
-def parameter_rules(module: ModelChunk | DecoderLayer) -> dict[str, ParameterRule]:
+class ModelPart(Protocol):
+    """A chunk or a decoder layer."""
+
+    config: ModelConfig
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+def parameter_rules(module: ModelPart) -> dict[str, ParameterRule]:
     """The one rule of every parameter of ``module``, by name and in their order: what it and the
     modules below it say that they own (`OwnsParameters`).
 

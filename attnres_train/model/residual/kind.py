@@ -3,7 +3,6 @@ built is its `Residual`, in modules that are imported then."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from attnres_train.model.parameters import Learned
 
 if TYPE_CHECKING:
     from attnres_train.config.schema import RunConfig
-    from attnres_train.model.residual.stream import Residual
 
 
 class ResidualKind(Kind):
@@ -38,9 +36,9 @@ class ResidualKind(Kind):
         return self.section.kind
 
     @property
-    def implementation(self) -> str | type[Residual]:
-        """The class that runs the stream: ``module:Name``, imported when a model is built, or the
-        class itself (the module of the kind imports torch then)."""
+    def implementation(self) -> str | type[Any]:
+        """The `Residual` that runs the stream: ``module:Name``, imported when a model is built, or
+        the class itself (the module of the kind imports torch then)."""
         return "attnres_train.model.residual.stream:Residual"
 
     @property
@@ -102,14 +100,6 @@ class ResidualKind(Kind):
         """What an import says after "N tensors of" where the released weights lack all that the
         reads learn, which then begins as `learned` says."""
         return f"model.residual.kind {self.name} are not there and start afresh"
-
-    def build(self) -> Residual:
-        """What runs the stream."""
-        made = self.implementation
-        if isinstance(made, str):
-            module, _, name = made.partition(":")
-            made = getattr(importlib.import_module(module), name)
-        return made(self)
 
     def unreleased(self, key: str) -> UserError:
         """The refusal to exchange weights on account of ``model.residual.<key>``."""

@@ -9,6 +9,7 @@ that is another). Sublayers are counted from 1; see `Blocks` for blocks and part
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.blocks import Blocks
 from attnres_train.model.norm import RMSNorm
-from attnres_train.model.residual.kind import ResidualKind
+from attnres_train.model.residual.kind import ResidualKind, residual_kind
 
 Readers = Mapping[int, Any]
 """What a residual makes of the parameters of its reads, by sublayer: its own stream alone looks
@@ -114,3 +116,14 @@ class Residual:
     def end(self, reader: Any, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         """What the output head reads, [B, T, D], before the final norm."""
         return present(partial)
+
+
+def build_residual(model: ModelConfig) -> Residual:
+    """What runs the residual stream of ``model``."""
+    kind = residual_kind(model)
+    found = kind.implementation
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        found = getattr(importlib.import_module(module), name)
+    residual: Residual = found(kind)
+    return residual
