@@ -81,7 +81,7 @@ def test_import_direction(module: str) -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Not in a circle either, nor for types alone: each can be understood after those it imports."""
+    """Nor in a circle, nor for types alone: each can be read after those that it imports."""
     known = modules()
 
     def home(name: str) -> str | None:
