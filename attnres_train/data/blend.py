@@ -39,6 +39,7 @@ class Blend:
             raise IndexError(f"sample {index} of a blend of {self.num_samples}")
         if index >= len(self._dealt):
             # Twice as many, so that all dealing together costs no more than twice the last.
+            del self._dealt
             self._dealt = self._deal(2 * (index + 1))
         return self._dealt[index]
 

@@ -32,7 +32,6 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
-        # A read-only mount lets the time of a file that is there be set.
         file = open(folder / "lock", "w")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(f"data.cache_dir {folder} cannot be written: {error}") from error
@@ -44,8 +43,8 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             say(
-                f"the file system of {folder} has no locks ({error.strerror}): let no other run "
-                "prepare data there at the same time"
+                f"the file system of {folder} has no locks ({error.strerror}): let no other run or "
+                "machine prepare data there now; `attnres-train data CONFIG` does it beforehand"
             )
         yield
 

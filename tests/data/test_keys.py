@@ -12,10 +12,9 @@ import pytest
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data import steps
-from attnres_train.data.loader import open_data
-from attnres_train.data.prepare import Prepared, open_tokenizer, prepare
+from attnres_train.data.prepare import Prepared, prepare
 from tests.data.test_kinds import WORDS
-from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_jsonl, write_text
+from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_text
 
 # What a change may make anew, each with what follows from it.
 TOKENIZER, SHARDS, INDICES, NOTHING = "tokenizer", "shards", "indices", "nothing"
@@ -167,22 +166,3 @@ def test_the_expression_that_splits_text(project):
     assert after.num_tokens != before.num_tokens
     assert after.sources[0].digest != before.sources[0].digest
     assert after.sources[0].content != before.sources[0].content
-
-
-def test_two_projects_with_one_cache(tmp_path, monkeypatch):
-    """The same configuration, relative paths and all: each reads its own text."""
-    found = {}
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        write_jsonl(Path("rows.jsonl"), [f"{name} text of project {name} " * 9] * 12)
-        config = run_config("../cache", [{"kind": "jsonl", "path": "rows.jsonl"}])
-        found[name] = (config, prepare(config, progress=False))
-    assert found["a"][0] == found["b"][0]
-    monkeypatch.chdir(tmp_path / "a")  # a's workers start when b has prepared
-    config, prepared = found["a"]
-    tokenizer = open_tokenizer(config, prepared)
-    for batch in open_data(config, prepared).micro_batches(0, 0, 1):
-        text = tokenizer.decode(batch["tokens"].flatten().tolist())
-        assert "project a" in text and "project b" not in text
-    assert found["b"][1].sources[0].digest != prepared.sources[0].digest
