@@ -12,7 +12,7 @@ from attnres_train.config import describe
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
-from attnres_train.data.prepare import prepare, read_prepared
+from attnres_train.data.prepare import Prepared, check_alike, prepare
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -21,6 +21,7 @@ from attnres_train.observe.build import build_observers
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
+from attnres_train.parallel.machines import hand_over
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
@@ -49,16 +50,18 @@ def train(config: RunConfig) -> int:
     a signal stopped the run: it is saved, and the same command resumes it."""
     folder = Path(config.run.dir) / config.run.name
     stop_requested = catch_stop_signals(folder)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        # One process per machine; the others wait for it in join_run. Nothing to do where the
-        # local launcher or `attnres-train data` has prepared already.
-        prepare(config, progress=False)
+    # One process per machine prepares; the others wait for it in join_run. Nothing to do where the
+    # local launcher or `attnres-train data` has prepared already.
+    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    made_here = prepare(config, progress=False) if first_here else None
     with (
         owned(folder),
         join_run(config) as ranks,
         failures.recorded(folder, ranks.rank, ranks.own_pipeline, ranks.world_size),
     ):
-        parts = build_parts(config, ranks)
+        prepared, by_machine = hand_over(made_here, ranks)
+        check_alike(by_machine)
+        parts = build_parts(config, ranks, prepared)
         if ranks.is_main:
             more = facts(config, ranks.device)
             print(describe(config, chunk_layers(config), ranks.world_size, more), flush=True)
@@ -68,7 +71,7 @@ def train(config: RunConfig) -> int:
     return 0
 
 
-def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
+def build_parts(config: RunConfig, ranks: Ranks, prepared: Prepared) -> Parts:
     """Data, chunks, engine, optimizer, checkpoints and observers of this rank."""
     plan = build_plan(config)
     chunks = build_chunks(config, plan, ranks)
@@ -97,19 +100,22 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         chunks=chunks,
         engine=engine,
         optimizer=optimizer,
-        data=open_data(config),
+        data=open_data(config, prepared),
         checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
-        observers=build_observers(run_context(config, ranks, folder, chunks)),
+        observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
     )
 
 
 def run_context(
-    config: RunConfig, ranks: Ranks, folder: Path, chunks: dict[int, ModelChunk]
+    config: RunConfig,
+    ranks: Ranks,
+    folder: Path,
+    chunks: dict[int, ModelChunk],
+    prepared: Prepared,
 ) -> RunContext:
     """What this rank's observers know of the run. Collective."""
-    prepared = read_prepared(config)
     num_parameters = sum(p.numel() for chunk in chunks.values() for p in chunk.parameters())
     info = RunInfo(
         num_parameters=ranks.sum_over_pipeline(num_parameters),

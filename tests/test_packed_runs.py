@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from attnres_train.data.loader import open_data
+from attnres_train.data.prepare import prepare
 from attnres_train.model.flops import forward_flops_per_token
 from tests.data.tiny import write_text
 from tests.tiny import column, free_port, grid, records, train_rank
@@ -44,7 +45,8 @@ def test_the_loss_is_the_mean_over_the_tokens_of_a_step(tiny, packed, whole, spr
 
 def test_micro_batches_differ_in_their_number_of_tokens(tiny, packed, whole):
     """The mean of the micro-batches' own means would be another number."""
-    batches = open_data(tiny.config(*packed, "train.micro_batch_size=1")).micro_batches(0, 0, 1)
+    config = tiny.config(*packed, "train.micro_batch_size=1")
+    batches = open_data(config, prepare(config, progress=False)).micro_batches(0, 0, 1)
     assert len({batch["loss_mask"].sum().item() for batch in batches}) > 1
     assert max(len(batch["cu_seqlens"]) for batch in batches) > 2
 
@@ -66,8 +68,9 @@ def test_mfu_counts_attention_within_documents(tiny, packed):
     arguments = [str(tiny.path), *overrides]
     tiny.pool.run(train_rank_of_known_peak, 2, arguments, free_port())
     config = tiny.config(*overrides)
+    data = open_data(config, prepare(config, progress=False))
     for step, record in enumerate(records(tiny.folder / "runs" / "known-peak")):
-        batches = open_data(config).micro_batches(8 * step, 0, 1)
+        batches = data.micro_batches(8 * step, 0, 1)
         lengths = [n for batch in batches for n in batch["cu_seqlens"].diff().tolist()]
         assert sum(lengths) == 8 * 32
         mean = sum(n * n for n in lengths) / sum(lengths)

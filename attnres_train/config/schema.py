@@ -183,6 +183,10 @@ class DataConfig(Section):
     """Leave the last token of each document out of the loss: what it is to predict, the first token
     of another document, is chance. The loss is then the mean over the others of a step. Off by
     default: losses of runs with and without `reset_at_documents` compare."""
+    verify: Literal["sampled", "full"] = "sampled"
+    """How corpora are told apart: by the names and sizes of their files and the hash of 16 blocks
+    of 4 KiB of each (`sampled`; files up to 64 KiB whole), or by the hash of every byte (`full`)
+    too. Where and when a file was written never counts."""
     cache_dir: str = "data_cache"
     """Folder for tokenizers, token shards and sample indices; shared between runs."""
 

@@ -25,20 +25,27 @@ def digest(value: Any) -> str:
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the only write lock on ``folder``; a second run waits here until the first is done.
 
-    The lock is the kernel's (flock): it is gone with the process that held it.
+    The lock is the kernel's (flock): it is gone with the process that held it. Where the file
+    system has none, that is told, and nothing is held: then no two runs may write at a time.
     Raises UserError when ``folder`` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
+        file = open(folder / "lock", "w")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(f"data.cache_dir {folder} cannot be written: {error}") from error
-    with open(folder / "lock", "w") as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"waiting for another run that prepares data in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            say(
+                f"the file system of {folder} has no locks ({error.strerror}): let no other run or "
+                "machine prepare data there now; `attnres-train data CONFIG` does it beforehand"
+            )
         yield
 
 

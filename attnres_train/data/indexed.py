@@ -8,20 +8,22 @@ and the sequences at which documents begin, int64 [d], the last of which is n.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from attnres_train.data.megatron import megatron_datasets
 from attnres_train.errors import UserError
 
 HEADER = struct.Struct("<9sQBQQ")
 MAGIC = b"MMIDIDX\x00\x00"
 # Megatron's codes of the integer types; the other codes are floating point.
 TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+
+# Shards that are mapped at a time, two files each; a shell allows a process 1024 open files.
+MAX_OPEN_SHARDS = 128
 
 
 @dataclass(frozen=True)
@@ -65,33 +67,74 @@ def _expect(file: Path, at_least: int) -> None:
         )
 
 
+class Shard:
+    """A .bin/.idx pair, mapped into memory: it takes two file descriptors while it lives."""
+
+    def __init__(self, prefix: str) -> None:
+        """``prefix`` has passed `check_indexed`, and holds a sequence at least."""
+        idx = Path(prefix + ".idx")
+        with open(idx, "rb") as stream:
+            _, _, code, n, _ = HEADER.unpack(stream.read(HEADER.size))
+        index = np.memmap(idx, np.uint8, "r")
+        after_lengths = HEADER.size + 4 * n
+        self._lengths = index[HEADER.size : after_lengths].view("<i4")
+        self._offsets = index[after_lengths : after_lengths + 8 * n].view("<i8")
+        self._tokens = np.memmap(prefix + ".bin", np.uint8, "r")
+        self._dtype = np.dtype(TOKEN_TYPES[code])
+
+    def length(self, place: int) -> int:
+        """Tokens of the sequence at ``place``."""
+        return int(self._lengths[place])
+
+    def get(self, place: int, offset: int, length: int | None) -> np.ndarray:
+        """Token ids of the sequence at ``place`` from ``offset``: ``length`` of them, or all."""
+        if length is None:
+            length = self.length(place) - offset
+        start = int(self._offsets[place]) + offset * self._dtype.itemsize
+        return np.frombuffer(self._tokens, self._dtype, length, start)
+
+
+OpenShard = Callable[[str], Shard]
+"""Prefix -> the shard."""
+
+
+def keep_open(most: int = MAX_OPEN_SHARDS) -> OpenShard:
+    """Opens shards when they are asked for, and keeps the ``most`` that were asked for last: for
+    all `TokenSequences` of a process together, so that any number of shards may be read."""
+    return lru_cache(maxsize=most)(Shard)
+
+
 class TokenSequences:
     """The sequences of several .bin/.idx pairs, one after another: what GPTDataset reads from."""
 
-    def __init__(self, prefixes: Sequence[str]) -> None:
+    def __init__(self, prefixes: Sequence[str], open_shard: OpenShard | None = None) -> None:
         """Raises UserError when a file is missing or truncated."""
-        for prefix in prefixes:
-            check_indexed(prefix)
-        indexed_dataset = megatron_datasets("indexed_dataset")
-        self.files = [indexed_dataset.IndexedDataset(prefix) for prefix in prefixes]
-        self._starts = np.cumsum([0] + [len(file) for file in self.files])
+        self.prefixes = list(prefixes)
+        self._open_shard = open_shard or keep_open()
+        self._sizes = [check_indexed(prefix).num_sequences for prefix in prefixes]
+        self._starts = np.cumsum([0, *self._sizes])
 
     @cached_property
     def sequence_lengths(self) -> np.ndarray:
         """Tokens of each sequence, int32. Only building indices needs them."""
-        return np.concatenate([file.sequence_lengths for file in self.files])
+        return np.concatenate(
+            [
+                np.fromfile(prefix + ".idx", np.int32, count, offset=HEADER.size)
+                for prefix, count in zip(self.prefixes, self._sizes, strict=True)
+            ]
+        )
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Token ids of sequence ``index`` from ``offset``: ``length`` of them, or all."""
-        file, place = self._locate(index)
-        return self.files[file].get(place, offset, length)
+        prefix, place = self._locate(index)
+        return self._open_shard(prefix).get(place, offset, length)
 
     def length(self, index: int) -> int:
         """Tokens of sequence ``index``."""
-        file, place = self._locate(index)
-        return int(self.files[file].sequence_lengths[place])
+        prefix, place = self._locate(index)
+        return self._open_shard(prefix).length(place)
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """The file of sequence ``index``, and its place there."""
+    def _locate(self, index: int) -> tuple[str, int]:
+        """The prefix of the file of sequence ``index``, and its place there."""
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return file, int(index - self._starts[file])
+        return self.prefixes[file], int(index - self._starts[file])

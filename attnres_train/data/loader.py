@@ -10,19 +10,20 @@ import torch
 import torch.nn.functional as F
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.data.prepare import read_prepared
+from attnres_train.data.indexed import keep_open
+from attnres_train.data.prepare import Prepared
 from attnres_train.data.samples import Split, open_samples
 from attnres_train.data.unigrams import check_ids
 
 Batch = dict[str, torch.Tensor]
 
 
-def open_data(config: RunConfig) -> BatchSource:
+def open_data(config: RunConfig, prepared: Prepared) -> BatchSource:
     """Open what `prepare` made for ``config``. Reads only, and needs no torch.distributed.
 
-    Raises UserError when data was not prepared or was damaged since.
+    Raises UserError when data was removed or damaged since.
     """
-    prepared, train = read_prepared(config), config.train
+    train, open_shard = config.train, keep_open()
     steps: dict[Split, int] = {
         "train": train.train_iters,
         "valid": train.eval_iters if train.eval_interval else 0,
@@ -34,6 +35,7 @@ def open_data(config: RunConfig) -> BatchSource:
             iterations * train.global_batch_size,
             config,
             Path(prepared.indices),
+            open_shard,
         )
         for split, iterations in steps.items()
         if iterations

@@ -1,19 +1,21 @@
 """What is done to data once, before training: find it, tokenise it, index its samples. The result
-lies in `data.cache_dir`, where workers, and later runs, find it."""
+lies in `data.cache_dir`, where later runs find it; workers are told where (`Prepared`)."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.data.cache import digest, locked, write_json
+from attnres_train.data.cache import locked
 from attnres_train.data.corpora.reader import find_corpora
 from attnres_train.data.samples import Source
-from attnres_train.data.steps import CACHE_VERSION, Desk, make_indices, make_source, make_tokenizer
+from attnres_train.data.steps import Desk, make_indices, make_source, make_tokenizer
 from attnres_train.data.tokenizers.kind import tokenizer_kind
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
@@ -21,7 +23,7 @@ from attnres_train.errors import UserError
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the data of a run lies, and what it holds."""
+    """Where the data of a run lies on this machine, and what it holds."""
 
     tokenizer_path: str | None
     """The file that it is opened with, if any (`open_tokenizer`)."""
@@ -38,30 +40,33 @@ class Prepared:
 
 
 def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
-    """Build what `open_data` reads, or find it built; ``progress`` tells about it on stderr.
+    """Build what `open_data` reads, or find it built; ``progress`` tells about it on stderr. Where
+    all is there, the cache is neither locked nor written to.
 
-    Call it once, before workers start and before torch.distributed is initialised. Runs that start
-    together wait for each other.
+    Call it once on a machine, before workers start and before torch.distributed is initialised, and
+    hand what it returns to all that read the data. Runs that start together wait for each other.
     Raises UserError for data that is missing, damaged, too small or outside the model's vocabulary.
     """
-    desk = Desk(Path(config.data.cache_dir), _say if progress else lambda line: None, progress)
+    say: Callable[[str], None] = _say if progress else lambda line: None
+    cache = Path(config.data.cache_dir)
     corpora = find_corpora(config.data)
-    with locked(desk.cache, desk.say):
+    with ExitStack() as held:
+        lock = lru_cache(lambda: held.enter_context(locked(cache, say)))  # once
+        desk = Desk(cache, say, progress, lock)
         tokenizer = make_tokenizer(config, corpora, desk)
         eod = _end_of_document(config, tokenizer)
         sources = [make_source(corpus, tokenizer, desk) for corpus in corpora]
         indices, summary = make_indices(config, sources, desk)
-        _check_validation(config, sources, summary["valid_tokens"])
-        prepared = Prepared(
-            tokenizer_path=str(tokenizer.path) if tokenizer and tokenizer.path else None,
-            sources=sources,
-            indices=str(indices),
-            num_tokens=sum(summary["train_tokens"]),
-            num_valid_tokens=sum(summary["valid_tokens"]),
-            unigram_entropy_nats=summary["unigram_entropy_nats"],
-            eod=eod,
-        )
-        write_json(_record(config), asdict(prepared))
+    _check_validation(config, sources, summary["valid_tokens"])
+    prepared = Prepared(
+        tokenizer_path=str(tokenizer.path) if tokenizer and tokenizer.path else None,
+        sources=sources,
+        indices=str(indices),
+        num_tokens=sum(summary["train_tokens"]),
+        num_valid_tokens=sum(summary["valid_tokens"]),
+        unigram_entropy_nats=summary["unigram_entropy_nats"],
+        eod=eod,
+    )
     _tell_epochs(config, sources, summary["train_samples"], desk)
     desk.say(
         f"{prepared.num_tokens:,} training tokens; unigram entropy "
@@ -71,42 +76,35 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
     return prepared
 
 
-def read_prepared(config: RunConfig) -> Prepared:
-    """What `prepare` made for ``config``, in any process.
+def check_alike(by_machine: Mapping[str, Prepared]) -> None:
+    """Check that the machines of a run have prepared the same data.
 
-    Raises UserError when it has not been called.
+    Raises UserError naming two machines that have not, and what differs.
     """
-    try:
-        record = json.loads(_record(config).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"data.cache_dir {config.data.cache_dir} holds no data for this configuration: run "
-            "`attnres-train data CONFIG` first"
-        ) from None
-    sources = [Source(**source) for source in record.pop("sources")]
-    return Prepared(**record, sources=sources)
+    (first, wanted), *others = by_machine.items()
+    for name, found in others:
+        keys = [
+            mine.key
+            for mine, theirs in zip(wanted.sources, found.sources, strict=True)
+            if mine.content != theirs.content
+        ]
+        if keys or found.eod != wanted.eod:
+            what = " and ".join(keys) or "the end of a document"
+            raise UserError(
+                f"machine {name} has other data than machine {first}: {what} differs in files or "
+                "tokenizer. Give all machines the same files"
+            )
 
 
-def open_tokenizer(config: RunConfig) -> Tokenizer | None:
+def open_tokenizer(config: RunConfig, prepared: Prepared) -> Tokenizer | None:
     """The run's tokenizer; None for a kind that encodes no text (``none``).
 
-    Raises UserError where `prepare` has not been called.
+    Raises UserError where its file is gone or broken.
     """
-    settings, path = config.data.tokenizer, read_prepared(config).tokenizer_path
+    settings, path = config.data.tokenizer, prepared.tokenizer_path
     if not tokenizer_kind(settings).encodes_text:
         return None
     return Tokenizer(Path(path) if path else None, settings)
-
-
-def _record(config: RunConfig) -> Path:
-    """Named by the configuration alone: workers need not look at the corpora's files."""
-    data = config.data.model_dump(mode="json", exclude={"cache_dir"})
-    for section in (*data["corpus"], data["tokenizer"]):
-        # So that what was recorded before there were options is found.
-        if not section["options"]:
-            del section["options"]
-    key = [CACHE_VERSION, data, config.run.seed, config.train.seq_length, config.model.vocab_size]
-    return Path(config.data.cache_dir, "prepared", f"{digest(key)}.json")
 
 
 def _end_of_document(config: RunConfig, tokenizer: Tokenizer | None) -> int | None:

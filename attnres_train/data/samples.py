@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.data.indexed import TokenSequences
+from attnres_train.data.blend import Blend
+from attnres_train.data.indexed import OpenShard, TokenSequences
 from attnres_train.data.megatron import megatron_datasets
 from attnres_train.data.unigrams import count_unigrams
 from attnres_train.errors import UserError
@@ -32,13 +33,20 @@ HELD_OUT_SEED = 0
 
 @dataclass(frozen=True)
 class Source:
-    """A tokenised corpus. ``key`` is the user's (``data.corpus.0``), ``digest`` its content's."""
+    """A tokenised corpus."""
 
     key: str
+    """The user's: ``data.corpus.0``."""
     name: str
+    """For messages: kind and path."""
     digest: str
+    """Stands for all that its tokens depend on, and the format of the cache: names what is cached
+    of it."""
     weight: float
     prefixes: list[str]
+    content: str = ""
+    """Stands for what its files hold, how they are read and what tokenised them, whatever the
+    format of the cache and `data.verify`: of equal ``content``, a corpus has equal tokens."""
 
 
 @dataclass(frozen=True)
@@ -148,18 +156,24 @@ def build_indices(source: Source, number: int, config: RunConfig, folder: Path) 
 
 
 def open_samples(
-    sources: Sequence[Source], split: Split, num_samples: int, config: RunConfig, folder: Path
+    sources: Sequence[Source],
+    split: Split,
+    num_samples: int,
+    config: RunConfig,
+    folder: Path,
+    open_shard: OpenShard | None = None,
 ) -> Any:
     """The blend of ``sources``: item i < ``num_samples`` is a dict with ``tokens`` and ``labels``
     int64 [seq_length], ``loss_mask`` float32 [seq_length], ``sequence_ends`` bool [seq_length] if
     documents are told apart and, where there are several sources, the source's number
-    ``dataset_id``. A larger ``num_samples`` extends the same sequence.
+    ``dataset_id``. A larger ``num_samples`` extends the same sequence. ``open_shard``: see
+    `keep_open`.
 
     Raises UserError when the indices or the token files are missing or damaged.
     """
     samples = []
     for number, source in enumerate(sources):
-        data = TokenSequences(source.prefixes)
+        data = TokenSequences(source.prefixes, open_shard)
         try:
             dataset = _gpt_dataset(data, source, number, split, config, folder, None)
         except (FileNotFoundError, ValueError) as error:
@@ -171,11 +185,7 @@ def open_samples(
         samples.append(EpochSamples(dataset, seed, with_ends))
     if len(samples) == 1:
         return samples[0]
-    # Ten bytes per sample of the run. Through its cache, only rank 0 of torch.distributed builds.
-    settings = replace(samples[0].dataset.config, path_to_cache=None, fast_cache_load=False)
-    weights = [source.weight for source in sources]
-    blended_dataset = megatron_datasets("blended_dataset")
-    return blended_dataset.BlendedDataset(samples, weights, num_samples, settings)
+    return Blend(samples, [source.weight for source in sources], num_samples)
 
 
 def _gpt_dataset(

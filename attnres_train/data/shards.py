@@ -8,7 +8,7 @@ the shards of all parts as one sequence of documents (`indexed.TokenSequences`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from attnres_train.data.megatron import megatron_datasets
 from attnres_train.data.tokenizers.kind import Backend
 from attnres_train.errors import UserError
 
-# Input bytes of a part, at least; a larger file is a part of its own. Few files stay open when
-# reading: never more than MAX_PARTS parts.
+# Input bytes of a part, at least; a larger file is a part of its own. So that few files are made,
+# never more than MAX_PARTS parts.
 PART_BYTES = 16 << 20
 MAX_PARTS = 256
 # Characters that are tokenised at once: what bounds memory.
@@ -41,13 +41,22 @@ class Counts:
     tokens: int = 0
 
 
-def tokenise(corpus: CorpusReader, tokenizer: Backend, folder: Path, *, progress: bool) -> Counts:
-    """Write the token shards of ``corpus`` below ``folder``; parts that are there are kept.
+def tokenise(
+    corpus: CorpusReader,
+    tokenizer: Backend,
+    folder: Path,
+    *,
+    progress: bool,
+    before_writing: Callable[[], None] = lambda: None,
+) -> Counts:
+    """Write the token shards of ``corpus`` below ``folder``; parts that are there are kept, and
+    where all are, nothing is written and ``before_writing`` not called.
 
     Raises UserError when a file cannot be read or the corpus has no text.
     """
-    parts = group_files([(file, file.stat().st_size) for file in corpus.files])
-    total_bytes = sum(file.stat().st_size for file in corpus.files)
+    sized = [(file, corpus.contents[file].size) for file in corpus.files]
+    parts = group_files(sized)
+    total_bytes = sum(size for _, size in sized)
     total = Counts()
     # disable=None: no bar where the screen is no terminal.
     with tqdm(
@@ -60,10 +69,14 @@ def tokenise(corpus: CorpusReader, tokenizer: Backend, folder: Path, *, progress
     ) as bar:
         for number, files in enumerate(parts):
             part = folder / f"part_{number:05d}"
-            if not is_whole(part):
-                write_part(corpus, files, tokenizer, part, bar)
+            whole = is_whole(part)
+            if not whole:
+                before_writing()
+                whole = is_whole(part)  # made by the run that was waited for
+            if whole:
+                bar.update(sum(corpus.contents[file].size for file in files))
             else:
-                bar.update(sum(file.stat().st_size for file in files))
+                write_part(corpus, files, tokenizer, part, bar)
             counts = json.loads((part / "part.json").read_text(encoding="utf-8"))
             for name in asdict(total):
                 setattr(total, name, getattr(total, name) + counts[name])
@@ -116,6 +129,7 @@ def write_part(
                 writer.add(ids, passage.ends_document)
             bar.update(sum(passage.num_bytes for passage in batch))
         writer.close()
+        corpus.check_unchanged(files)
         write_json(scratch / "part.json", asdict(writer.counts))
 
 

@@ -23,7 +23,7 @@ from attnres_train.data.unigrams import unigram_entropy
 from attnres_train.errors import UserError
 
 # Raised when the files in the cache change their meaning: old ones are then no longer found.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Text that a tokenizer is trained on, at most: random files of every corpus by weight. More costs
 # time and hardly changes a vocabulary of thousands.
 SAMPLE_CHARS = 16 << 20
@@ -37,6 +37,19 @@ class Desk:
     cache: Path
     say: Callable[[str], None]
     progress: bool
+    lock: Callable[[], None]
+    """Waits for whoever writes to the cache, and holds it until all steps are done. For a step
+    before it writes: one that finds its result needs neither lock nor a cache to write to."""
+
+    def make(self, folder: Path, build: Callable[[Path], None]) -> None:
+        """Have ``build(scratch)`` fill ``folder``, if it is not there."""
+        if folder.is_dir():
+            return
+        self.lock()
+        if folder.is_dir():
+            return  # made by the run that was waited for
+        with published(folder) as scratch:
+            build(scratch)
 
 
 def make_tokenizer(
@@ -90,14 +103,19 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
         )
     content = [[corpus.fingerprint(), corpus.section.weight] for corpus in texts]
     asked = [kind.section.vocab_size, SAMPLE_CHARS, content]
-    key = digest([CACHE_VERSION, *asked, *kind.fingerprint()])
+    key = digest([CACHE_VERSION, kind.kind, *asked, *kind.fingerprint()])
     folder = desk.cache / "tokenizers" / key
-    if not folder.is_dir():
+
+    def build(scratch: Path) -> None:
         desk.say(f"training {kind.name}")
         started = time.perf_counter()
-        with published(folder) as scratch, errors_of(kind, "training"):
+        with errors_of(kind, "training"):
             kind.train(_sample(texts), scratch / TRAINED_FILE)
+        for corpus in texts:
+            corpus.check_unchanged(corpus.files)
         desk.say(f"trained {folder} in {time.perf_counter() - started:.1f} s")
+
+    desk.make(folder, build)
     return folder / TRAINED_FILE
 
 
@@ -120,8 +138,11 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
 
     Raises UserError when files are damaged, or hold no text.
     """
+    made_by = None
+    if not (corpus.holds_tokens or tokenizer is None):
+        made_by = [tokenizer.digest, tokenizer.eod]
+    key = digest([CACHE_VERSION, corpus.fingerprint(), made_by])
     if corpus.holds_tokens:
-        key = digest([CACHE_VERSION, corpus.fingerprint(), None])
         prefixes = corpus.prefixes()
         num_tokens = sum(check_indexed(prefix).num_tokens for prefix in prefixes)
         if not num_tokens:
@@ -133,16 +154,17 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
             "indexed corpus needs no tokenizer"
         )
     else:
-        made_by = [tokenizer.digest, tokenizer.eod]
-        key = digest([CACHE_VERSION, corpus.fingerprint(), made_by])
         folder = desk.cache / "shards" / key
-        counts = tokenise(corpus, tokenizer, folder, progress=desk.progress)
+        counts = tokenise(
+            corpus, tokenizer, folder, progress=desk.progress, before_writing=desk.lock
+        )
         prefixes = shard_prefixes(folder)
         told = f"{counts.tokens:,} tokens in {counts.documents:,} documents"
         if counts.empty_documents:
             told += f" ({counts.empty_documents:,} empty ones skipped)"
     desk.say(f"{corpus.name}: {told}")
-    return Source(corpus.key, corpus.name, key, corpus.section.weight, prefixes)
+    content = digest([corpus.identity(), made_by])
+    return Source(corpus.key, corpus.name, key, corpus.section.weight, prefixes, content)
 
 
 def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[Path, dict]:
@@ -152,19 +174,20 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
     content = [[source.digest, source.weight] for source in sources]
     sizes = [config.run.seed, config.train.seq_length, config.model.vocab_size, config.data.split]
     folder = desk.cache / "indices" / digest([CACHE_VERSION, content, sizes])
-    if not folder.is_dir():
+
+    def build(scratch: Path) -> None:
         desk.say("indexing samples")
-        with published(folder) as scratch:
-            built = [
-                build_indices(source, number, config, scratch)
-                for number, source in enumerate(sources)
-            ]
-            weights = [source.weight for source in sources]
-            summary = {
-                "train_tokens": [one.train_tokens for one in built],
-                "valid_tokens": [one.valid_tokens for one in built],
-                "train_samples": [one.train_samples for one in built],
-                "unigram_entropy_nats": unigram_entropy([one.unigrams for one in built], weights),
-            }
-            write_json(scratch / "summary.json", summary)
+        built = [
+            build_indices(source, number, config, scratch) for number, source in enumerate(sources)
+        ]
+        weights = [source.weight for source in sources]
+        summary = {
+            "train_tokens": [one.train_tokens for one in built],
+            "valid_tokens": [one.valid_tokens for one in built],
+            "train_samples": [one.train_samples for one in built],
+            "unigram_entropy_nats": unigram_entropy([one.unigrams for one in built], weights),
+        }
+        write_json(scratch / "summary.json", summary)
+
+    desk.make(folder, build)
     return folder, json.loads((folder / "summary.json").read_text(encoding="utf-8"))

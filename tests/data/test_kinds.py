@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,17 +44,18 @@ def test_what_each_reads():
 
 
 class TestKeysOfTheCache:
-    """They are what they were before kinds had options: what was prepared then is found."""
+    """They depend on contents, wherever those lie: what was prepared once is found anywhere."""
 
-    @pytest.fixture
-    def texts(self, tmp_path, monkeypatch):
-        """A corpus whose names, sizes and times are always the same."""
-        monkeypatch.chdir(tmp_path)
+    @pytest.fixture(params=["project", "deep/er"])
+    def texts(self, tmp_path, monkeypatch, request):
+        """A corpus whose names and contents are always the same, in folders that are not."""
+        project = tmp_path / request.param
+        project.mkdir(parents=True)
+        monkeypatch.chdir(project)
         os.mkdir("in")
         for name in "ab":
             with open(f"in/{name}.txt", "w") as file:
                 file.write("one " * 100)
-            os.utime(f"in/{name}.txt", ns=(0, 1_700_000_000_000_000_000))
         with open("words.json", "w") as file:
             file.write(WORDS)
         return "in"
@@ -63,8 +65,7 @@ class TestKeysOfTheCache:
         for kind, path in (("text", "in"), ("jsonl", "in/*.txt"), ("parquet", "in/?.txt")):
             corpus = {"kind": kind, "path": path, "text_field": field}
             (reader,) = corpus_readers(run_config(texts, [corpus]).data)
-            files = [[f"in/{name}.txt", 400, 1_700_000_000_000_000_000] for name in "ab"]
-            assert reader.fingerprint() == [kind, field, files]
+            assert reader.fingerprint() == [kind, field, "2df69dd84ac2f0d0", {}, None]
 
     @pytest.mark.parametrize("kind", TOKENIZERS)
     def test_of_a_tokenizer(self, texts, kind):
@@ -72,24 +73,21 @@ class TestKeysOfTheCache:
         if tokenizer_kind(config).encodes_text:
             assert tokenizer_kind(config).fingerprint() == []
 
-    def test_of_all_steps(self, texts, tmp_path):
-        """Literals from the version before."""
+    def test_of_all_steps(self, texts):
+        """Literals: other ones make every cache of before useless, which is to be meant."""
         settings = {"kind": "file", "path": "words.json", "vocab_size": 300}
         config = run_config("cache", [text_corpus(texts)], settings, data__split=(0.5, 0.5))
-        assert (
-            Tokenizer(tmp_path / "words.json", config.data.tokenizer).digest == "b738b32ad88b7366"
-        )
-        prepare(config, progress=False)
-        (record,) = (tmp_path / "cache" / "prepared").iterdir()
-        assert record.stem == "5336f706fb1495f9"
-        (shards,) = (tmp_path / "cache" / "shards").iterdir()
-        (indices,) = (tmp_path / "cache" / "indices").iterdir()
-        assert (shards.name, indices.name) == ("de3af5fa7f425d6f", "fadbdb9afb749184")
+        assert Tokenizer(Path("words.json"), config.data.tokenizer).digest == "b738b32ad88b7366"
+        (source,) = prepare(config, progress=False).sources
+        (shards,) = Path("cache/shards").iterdir()
+        (indices,) = Path("cache/indices").iterdir()
+        assert (source.content, source.digest) == ("54c3f37332aabd02", shards.name)
+        assert (shards.name, indices.name) == ("7983a8d27d2f2318", "970f00d691cdf57d")
 
-    def test_of_a_trained_tokenizer(self, texts, tmp_path):
+    def test_of_a_trained_tokenizer(self, texts):
         prepare(run_config("cache", [text_corpus(texts)], data__split=(0.5, 0.5)), progress=False)
-        (tokenizer,) = (tmp_path / "cache" / "tokenizers").iterdir()
-        assert tokenizer.name == "afa239379c5561d9"
+        (tokenizer,) = Path("cache/tokenizers").iterdir()
+        assert tokenizer.name == "6b1d4b4fc1eb374c"
 
 
 def test_checks_load_nothing_heavy(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.data.loader import BatchSource, open_data
-from attnres_train.data.prepare import open_tokenizer, prepare, read_prepared
+from attnres_train.data.prepare import open_tokenizer, prepare
 from attnres_train.errors import UserError
 from tests.data.tiny import run_config, text_corpus, write_text
 
@@ -116,11 +117,11 @@ def test_documents_of_a_corpus(tmp_path):
         data__tokenizer__vocab_size=257,
         data__reset_at_documents=True,
     )
-    prepare(config, progress=False)
-    tokenizer = open_tokenizer(config)
+    prepared = prepare(config, progress=False)
+    tokenizer = open_tokenizer(config, prepared)
     texts = {file.read_text() for file in (tmp_path / "a").iterdir()}
     whole = 0
-    for batch in open_data(config).micro_batches(0, 0, 1):
+    for batch in open_data(config, prepared).micro_batches(0, 0, 1):
         lengths = batch["cu_seqlens"].diff().tolist()
         for ids in batch["tokens"].flatten().split(lengths):
             assert tokenizer.eod not in ids[:-1].tolist()
@@ -131,10 +132,9 @@ def test_documents_of_a_corpus(tmp_path):
 
     plain = config.model_copy(deep=True)
     plain.data.reset_at_documents = False
-    prepare(plain, progress=False)
     pairs = zip(
-        open_data(plain).micro_batches(4, 0, 1),
-        open_data(config).micro_batches(4, 0, 1),
+        open_data(plain, prepare(plain, progress=False)).micro_batches(4, 0, 1),
+        open_data(config, prepared).micro_batches(4, 0, 1),
         strict=True,
     )
     for without, with_documents in pairs:
@@ -165,16 +165,14 @@ def test_open_data_reads_what_prepare_made(tmp_path):
     config = run_config(tmp_path / "cache", corpora, train__eval_interval=5)
     prepared = prepare(config, progress=False)
     before = sorted((tmp_path / "cache").rglob("*"))
-    assert read_prepared(config) == prepared
-
-    data = open_data(config)
+    data = open_data(config, prepared)
     one = data.micro_batches(8, 0, 1)
     halves = [data.micro_batches(8, rank, 2) for rank in (0, 1)]
     assert torch.equal(
         torch.cat([batch["tokens"] for batch in one]),
         torch.cat([batch["tokens"] for pair in zip(*halves, strict=True) for batch in pair]),
     )
-    again = open_data(config)
+    again = open_data(config, prepared)
     assert torch.equal(again.micro_batches(8, 0, 1)[3]["labels"], one[3]["labels"])
     assert len(data.validation_batches(9, 0, 1)) == 4
     assert sorted((tmp_path / "cache").rglob("*")) == before, "workers only read"
@@ -183,8 +181,8 @@ def test_open_data_reads_what_prepare_made(tmp_path):
 def test_a_longer_run_with_other_batches_has_the_same_samples(tmp_path):
     corpora = [text_corpus(write_text(tmp_path / "a", 20))]
     config = run_config(tmp_path / "cache", corpora)
-    prepare(config, progress=False)
-    tokens = torch.cat([b["tokens"] for b in open_data(config).micro_batches(0, 0, 1)])
+    prepared = prepare(config, progress=False)
+    tokens = torch.cat([b["tokens"] for b in open_data(config, prepared).micro_batches(0, 0, 1)])
     longer = run_config(
         tmp_path / "cache",
         corpora,
@@ -192,20 +190,24 @@ def test_a_longer_run_with_other_batches_has_the_same_samples(tmp_path):
         train__global_batch_size=8,
         train__micro_batch_size=4,
     )
-    (first, _) = open_data(longer).micro_batches(0, 0, 1)
+    (first, _) = open_data(longer, prepared).micro_batches(0, 0, 1)
     assert torch.equal(first["tokens"], tokens)
 
 
 def test_no_validation_where_none_is_asked_for(tmp_path):
     corpora = [text_corpus(write_text(tmp_path / "a", 4))]
     config = run_config(tmp_path / "cache", corpora, data__split=(1.0, 0.0))
-    prepare(config, progress=False)
-    data = open_data(config)
+    data = open_data(config, prepare(config, progress=False))
     assert data.valid is None
     assert len(data.micro_batches(0, 0, 1)) == 4
 
 
-def test_open_data_without_prepare(tmp_path):
-    config = run_config(tmp_path / "cache", [text_corpus(tmp_path)])
-    with pytest.raises(UserError, match="run `attnres-train data CONFIG` first"):
-        open_data(config)
+def test_open_data_whose_cache_is_gone(tmp_path):
+    config = run_config(tmp_path / "cache", [text_corpus(write_text(tmp_path / "a", 4))])
+    prepared = prepare(config, progress=False)
+    shutil.rmtree(prepared.indices)
+    with pytest.raises(UserError, match="run `attnres-train data CONFIG` again"):
+        open_data(config, prepared)
+    shutil.rmtree(tmp_path / "cache" / "shards")
+    with pytest.raises(UserError, match=r"there is no file .*shards"):
+        open_data(config, prepared)

@@ -90,6 +90,6 @@ def text_corpus(path: Path, **more) -> dict:
 
 
 def cached(cache: Path) -> dict[Path, int]:
-    """When each file of the cache was written, but for the records, which every run writes."""
-    files = [file for file in cache.rglob("*") if file.is_file() and "prepared" not in file.parts]
+    """When each file of the cache was written."""
+    files = [file for file in cache.rglob("*") if file.is_file()]
     return {file: file.stat().st_mtime_ns for file in files if file.name != "lock"}

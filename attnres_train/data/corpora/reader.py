@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from attnres_train.config.files import beside, unread
 from attnres_train.config.kinds import Kind, resolve
 from attnres_train.config.schema import CorpusConfig, DataConfig, RunConfig
+from attnres_train.data.corpora.content import (
+    FileContent,
+    digest_of,
+    names_below,
+    read_contents,
+)
 from attnres_train.data.own_code import errors_of
 from attnres_train.errors import UserError
 
@@ -46,6 +52,8 @@ class CorpusReader(Kind):
     instead of text (`passages`)."""
     version: ClassVar[int | str | None] = None
     """Change it when the same files give other passages than before: caches are then made anew."""
+    verify: Literal["sampled", "full"] = "sampled"
+    """`data.verify`: how closely its files are looked at."""
 
     def passages(self, file: Path) -> Iterator[Passage]:
         """The text of one input file, in order; the last passage ends a document.
@@ -136,17 +144,47 @@ class CorpusReader(Kind):
         """The .bin/.idx prefixes of a corpus that holds tokens."""
         return [str(file.with_suffix("")) for file in self.files if file.suffix == ".idx"]
 
-    def fingerprint(self) -> list[Any]:
-        """What a cache of this corpus depends on, as JSON can hold it: of its files names, sizes
-        and times, not contents."""
-        stats = [(str(file), file.stat()) for file in self.files]
-        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        fingerprint: list[Any] = [self.kind, self.section.text_field, files]
+    @cached_property
+    def contents(self) -> dict[Path, FileContent]:
+        """What each of the `files` holds, read once.
+
+        Raises UserError naming a file that cannot be read.
+        """
+        try:
+            found = read_contents(self.files, full=self.verify == "full")
+        except FileNotFoundError:
+            raise  # none of ours: `find_files` has looked
+        except OSError as error:
+            raise UserError(f"{self.key}.path: cannot read {error.filename}: {error}") from error
+        return dict(zip(self.files, found, strict=True))
+
+    def identity(self) -> list[Any]:
+        """What its passages depend on, as JSON can hold it: names, sizes and sampled hashes of its
+        files in their order, and how they are read. Not where they lie, nor when they were written.
+        """
+        names = names_below(self.files, self.paths)
+        contents = [self.contents[file] for file in self.files]
+        rows = [[name, one.size, one.sampled] for name, one in zip(names, contents, strict=True)]
         options = self.options.model_dump(mode="json")
-        # Our kinds have neither: what was cached before there were options is still found.
-        if options or self.version is not None:
-            fingerprint += [options, self.version]
-        return fingerprint
+        return [self.kind, self.section.text_field, digest_of(rows), options, self.version]
+
+    def fingerprint(self) -> list[Any]:
+        """What a cache of this corpus depends on: its `identity`, with `data.verify: full` also the
+        hashes of whole files."""
+        if self.verify == "sampled":
+            return self.identity()
+        return [*self.identity(), digest_of([[self.contents[file].full] for file in self.files])]
+
+    def check_unchanged(self, files: Iterable[Path]) -> None:
+        """Raises UserError where one of ``files`` was written to since it was fingerprinted: what
+        was read of it is not what the fingerprint stands for."""
+        for file in files:
+            stat, known = file.stat(), self.contents[file]
+            if (stat.st_size, stat.st_mtime_ns) != (known.size, known.mtime_ns):
+                raise UserError(
+                    f"{self.key}.path: {file} was changed while it was read: start again when "
+                    "nothing writes to it"
+                )
 
     def check(self, config: RunConfig) -> Iterator[str]:
         """A path that is missing, not there, or not read."""
@@ -173,16 +211,18 @@ class CorpusReader(Kind):
 
 def corpus_readers(config: DataConfig) -> list[CorpusReader]:
     """The reader of each corpus in ``data.corpus``, before it has looked for files."""
-    return [
-        resolve("data.corpus.kind", corpus.kind)(corpus, f"data.corpus.{number}")
-        for number, corpus in enumerate(config.corpus)
-    ]
+    readers = []
+    for number, corpus in enumerate(config.corpus):
+        reader = resolve("data.corpus.kind", corpus.kind)(corpus, f"data.corpus.{number}")
+        reader.verify = config.verify
+        readers.append(reader)
+    return readers
 
 
 def find_corpora(config: DataConfig) -> list[CorpusReader]:
-    """The reader of each corpus in ``data.corpus``, its files found.
+    """The reader of each corpus in ``data.corpus``, its files found and fingerprinted.
 
-    Raises UserError when nothing is there.
+    Raises UserError when nothing is there, or a file cannot be read.
     """
     readers = corpus_readers(config)
     for reader in readers:

@@ -20,6 +20,11 @@ class RankFile(FileTokenizer):
     def load(self, content: bytes, path: Path) -> Tiktoken:
         return Tiktoken(content, path, self.section)
 
+    def fingerprint(self) -> list[Any]:
+        # The expression is in no file.
+        expression = self.section.pattern or GPT2_PATTERN
+        return [] if expression == GPT2_PATTERN else [expression]
+
 
 class Tiktoken:
     """The backend of a rank file. Encodes on all cores."""

@@ -71,7 +71,8 @@ def refusal(config: RunConfig) -> str:
 
 
 def documents(config: RunConfig) -> list[str]:
-    prepared, tokenizer = prepare(config, progress=False), open_tokenizer(config)
+    prepared = prepare(config, progress=False)
+    tokenizer = open_tokenizer(config, prepared)
     data = TokenSequences(prepared.sources[0].prefixes)
     ids = [data.get(number).tolist() for number in range(len(data.sequence_lengths))]
     assert all(document[-1] == tokenizer.eod for document in ids)
@@ -83,7 +84,8 @@ def test_from_the_column_to_batches(configured, rows):
     check_config(config)
     assert documents(config) == BODIES
     assert prepare(config, progress=False).sources[0].name == f"my_lab:Csv {rows}"
-    assert open_data(config).micro_batches(0, 0, 1)[0]["tokens"].shape == (1, 16)
+    data = open_data(config, prepare(config, progress=False))
+    assert data.micro_batches(0, 0, 1)[0]["tokens"].shape == (1, 16)
 
 
 def test_the_cache_knows_options_and_version(configured, lab, tmp_path):
@@ -213,8 +215,9 @@ def test_a_kind_that_holds_tokens(lab, tmp_path):
     corpus = {"kind": "my_lab:Listed", "options": {"file": str(tmp_path / "list")}}
     config = run_config(tmp_path / "cache", [corpus], {"kind": "none"})
     check_config(config)
-    assert prepare(config, progress=False).sources[0].prefixes == prefixes
-    assert len(open_data(config).micro_batches(0, 0, 1)) == 4
+    prepared = prepare(config, progress=False)
+    assert prepared.sources[0].prefixes == prefixes
+    assert len(open_data(config, prepared).micro_batches(0, 0, 1)) == 4
 
     config.data.corpus[0].path = "x"
     with pytest.raises(ConfigError, match=r"data\.corpus\.0\.path is not read with kind my_lab:L"):

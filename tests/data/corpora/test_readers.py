@@ -174,7 +174,7 @@ def test_missing_files(tmp_path, kind, path, message):
     assert error(kind=kind, path=path) == message.format(tmp_path)
 
 
-def test_fingerprint_changes_with_names_sizes_and_times(tmp_path):
+def test_fingerprint_changes_with_names_and_contents(tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", ["one"])
     fields = {"kind": "jsonl", "path": str(file)}
     first = find(**fields).fingerprint()
@@ -182,4 +182,11 @@ def test_fingerprint_changes_with_names_sizes_and_times(tmp_path):
     assert find(**fields, text_field="body").fingerprint() != first
     assert find(**fields, weight=3).fingerprint() == first, "a weight changes no shard"
     os.utime(file, ns=(0, 1))
+    assert find(**fields).fingerprint() == first, "nor does the time of a file"
+    write_jsonl(file, ["two"])
+    os.utime(file, ns=(0, 1))
     assert find(**fields).fingerprint() != first
+    write_jsonl(file, ["one"])
+    assert find(**fields).fingerprint() == first
+    file.rename(tmp_path / "other.jsonl")
+    assert find(kind="jsonl", path=str(tmp_path / "other.jsonl")).fingerprint() != first

@@ -92,7 +92,8 @@ def configured(lab, tmp_path, texts):
 
 
 def documents(config: RunConfig) -> list[str]:
-    prepared, tokenizer = prepare(config, progress=False), open_tokenizer(config)
+    prepared = prepare(config, progress=False)
+    tokenizer = open_tokenizer(config, prepared)
     data = TokenSequences(prepared.sources[0].prefixes)
     return [tokenizer.decode(data.get(number)[:-1].tolist()) for number in range(12)]
 
@@ -109,7 +110,7 @@ def test_bytes_from_text_to_batches(configured, texts):
     prepared = prepare(config, progress=False)
     assert (prepared.tokenizer_path, prepared.eod) == (None, 256)
     assert documents(config) == [file.read_text() for file in sorted(texts.iterdir())]
-    tokens = open_data(config).micro_batches(0, 0, 1)[0]["tokens"]
+    tokens = open_data(config, prepare(config, progress=False)).micro_batches(0, 0, 1)[0]["tokens"]
     assert tokens.shape == (1, 16) and tokens.max() <= 256
 
 
@@ -137,7 +138,7 @@ def test_one_that_is_trained_on_the_corpora(configured, texts, tmp_path, capsys)
     other = prepare(configured(CHARACTERS, "Characters", most=5))
     assert "training a tokenizer of kind my_lab:Characters" in capsys.readouterr().err
     assert other.tokenizer_path != first.tokenizer_path
-    assert open_tokenizer(configured(CHARACTERS, "Characters", most=5)).vocab_size == 7
+    assert open_tokenizer(configured(CHARACTERS, "Characters", most=5), other).vocab_size == 7
 
 
 def test_one_with_a_file(configured, tmp_path):
@@ -154,7 +155,7 @@ def test_one_with_a_file(configured, tmp_path):
     config.data.tokenizer.path = str(tmp_path / "characters")
     check_config(config)
     first = prepare(config, progress=False)
-    assert open_tokenizer(config).vocab_size == 5
+    assert open_tokenizer(config, first).vocab_size == 5
     (tmp_path / "characters").write_text("abcd")
     assert prepare(config, progress=False).sources[0].digest != first.sources[0].digest
 
