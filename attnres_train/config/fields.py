@@ -153,6 +153,8 @@ def expected(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         some = f"{len(args)} " if origin is tuple else ""
         filled = "non-empty " if bounds else ""
         return f"a {filled}list of {some}{_PLURALS.get(args[0], 'sections')}"
+    if origin is dict:
+        return "a mapping of names to ids"
     if any(isinstance(note, OptionsOf) for note in bounds):
         return "a section with the options that the kind declares"
     if is_section(annotation):

@@ -105,6 +105,8 @@ def _record(config: RunConfig) -> Path:
         # So that what was recorded before there were options is found.
         if not section["options"]:
             del section["options"]
+        if section.get("special_tokens", 0) is None:
+            del section["special_tokens"]
     key = [CACHE_VERSION, data, config.run.seed, config.train.seq_length, config.model.vocab_size]
     return Path(config.data.cache_dir, "prepared", f"{digest(key)}.json")
 
