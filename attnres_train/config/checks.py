@@ -14,9 +14,7 @@ from attnres_train.config.schema import RunConfig
 Problems = Iterator[str]
 
 
-def check_config(
-    config: RunConfig, world_size: int | None = None, *, files: bool = True
-) -> None:
+def check_config(config: RunConfig, world_size: int | None = None, *, files: bool = True) -> None:
     """Raise ConfigError with every relation that does not hold.
 
     ``world_size`` is the number of processes the run has; None takes as many as one replica of the

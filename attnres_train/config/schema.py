@@ -171,8 +171,8 @@ class TokenizerConfig(Section):
     pattern: str | None = None
     """How text is split before merging, for `tiktoken`, whose files do not say: `gpt2`, `cl100k`
     (GPT-4) or `kimi` (Kimi-Linear, Kimi-K2), or a regular expression. `cl100k` and `kimi` bring
-    their special tokens. Default: GPT-2's expression, which is right for GPT-2's ranks and for ranks
-    that were learnt with it; a file with as many ranks as `cl100k` or `kimi` must say."""
+    their special tokens. Default: GPT-2's expression, which is right for GPT-2's ranks and for
+    ranks that were learnt with it; a file with as many ranks as `cl100k` or `kimi` must say."""
     special_tokens: dict[str, TokenId] | None = None
     """Special tokens of a rank file, name to id, for `tiktoken`, whose files hold none. Default:
     those of `pattern`, else `<|endoftext|>` alone."""

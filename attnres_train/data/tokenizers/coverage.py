@@ -10,20 +10,46 @@ from typing import Any
 from attnres_train.errors import UserError
 
 # Models that raise an error, amid the text, where they meet what is not in their vocabulary.
-_UNKNOWN_TOKEN = {"WordLevel": "unk_token", "WordPiece": "unk_token", "Unigram": "unk_id"}
+_UNKNOWN_TOKEN = {
+    "WordLevel": "unk_token",
+    "WordPiece": "unk_token",
+    "Unigram": "unk_id",
+    "BPE": "unk_token",
+}
 
 
-def check_unknown_token(model: dict[str, Any], path: Path) -> None:
-    """Raise UserError where ``model``, of a `tokenizer.json`, cannot encode every text."""
+def check_unknown_token(written: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the model of a `tokenizer.json`, as ``written``, cannot encode every
+    text."""
+    model = written["model"]
     key = _UNKNOWN_TOKEN.get(model.get("type", ""))
     if key is None:
         return
     unknown = model.get(key)
-    if unknown is None or (key == "unk_token" and unknown not in model.get("vocab", {})):
+    if model["type"] == "BPE":
+        known = unknown is None or unknown in model["vocab"] or _covers_all(written)
+    else:
+        known = unknown is not None and (key == "unk_id" or unknown in model["vocab"])
+    if not known:
         raise UserError(
-            f"data.tokenizer.path: {path} has no token for the unknown: its {model['type']} model's "
-            f"{key} is {unknown!r}, which is not in its vocabulary, so it can encode no other text"
+            f"data.tokenizer.path: {path} has no token for the unknown: {key} of its "
+            f"{model['type']} model is {unknown!r}, which is not in its vocabulary, so it can "
+            "encode no other text"
         )
+
+
+def _covers_all(written: dict[str, Any]) -> bool:
+    """Whether a BPE has a token for every byte."""
+    from tokenizers import pre_tokenizers
+
+    model = written["model"]
+    steps = [*_steps(written.get("pre_tokenizer")), *_steps(written.get("normalizer"))]
+    if any(step.get("type") == "ByteLevel" for step in steps):
+        marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        return not marks and all(one in model["vocab"] for one in alphabet)
+    tokens = (f"<0x{byte:02X}>" for byte in range(256))
+    return bool(model.get("byte_fallback")) and all(one in model["vocab"] for one in tokens)
 
 
 class Coverage:
@@ -40,27 +66,18 @@ class Coverage:
     @classmethod
     def of(cls, written: dict[str, Any], backend: Any) -> Coverage | None:
         """For a `tokenizer.json` as ``written``; None where it has a token for everything."""
-        from tokenizers import pre_tokenizers
-
         model = written["model"]
-        if model.get("type") != "BPE" or model.get("unk_token") is not None:
-            return None
-        vocabulary = model["vocab"]
-        steps = [*_steps(written.get("pre_tokenizer")), *_steps(written.get("normalizer"))]
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        if any(step.get("type") == "ByteLevel" for step in steps):
-            if not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")):
-                return None if all(one in vocabulary for one in alphabet) else cls(model, backend)
-        elif model.get("byte_fallback") and all(f"<0x{n:02X}>" in vocabulary for n in range(256)):
-            return None
-        return cls(model, backend)
+        drops = model.get("type") == "BPE" and model.get("unk_token") is None
+        return cls(model, backend) if drops and not _covers_all(written) else None
 
     def count(self, texts: list[str]) -> None:
         """Add what is left out of ``texts``, after the tokenizer's own normalisation."""
         normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
         for text in texts:
             text = normalizer.normalize_str(text) if normalizer else text
-            words = [w for w, _ in pre_tokenizer.pre_tokenize_str(text)] if pre_tokenizer else [text]
+            words = [text]
+            if pre_tokenizer:
+                words = [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
             for word in words:
                 self.dropped += sum(map(self._is_dropped, self._symbols(word)))
 

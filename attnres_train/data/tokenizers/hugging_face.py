@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -74,39 +75,51 @@ class HuggingFace:
         self, content: bytes, path: Path, config: TokenizerConfig, folder: Path | None
     ) -> None:
         """``folder`` may hold the files that Hugging Face writes beside ``path``."""
-        from tokenizers import AddedToken, Tokenizer
+        from tokenizers import Tokenizer
 
         with told(f"data.tokenizer.path: {path} is no tokenizer.json"):
             written = json.loads(content.decode())
             if not isinstance(written, dict) or not isinstance(written.get("model"), dict):
                 raise ValueError("it describes no model")
-            check_unknown_token(written["model"], path)
+            check_unknown_token(written, path)
             self.backend = Tokenizer.from_str(content.decode())
             added = {one["content"]: one["id"] for one in written.get("added_tokens") or []}
         self.backend.no_truncation()
         self.backend.no_padding()
+        self.backend.encode_special_tokens = True
         vocabulary = self.backend.get_vocab()
         _check_ids(vocabulary, added, path)
         self.vocab_size = len(vocabulary)
         self.eod = _end_of_document(vocabulary, added, path, config.eod, folder)
-        name = self.backend.id_to_token(self.eod)
-        if name in added:
-            # Others than special ones are found in text, whatever the next line says.
-            self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False)])
-        self.backend.encode_special_tokens = True
+        self._coverage: Coverage | None = None
         with told(f"data.tokenizer.path: {path} does not encode text"):
-            self._check_end(name, added, path)
+            self._keep_end_out_of_text(added, path)
             self._coverage = Coverage.of(written, self.backend)
 
-    def _check_end(self, name: str, added: dict[str, int], path: Path) -> None:
+    def _keep_end_out_of_text(self, added: dict[str, int], path: Path) -> None:
         """Raise UserError where a text may hold the token that ends documents."""
+        from tokenizers import AddedToken, Regex, pre_tokenizers
+
+        name = str(self.backend.id_to_token(self.eod))
+        if self._is_found_in_text(name) and name in added and len(name) > 1:
+            # One that is not special is looked for in text.
+            self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+            # And a model may have it among its words (T5's Unigram): cut after its first character.
+            first = Regex(f"{re.escape(name[0])}(?={re.escape(name[1:])})")
+            cut = pre_tokenizers.Split(first, "merged_with_previous")
+            rest = self.backend.pre_tokenizer
+            self.backend.pre_tokenizer = pre_tokenizers.Sequence([cut, rest] if rest else [cut])
+        if self._is_found_in_text(name):
+            raise UserError(
+                f"data.tokenizer.eod: {path} encodes text that holds {name!r} to its id, "
+                f"{self.eod}, so a document could end itself: choose a special token, "
+                f"{_names(added)}"
+            )
+
+    def _is_found_in_text(self, name: str) -> bool:
         shown = {name, self.decode([self.eod])}
         texts = [form for one in shown for form in (one, f"a {one} b", f"a{one}b")]
-        if any(self.eod in ids for ids in self.encode_batch(texts)):
-            raise UserError(
-                f"data.tokenizer.eod: {path} encodes text that holds {name!r} to its id, {self.eod}, "
-                f"so a document could end itself: choose a special token, {_names(added)}"
-            )
+        return any(self.eod in ids for ids in self.encode_batch(texts))
 
     @property
     def dropped(self) -> int:
@@ -114,9 +127,8 @@ class HuggingFace:
         return self._coverage.dropped if self._coverage else 0
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        coverage: Coverage | None = getattr(self, "_coverage", None)
-        if coverage:
-            coverage.count(texts)
+        if self._coverage:
+            self._coverage.count(texts)
         # "fast": without each token's place in the text.
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -140,8 +152,9 @@ def _check_ids(vocabulary: dict[str, int], added: dict[str, int], path: Path) ->
                 f"out others: the tokenizers library makes it {vocabulary.get(name)}"
             )
     if missing := missing_ids(set(names)):
+        told_of = some([str(number) for number in missing])
         raise UserError(
-            f"{start} has the ids 0 to {max(names)}, but no token for {some(list(map(str, missing)))}"
+            f"{start} has the ids 0 to {max(names)}, but no token for {told_of}"
             f"{', ...' if len(missing) > 7 else ''}: entries are missing"
         )
 

@@ -16,7 +16,10 @@ from attnres_train.errors import UserError
 
 
 class Backend(Protocol):
-    """Text to token ids and back."""
+    """Text to token ids and back.
+
+    One that leaves out characters may count them in an attribute ``dropped``: they are told.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -129,7 +132,7 @@ class FileTokenizer(TokenizerKind):
     """One that is opened with a file."""
 
     needs_path = True
-    unread_keys = ("pattern", "special_tokens")
+    unread_keys: ClassVar[tuple[str, ...]] = ("pattern", "special_tokens")
 
     def open(self, path: Path | None) -> Backend:
         if path is None:

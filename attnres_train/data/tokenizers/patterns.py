@@ -42,7 +42,8 @@ _CL100K_TOKENS = {
 # for the expression (`pat_str`), the names of reserved tokens and `[EOS]` as `eos_token`;
 # config.json for vocab_size 163840 and eos_token_id 163586, which ends a chat's turn, not a
 # document. Han is split off, contractions go with their word, digits by three.
-_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]", r"\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]"
+_UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]"
+_LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _KIMI = "|".join(
     [

@@ -139,10 +139,9 @@ def _check_ranks(ranks: dict[bytes, int], path: Path) -> None:
         )
 
 
-def _special_tokens(
-    ranks: dict[bytes, int], path: Path, config: TokenizerConfig
-) -> dict[str, int]:
-    """Name -> id: the user's, those of the family that ``pattern`` names, or one after the ranks."""
+def _special_tokens(ranks: dict[bytes, int], path: Path, config: TokenizerConfig) -> dict[str, int]:
+    """Name -> id: the user's, those of the family that ``pattern`` names, or the first after the
+    ranks."""
     if config.special_tokens is not None:
         problems = list(_special_token_problems(config.special_tokens))
         if problems:

@@ -43,18 +43,19 @@ class Pieces:
     def _end_of_document(self, path: Path, asked: str | int | None) -> int:
         names = some([f"{name} ({number})" for number, name in self.controls.items()]) or "none"
         if asked is None:
-            asked = self.backend.eos_id()
-            if asked < 0:
+            end: int = self.backend.eos_id()
+            if end < 0:
                 raise UserError(
                     f"data.tokenizer.eod is not set, and {path} names no end of sentence: say "
                     f"which of its control symbols ends a document ({names})"
                 )
+            asked = end
         for number, name in self.controls.items():
             if asked in (number, name):
                 return number
         raise UserError(
-            f"data.tokenizer.eod is {asked!r}, but {path} has no such control symbol, and a document "
-            f"may hold any other: there are {names}"
+            f"data.tokenizer.eod is {asked!r}, but {path} has no such control symbol, and a "
+            f"document may hold any other: there are {names}"
         )
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:

@@ -47,13 +47,19 @@ CORRUPTIONS: dict[str, Corruption] = {
     "json: words, none for others": (
         "file",
         tokenizer_json(words({"a": 0, "b": 1}), END),
-        "has no token for the unknown: its WordLevel model's unk_token is '?'",
+        "has no token for the unknown: unk_token of its WordLevel model is '?'",
         {},
     ),
     "json: unigram, none for others": (
         "file",
         tokenizer_json(unigram("a", "b", unk_id=None), END),
-        "has no token for the unknown: its Unigram model's unk_id is None",
+        "has no token for the unknown: unk_id of its Unigram model is None",
+        {},
+    ),
+    "json: merges, none for others": (
+        "file",
+        tokenizer_json(bpe({"a": 0, "b": 1}), END),
+        "has no token for the unknown: unk_token of its BPE model is '?'",
         {},
     ),
     "json: unigram, another unknown": (

@@ -76,6 +76,16 @@ class TestEndOfDocument:
         # Other added tokens are found in text as before.
         assert tokenizer.encode("a <other>") == [1, 3]
 
+    def test_nor_where_the_model_has_it_among_its_words(self, tmp_path):
+        """As in T5's file, where text that holds </s> would be encoded to it."""
+        file = tmp_path / "tokenizer.json"
+        vocabulary = [["<unk>", -9.0], ["</s>", 0.0], *([one, -1.0] for one in "</s>ab")]
+        model = {"type": "Unigram", "unk_id": 0, "vocab": vocabulary}
+        file.write_bytes(tokenizer_json(model, added("</s>", 1), pre_tokenizer=None))
+        tokenizer = opened(file)
+        assert tokenizer.eod == 1
+        assert tokenizer.encode("a</s>b</s>") == [6, 2, 3, 4, 5, 7, 2, 3, 4, 5]
+
     def test_an_unknown_name_is_told_with_those_that_there_are(self, folder):
         told = refusal(folder, eod="<no>")
         assert "has no token <no>: name the one to use, of <|endoftext|> (2), <end> (3)" in told

@@ -68,7 +68,9 @@ def test_end_of_document_by_name_and_id(bpe, bpe_file):
     assert load(None).eod == bpe.eod == load(0).eod == load(END_OF_DOCUMENT).eod
     # A text may hold these.
     for eod in ("!", bpe.encode("!")[0], 17):
-        with pytest.raises(UserError, match=r"data\.tokenizer\.eod: .* a document could end itself"):
+        with pytest.raises(
+            UserError, match=r"data\.tokenizer\.eod: .* a document could end itself"
+        ):
             load(eod)
     with pytest.raises(UserError, match=r"data\.tokenizer\.eod: .* has no token <nope>"):
         load("<nope>")
@@ -130,7 +132,9 @@ def test_tiktoken_pattern_and_end(rank_file):
     settings = settings.model_copy(update={"special_tokens": {"[EOS]": 260}, "eod": "[EOS]"})
     assert Tokenizer(rank_file, settings).decode([260]) == "[EOS]"
     assert Tokenizer(rank_file, TokenizerConfig(kind="tiktoken", eod=300)).vocab_size == 301
-    with pytest.raises(UserError, match=r"data\.tokenizer\.eod is 0, but .* has no such special id"):
+    with pytest.raises(
+        UserError, match=r"data\.tokenizer\.eod is 0, but .* has no such special id"
+    ):
         Tokenizer(rank_file, TokenizerConfig(kind="tiktoken", eod=0))
 
 
