@@ -7,7 +7,8 @@ import json
 import pytest
 
 from attnres_train.config import check_config
-from attnres_train.data.prepare import open_tokenizer, prepare
+from attnres_train.data.prepare import prepare
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from tests.data.tiny import run_config, text_corpus, write_text
 from tests.data.tokenizers.files import added, opened, refusal, tokenizer_json, words
 
@@ -58,9 +59,10 @@ class TestFolders:
         settings = {"kind": "file", "path": str(folder)}
         config = run_config(tmp_path / "cache", [corpus], settings)
         check_config(config)
-        assert prepare(config, progress=False).eod == 3
-        tokenizer = open_tokenizer(config)
-        assert tokenizer is not None and (tokenizer.eod, tokenizer.vocab_size) == (3, 5)
+        prepared = prepare(config, progress=False)
+        assert (prepared.tokenizer_path, prepared.eod) == (f"{folder}/tokenizer.json", 3)
+        tokenizer = Tokenizer(folder / "tokenizer.json", config.data.tokenizer)
+        assert (tokenizer.eod, tokenizer.vocab_size) == (3, 5)
 
 
 class TestEndOfDocument:

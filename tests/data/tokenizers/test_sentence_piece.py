@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from attnres_train.config import check_config
-from attnres_train.data.prepare import open_tokenizer, prepare
+from attnres_train.data.prepare import prepare
 from tests.data.tiny import run_config, sentence, text_corpus, write_text
 from tests.data.tokenizers.files import opened, pieces, refusal
 
@@ -55,8 +55,8 @@ def test_a_whole_preparation(model, tmp_path):
     settings = {"kind": "sentencepiece", "path": str(model)}
     config = run_config(tmp_path / "cache", [corpus], settings)
     check_config(config)
-    assert prepare(config, progress=False).eod == 2
-    assert open_tokenizer(config) is not None
+    prepared = prepare(config, progress=False)
+    assert (prepared.tokenizer_path, prepared.eod) == (str(model), 2)
 
 
 def test_sentencepiece_absent(tmp_path, monkeypatch):
