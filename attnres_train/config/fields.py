@@ -147,14 +147,14 @@ def expected(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(expected(arg, bounds) for arg in args)
+    if origin is dict:
+        return "a mapping of names to ids"
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (list, tuple):
         some = f"{len(args)} " if origin is tuple else ""
         filled = "non-empty " if bounds else ""
         return f"a {filled}list of {some}{_PLURALS.get(args[0], 'sections')}"
-    if origin is dict:
-        return "a mapping of names to ids"
     if any(isinstance(note, OptionsOf) for note in bounds):
         return "a section with the options that the kind declares"
     if is_section(annotation):

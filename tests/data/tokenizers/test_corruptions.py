@@ -194,6 +194,12 @@ CORRUPTIONS: dict[str, Corruption] = {
         "line 257 is no tiktoken rank: -1 is no rank",
         {},
     ),
+    "ranks: more than the model has": (
+        "tiktoken",
+        RANKS,
+        "has a vocabulary of 200001, but model.vocab_size is 163840",
+        {"special_tokens": {"<|endoftext|>": 200_000}},
+    ),
     "ranks: Kimi's, cut at a line": (
         "tiktoken",
         many_ranks(160_000),
