@@ -6,6 +6,7 @@ The cases come from the schema: a key or a kind that is new is tried here withou
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -19,6 +20,7 @@ from attnres_train.config.kind_fields import KindName
 from attnres_train.config.kinds import CHOICES
 from attnres_train.config.schema import RunConfig
 from tests.data.tiny import sentence, write_indexed, write_jsonl
+from tests.data.tokenizers.files import pieces
 from tests.tiny import TinyRuns, column, saved_tensors
 
 ONE_STEP = ["train.train_iters=2", "train.global_batch_size=2", "checkpoint.save_interval=1"]
@@ -35,6 +37,7 @@ NEEDS = {
     ],
     "data.tokenizer.kind=file": ["data.tokenizer.path={tokenizer}"],
     "data.tokenizer.kind=tiktoken": ["data.tokenizer.path={ranks}"],
+    "data.tokenizer.kind=sentencepiece": ["data.tokenizer.path={pieces}"],
     "data.tokenizer.kind=none": [
         "data.corpus=[{{kind: indexed, path: {indexed}}}]",
         "data.tokenizer.eod=1",
@@ -76,6 +79,8 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     parquet.write_table(pyarrow.table({"text": texts}), folder / "corpus.parquet")
     ranks = (b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256))
     (folder / "ranks.tiktoken").write_bytes(b"".join(ranks))
+    if importlib.util.find_spec("sentencepiece"):
+        (folder / "pieces.model").write_bytes(pieces(vocab_size=60, byte_fallback=False))
     tiny.train("for-tokenizer", *QUIET)
     (tokenizer,) = (tiny.folder / "cache" / "tokenizers").glob("*/tokenizer.json")
     return {
@@ -84,6 +89,7 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "indexed": write_indexed(folder / "tokens", [list(range(2, 200))] * 12),
         "tokenizer": str(tokenizer),
         "ranks": str(folder / "ranks.tiktoken"),
+        "pieces": str(folder / "pieces.model"),
     }
 
 
@@ -98,6 +104,8 @@ def test_a_value_goes_all_the_way(
     """Checks, summary, plan, a training step, save, resume and another step, export."""
     if (key, value) == ("train.device", "cuda") and not torch.cuda.is_available():
         pytest.skip("no GPU")
+    if value == "sentencepiece":
+        pytest.importorskip(value)
     needs = [text.format(**inputs) for text in NEEDS.get(f"{key}={value}", [])]
     overrides = [*QUIET, f"{as_written(key)}={value}", *needs]
     name = f"{key}={value}"

@@ -16,7 +16,7 @@ from attnres_train.planning.build import chunk_layers
 
 def run(args: argparse.Namespace) -> int:
     config, places = load_with_places(args.config, args.overrides)
-    check_config(config, None)
+    check_config(config, None, files=False)
     if args.derived:
         values = everything_derived(config)
         show(json.dumps(values, indent=2) if args.json else as_lines(values))

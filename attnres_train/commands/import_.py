@@ -119,5 +119,5 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     else:
         config = load_saved(run / "config.yaml", overrides)
         config.run.dir, config.run.name = str(run.parent), run.name
-    check_config(config, None)
+    check_config(config, None, files=False)
     return config

@@ -18,7 +18,7 @@ from attnres_train.planning.text import as_text
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    check_config(config, args.nproc)
+    check_config(config, args.nproc, files=False)
     return print_plan(config, args)
 
 

@@ -14,11 +14,11 @@ from attnres_train.config.schema import RunConfig
 Problems = Iterator[str]
 
 
-def check_config(config: RunConfig, world_size: int | None = None) -> None:
+def check_config(config: RunConfig, world_size: int | None = None, *, files: bool = True) -> None:
     """Raise ConfigError with every relation that does not hold.
 
     ``world_size`` is the number of processes the run has; None takes as many as one replica of the
-    model needs.
+    model needs. Without ``files`` a tokenizer's may be missing: those of another machine.
     """
     problems = [
         *_not_there_yet(config),
@@ -27,7 +27,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
         *_processes(config, world_size),
         *_batch(config, world_size),
         *_data(config),
-        *_kinds(config),
+        *_kinds(config, files),
         *checkpoint_problems(config),
     ]
     if problems:
@@ -145,8 +145,10 @@ def _data(config: RunConfig) -> Problems:
         )
 
 
-def _kinds(config: RunConfig) -> Problems:
+def _kinds(config: RunConfig, files: bool) -> Problems:
     """What every kind that the configuration names says of it."""
     for choice in CHOICES:
         for kind in kinds_of(config, choice):
             yield from kind.check(config)
+            if files:
+                yield from kind.check_files()

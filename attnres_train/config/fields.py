@@ -147,6 +147,8 @@ def expected(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(expected(arg, bounds) for arg in args)
+    if origin is dict:
+        return "a mapping of names to ids"
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (list, tuple):

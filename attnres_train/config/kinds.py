@@ -55,6 +55,11 @@ class Kind:
         the user's key and what to do. Called before any worker starts."""
         yield from ()
 
+    def check_files(self) -> Iterator[str]:
+        """What is missing of the files that its section names: a line each, as of `check`. Called
+        where they are needed, not to plan a run elsewhere."""
+        yield from ()
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -118,6 +123,7 @@ CHOICES: dict[str, Choice] = {
             "bpe": _TOKENIZERS + "hugging_face:BytePairs",
             "file": _TOKENIZERS + "hugging_face:TokenizerJson",
             "tiktoken": _TOKENIZERS + "rank_file:RankFile",
+            "sentencepiece": _TOKENIZERS + "sentence_piece:SentencePiece",
             "none": _TOKENIZERS + "kind:NoTokenizer",
         },
     ),

@@ -133,6 +133,9 @@ class LRScheduleConfig(Section):
     """Options that a kind of your own declares."""
 
 
+TokenId = Annotated[int, Field(strict=True, ge=0)]
+
+
 class CorpusConfig(Section):
     kind: Annotated[str, KindName("data.corpus.kind")]
     """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
@@ -152,16 +155,27 @@ class CorpusConfig(Section):
 class TokenizerConfig(Section):
     kind: Annotated[str, KindName("data.tokenizer.kind")] = "bpe"
     """`bpe`: byte-level BPE trained on the corpora; `file`: a Hugging Face `tokenizer.json`;
-    `tiktoken`: a tiktoken rank file; `none`: token ids only, where every corpus is `indexed`."""
+    `tiktoken`: a tiktoken rank file; `sentencepiece`: a SentencePiece `.model`; `none`: token ids
+    only, where every corpus is `indexed`."""
     path: str | None = None
-    """The file, for `file` and `tiktoken`."""
+    """The file, for `file`, `tiktoken` and `sentencepiece`; for `file` also a model's folder with a
+    `tokenizer.json`, whose `eos_token` (`tokenizer_config.json`, else `special_tokens_map.json`)
+    then ends documents."""
     vocab_size: int = Field(4096, ge=257)
     """Vocabulary to train, for `bpe`."""
     eod: str | int | None = None
-    """Token that ends a document, by name or id. Default: `<|endoftext|>` or another usual name in
-    a `tokenizer.json`; the first id after the ranks for `tiktoken`."""
+    """Token that ends a document, by name or id: a special one, which no text is encoded to.
+    Default: the file's own (`eos_token` of a folder, `</s>` of `sentencepiece`), that of `pattern`
+    (`[EOS]` for `kimi`, `<|endoftext|>` for `gpt2` and `cl100k`), or the first usual name that is
+    there, `<|endoftext|>` before others. After ranks alone, the first id after them."""
     pattern: str | None = None
-    """Regular expression that splits text before merging, for `tiktoken` (default: GPT-2's)."""
+    """How text is split before merging, for `tiktoken`, whose files do not say: `gpt2`, `cl100k`
+    (GPT-4) or `kimi` (Kimi-Linear, Kimi-K2), or a regular expression. `cl100k` and `kimi` bring
+    their special tokens. Default: GPT-2's expression, which is right for GPT-2's ranks and for
+    ranks that were learnt with it; a file with as many ranks as `cl100k` or `kimi` must say."""
+    special_tokens: dict[str, TokenId] | None = None
+    """Special tokens of a rank file, name to id, for `tiktoken`, whose files hold none. Default:
+    those of `pattern`, else `<|endoftext|>` alone."""
     options: Annotated[KindOptions, OptionsOf("data.tokenizer.kind")] = Field(
         default_factory=NoOptions, validate_default=True
     )

@@ -19,14 +19,17 @@ def errors_of(kind: Kind, doing: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a library written in Rust is no Exception (pyo3's PanicException).
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"{kind.key}.kind {kind.section.kind} failed at {doing}: {type(error).__name__}: "
             f"{error} ({_place(kind, error)})"
         ) from error
 
 
-def _place(kind: Kind, error: Exception) -> str:
+def _place(kind: Kind, error: BaseException) -> str:
     """The last line of the kind's own file on the way to ``error``, not one of a library below."""
     frames = traceback.extract_tb(error.__traceback__)
     file = getattr(sys.modules.get(type(kind).__module__), "__file__", None)

@@ -34,11 +34,12 @@ SHARD_TOKENS = 1 << 28
 
 @dataclass
 class Counts:
-    """What a part holds. ``empty_documents`` were skipped."""
+    """What a part holds. ``empty_documents`` were skipped, ``dropped_characters`` had no token."""
 
     documents: int = 0
     empty_documents: int = 0
     tokens: int = 0
+    dropped_characters: int = 0
 
 
 def tokenise(
@@ -79,7 +80,7 @@ def tokenise(
                 write_part(corpus, files, tokenizer, part, bar)
             counts = json.loads((part / "part.json").read_text(encoding="utf-8"))
             for name in asdict(total):
-                setattr(total, name, getattr(total, name) + counts[name])
+                setattr(total, name, getattr(total, name) + counts.get(name, 0))
     if not total.documents:
         raise UserError(
             f"{corpus.key} ({corpus.name}) is empty: no text in {len(corpus.files)} files"
@@ -121,6 +122,7 @@ def write_part(
 ) -> None:
     """Tokenise ``files`` into the folder ``part``, which appears only when it is complete."""
     passages = (passage for file in files for passage in corpus.read(file))
+    dropped = getattr(tokenizer, "dropped", 0)
     with published(part) as scratch:
         writer = ShardWriter(scratch, tokenizer.vocab_size, tokenizer.eod)
         for batch in batches(passages):
@@ -130,6 +132,7 @@ def write_part(
             bar.update(sum(passage.num_bytes for passage in batch))
         writer.close()
         corpus.check_unchanged(files)
+        writer.counts.dropped_characters = getattr(tokenizer, "dropped", 0) - dropped
         write_json(scratch / "part.json", asdict(writer.counts))
 
 

@@ -85,10 +85,9 @@ def _tokenizer_file(
         return _trained(kind, corpora, desk)
     if not kind.needs_path:
         return None
-    path = Path(kind.section.path or "")
-    if not path.is_file():
-        raise UserError(f"data.tokenizer.path: there is no file {kind.section.path}")
-    return path
+    for problem in kind.check_files():
+        raise UserError(problem)
+    return kind.file(Path(kind.section.path or ""))
 
 
 def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -> Path:
@@ -162,9 +161,21 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         told = f"{counts.tokens:,} tokens in {counts.documents:,} documents"
         if counts.empty_documents:
             told += f" ({counts.empty_documents:,} empty ones skipped)"
+        if counts.dropped_characters:
+            told += (
+                f". WARNING: {counts.dropped_characters:,} characters were left out: "
+                f"data.tokenizer.{_leaves_out(tokenizer)}"
+            )
     desk.say(f"{corpus.name}: {told}")
     content = digest([corpus.identity(), made_by])
     return Source(corpus.key, corpus.name, key, corpus.section.weight, prefixes, content)
+
+
+def _leaves_out(tokenizer: Tokenizer) -> str:
+    """What leaves out characters, after ``data.tokenizer.``."""
+    if (pattern := tokenizer.kind.section.pattern) is not None:
+        return f"pattern {pattern!r} finds them in no piece of text"
+    return f"path {tokenizer.source} has no token for them, nor one for the unknown"
 
 
 def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[Path, dict]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attnres_train.config import check_config, load_config
+from attnres_train.config import ConfigError, check_config, load_config
+from attnres_train.data.tokenizers.patterns import family
 from attnres_train.model.blocks import Blocks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -20,8 +21,10 @@ VARIANTS = sorted(CONFIGS.glob("variants/*.yaml"))
 )
 def test_runs_under_its_own_name(path):
     config = load_config(path)
-    check_config(config, None)
-    check_config(config, 2 * config.parallel.model_parallel_size)
+    # Kimi's own tokenizer is not ours to ship.
+    files = not path.stem.startswith("kimi_")
+    check_config(config, None, files=files)
+    check_config(config, 2 * config.parallel.model_parallel_size, files=files)
     assert config.run.name == path.stem
 
 
@@ -95,6 +98,18 @@ def test_48b_has_the_released_numbers():
     assert (moe.intermediate_size, model.intermediate_size) == (1024, 9216)
     assert (moe.routed_scaling_factor, model.norm_eps) == (2.446, 1e-5)
     assert model.residual.kind == "standard"
+
+
+def test_48b_reads_the_tokenizer_that_it_was_made_for():
+    config = load_config(CONFIGS / "kimi_linear_48b.yaml")
+    kimi = family(config.data.tokenizer.pattern)
+    assert kimi.special_tokens[config.data.tokenizer.eod] == 163585
+    assert max(kimi.special_tokens.values()) + 1 == config.model.vocab_size
+    # Nothing but the file is missing.
+    with pytest.raises(ConfigError) as caught:
+        check_config(config)
+    (problem,) = caught.value.problems
+    assert problem.startswith("data.tokenizer.path: there is no file tiktoken.model")
 
 
 def test_48b_attnres_adds_the_residual_to_the_same_recipe():

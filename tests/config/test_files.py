@@ -40,7 +40,8 @@ class TestData:
     def test_missing_tokenizer_file(self, problems, tmp_path):
         found = problems("data.tokenizer.kind=file", f"data.tokenizer.path={tmp_path}/t.json")
         says(found, f"data.tokenizer.path: there is no file {tmp_path}/t.json")
-        says(problems("data.tokenizer.kind=file", "data.tokenizer.path=/"), "there is no file /")
+        found = problems("data.tokenizer.kind=file", "data.tokenizer.path=/")
+        says(found, "data.tokenizer.path: the folder / has no tokenizer.json; / holds ")
 
 
 class TestResume:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from attnres_train.__main__ import main
 from attnres_train.commands.plan import print_plan
 from attnres_train.config import load_config
 from attnres_train.errors import UserError
@@ -88,6 +89,12 @@ def test_tables_of_the_48b_model(capsys):
         "lower bound                                  83",
     ):
         assert words in text
+
+
+def test_the_tokenizer_of_the_48b_model_is_not_needed_to_plan_it(capsys):
+    assert main(["plan", "configs/kimi_linear_48b.yaml", "--nproc", "48"]) == 0
+    assert main(["plan", "configs/kimi_linear_48b.yaml", "data.tokenizer.path=null"]) == 2
+    assert "data.tokenizer.path is missing" in capsys.readouterr().err
 
 
 def slowest(report: dict) -> float:

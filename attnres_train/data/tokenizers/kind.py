@@ -11,11 +11,15 @@ from attnres_train.config.files import beside, unread
 from attnres_train.config.kinds import Kind, resolve
 from attnres_train.config.schema import RunConfig, TokenizerConfig
 from attnres_train.data.corpora.reader import corpus_readers
+from attnres_train.data.tokenizers.library import read_bytes
 from attnres_train.errors import UserError
 
 
 class Backend(Protocol):
-    """Text to token ids and back."""
+    """Text to token ids and back.
+
+    One that leaves out characters may count them in an attribute ``dropped``: they are told.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -48,6 +52,8 @@ class TokenizerKind(Kind):
     """Whether `train` makes the file that it is opened with."""
     reads_vocab_size: ClassVar[bool] = False
     """Whether ``vocab_size`` says how many tokens it is trained to have."""
+    unread_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of the section that it does not read, so that a value there is told."""
     version: ClassVar[int | str | None] = None
     """Change it when the same text gives other tokens than before: caches are then made anew."""
 
@@ -61,6 +67,10 @@ class TokenizerKind(Kind):
     def train(self, texts: Iterable[str], path: Path) -> None:
         """Train it on ``texts``, a sample of the corpora, and write ``path`` for `open` to read."""
         raise UserError(f"{self.key}.kind {self.kind} has no method train(texts, path)")
+
+    def file(self, path: Path) -> Path:
+        """The file that it is opened with, where ``path`` is what the configuration names."""
+        return path
 
     def fingerprint(self) -> list[Any]:
         """What its tokens depend on besides the content of its file, as JSON can hold it."""
@@ -77,9 +87,15 @@ class TokenizerKind(Kind):
         return f"a tokenizer of kind {self.kind}"
 
     def check(self, config: RunConfig) -> Iterator[str]:
-        """A path that is missing, not there, or not read; more tokens than the model has; text
-        where there is no tokenizer."""
-        yield from self._check_path()
+        """Keys that are missing, or not read; more tokens than the model has; text where there is
+        no tokenizer."""
+        if self.needs_path and self.section.path is None:
+            yield f"{self.key}.path is missing: a tokenizer of kind {self.kind} needs one"
+        elif self.section.path is not None and not self.needs_path:
+            yield unread(f"{self.key}.path", self.kind)
+        for name in self.unread_keys:
+            if getattr(self.section, name) is not None:
+                yield unread(f"{self.key}.{name}", self.kind)
         tokens, limit = self.section.vocab_size, config.model.vocab_size
         if self.reads_vocab_size and tokens > limit:
             yield too_many_tokens(f"{self.key}.vocab_size is", tokens, limit)
@@ -91,32 +107,37 @@ class TokenizerKind(Kind):
                 "indexed corpus needs no tokenizer"
             )
 
-    def _check_path(self) -> Iterator[str]:
-        key, path = f"{self.key}.path", self.section.path
-        if not self.needs_path:
-            if path is not None:
-                yield unread(key, self.kind)
-        elif path is None:
-            yield f"{key} is missing: a tokenizer of kind {self.kind} needs one"
-        elif not Path(path).is_file():
-            yield f"{key}: there is no file {path}{beside(Path(path))}"
+    def check_files(self) -> Iterator[str]:
+        """A path that is not there."""
+        if not self.needs_path or self.section.path is None:
+            return
+        path = Path(self.section.path)
+        if self.file(path).is_file():
+            return
+        if path.is_dir():
+            wanted = f"has no {self.file(path).name}" if self.file(path) != path else "is no file"
+            yield f"{self.key}.path: the folder {path} {wanted}{beside(path / 'tokenizer')}"
+        else:
+            yield f"{self.key}.path: there is no file {path}{beside(path)}"
 
 
 class NoTokenizer(TokenizerKind):
     """No tokenizer, where every corpus holds tokens."""
 
     encodes_text = False
+    unread_keys = ("pattern", "special_tokens")
 
 
 class FileTokenizer(TokenizerKind):
     """One that is opened with a file."""
 
     needs_path = True
+    unread_keys: ClassVar[tuple[str, ...]] = ("pattern", "special_tokens")
 
     def open(self, path: Path | None) -> Backend:
         if path is None:
             raise UserError(f"{self.key}.path is missing: kind {self.kind} needs a file")
-        return self.load(path.read_bytes(), path)
+        return self.load(read_bytes(path), path)
 
     def load(self, content: bytes, path: Path) -> Backend:
         """Open it with the ``content`` of ``path``, which is for messages. Raises UserError."""

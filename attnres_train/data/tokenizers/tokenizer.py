@@ -10,6 +10,7 @@ from attnres_train.config.schema import TokenizerConfig
 from attnres_train.data.cache import digest
 from attnres_train.data.own_code import errors_of
 from attnres_train.data.tokenizers.kind import tokenizer_kind
+from attnres_train.data.tokenizers.library import read_bytes
 from attnres_train.errors import UserError
 
 
@@ -29,7 +30,7 @@ class Tokenizer:
         """
         self.path = path
         self.kind = tokenizer_kind(config)
-        content = hashlib.sha256(path.read_bytes() if path else b"").hexdigest()[:16]
+        content = hashlib.sha256(read_bytes(path) if path else b"").hexdigest()[:16]
         more = self.kind.fingerprint()
         self.digest = digest([content, more]) if more else content
         with errors_of(self.kind, f"opening {path or 'the tokenizer'}"):
@@ -46,21 +47,34 @@ class Tokenizer:
         """For messages: the file, or the kind where there is none."""
         return str(self.path or self.kind.kind)
 
+    @property
+    def dropped(self) -> int:
+        """Characters of the texts so far that it left out, for want of a token."""
+        return getattr(self._backend, "dropped", 0)
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text; our own kinds encode on all cores."""
-        with errors_of(self.kind, "encoding"):
+        with errors_of(self.kind, self._doing("encoding")):
             encoded = self._backend.encode_batch(texts)
             if len(encoded) != len(texts):
                 raise UserError(
                     f"data.tokenizer.kind {self.kind.kind} gave {len(encoded)} lists of ids for "
                     f"{len(texts)} texts"
                 )
+            if any(self.eod in ids for ids in encoded):
+                raise UserError(
+                    f"data.tokenizer.eod is {self.eod}, but {self.source} encodes a text to it, so "
+                    "a document would end early: choose a token that no text is encoded to"
+                )
             return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; special tokens by name, broken UTF-8 as U+FFFD."""
-        with errors_of(self.kind, "decoding"):
+        with errors_of(self.kind, self._doing("decoding")):
             return self._backend.decode(list(ids))
+
+    def _doing(self, what: str) -> str:
+        return f"{what} with {self.path}" if self.path else what

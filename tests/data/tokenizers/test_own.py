@@ -177,6 +177,13 @@ def test_options_are_checked(run_file, lab):
         ("for text in texts]\n\n", "for text in texts[1:]]\n\n", "gave 11 lists of ids for 12"),
         ("list(text.encode())", "[65_616]", "token id 65616, but its vocabulary has the ids 0 to"),
         ("list(text.encode())", "[-1]", "data.tokenizer gave the token id -1, but its vocabulary"),
+        ("list(text.encode())", "[256]", "eod is 256, but my_lab:Bytes encodes a text to it, so a"),
+        # As pyo3 raises it where Rust panics: no Exception.
+        (
+            "return self\n",
+            "raise type('PanicException', (BaseException,), {})('no entry')\n",
+            "failed at opening the tokenizer: PanicException: no entry",
+        ),
         ("257, 256", "257, 257", "is 257, but my_lab:Bytes has the ids 0 to 256"),
         ("257, 256", "600, 256", "kind my_lab:Bytes has a vocabulary of 600, but model.vocab_size"),
         ("def open", "def opened", "my_lab:Bytes has no method open(path)"),

@@ -65,9 +65,13 @@ def test_end_of_document_by_name_and_id(bpe, bpe_file):
     def load(eod):
         return Tokenizer(bpe_file, TokenizerConfig(kind="file", path=str(bpe_file), eod=eod))
 
-    assert load(None).eod == bpe.eod
-    assert load(17).eod == 17
-    assert load("!").eod == bpe.encode("!")[0]
+    assert load(None).eod == bpe.eod == load(0).eod == load(END_OF_DOCUMENT).eod
+    # A text may hold these.
+    for eod in ("!", bpe.encode("!")[0], 17):
+        with pytest.raises(
+            UserError, match=r"data\.tokenizer\.eod: .* a document could end itself"
+        ):
+            load(eod)
     with pytest.raises(UserError, match=r"data\.tokenizer\.eod: .* has no token <nope>"):
         load("<nope>")
     with pytest.raises(UserError, match=r"data\.tokenizer\.eod is 300, .* has the ids 0 to 299"):
@@ -122,13 +126,16 @@ def test_tiktoken(rank_file):
 
 
 def test_tiktoken_pattern_and_end(rank_file):
-    settings = TokenizerConfig(kind="tiktoken", pattern=r".+", eod="[EOS]")
+    settings = TokenizerConfig(kind="tiktoken", pattern=r".+")
     tokenizer = Tokenizer(rank_file, settings)
     assert tokenizer.encode("e the") == [259, 257]
-    assert tokenizer.decode([260]) == "[EOS]"
+    settings = settings.model_copy(update={"special_tokens": {"[EOS]": 260}, "eod": "[EOS]"})
+    assert Tokenizer(rank_file, settings).decode([260]) == "[EOS]"
     assert Tokenizer(rank_file, TokenizerConfig(kind="tiktoken", eod=300)).vocab_size == 301
-    ordinary = Tokenizer(rank_file, TokenizerConfig(kind="tiktoken", eod=0))
-    assert (ordinary.eod, ordinary.vocab_size) == (0, 260)
+    with pytest.raises(
+        UserError, match=r"data\.tokenizer\.eod is 0, but .* has no such special id"
+    ):
+        Tokenizer(rank_file, TokenizerConfig(kind="tiktoken", eod=0))
 
 
 @pytest.mark.parametrize(
