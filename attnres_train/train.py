@@ -12,7 +12,7 @@ from attnres_train.config import describe
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
-from attnres_train.data.prepare import prepare, read_prepared
+from attnres_train.data.prepare import Prepared, prepare, read_prepared
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -30,7 +30,7 @@ from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import facts
-from attnres_train.run_state import Checkpoints
+from attnres_train.run_state import Checkpoints, nothing_left
 from attnres_train.supervise import failures
 from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import catch_stop_signals
@@ -46,7 +46,12 @@ STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": to
 
 def train(config: RunConfig) -> int:
     """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
-    a signal stopped the run: it is saved, and the same command resumes it."""
+    a signal stopped the run (it is saved, and the same command resumes it), and when there is
+    nothing to train, which leaves the run folder as it is."""
+    if done := nothing_left(config):  # every process finds the same: none has begun to write
+        if os.environ.get("RANK", "0") == "0":
+            print(done, flush=True)
+        return 0
     folder = Path(config.run.dir) / config.run.name
     stop_requested = catch_stop_signals(folder)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
@@ -93,23 +98,28 @@ def build_parts(config: RunConfig, ranks: Ranks) -> Parts:
         engine.program(engine.schedule, num_micro_batches)  # validated now, before step 1
     engine.program(forward_only, num_micro_batches)
     folder = Path(config.run.dir) / config.run.name
+    prepared = read_prepared(config)
+    saved = list(chunks.values())
     return Parts(
         chunks=chunks,
         engine=engine,
         optimizer=optimizer,
         data=open_data(config),
-        checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
-        observers=build_observers(run_context(config, ranks, folder, chunks)),
+        checkpoints=Checkpoints(config, ranks, folder, saved, optimizer, prepared),
+        observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
     )
 
 
 def run_context(
-    config: RunConfig, ranks: Ranks, folder: Path, chunks: dict[int, ModelChunk]
+    config: RunConfig,
+    ranks: Ranks,
+    folder: Path,
+    chunks: dict[int, ModelChunk],
+    prepared: Prepared,
 ) -> RunContext:
     """What this rank's observers know of the run. Collective."""
-    prepared = read_prepared(config)
     num_parameters = sum(p.numel() for chunk in chunks.values() for p in chunk.parameters())
     info = RunInfo(
         num_parameters=ranks.sum_over_pipeline(num_parameters),

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
+from attnres_train.config.origin import has_begun
 from attnres_train.config.schema import RunConfig
 
 
@@ -16,6 +17,8 @@ def checkpoint_problems(config: RunConfig) -> Iterator[str]:
     key, resume = "checkpoint.resume", config.checkpoint.resume
     if resume in ("auto", "never"):
         return
+    if has_begun(Path(config.run.dir) / config.run.name, resume):
+        return  # it has been resumed from: the run folder says what is needed now
     path = Path(resume).expanduser()
     if not path.is_dir():
         yield f"{key}: there is no folder {path}{beside(path)}"

@@ -198,7 +198,12 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     resume: str = "auto"
-    """`auto`: the run folder's newest checkpoint if there is one; `never`; or a path."""
+    """Where the run begins. `auto`: at the run folder's newest checkpoint if there is one; `never`:
+    at step 0, what is there is moved aside; or a path. Once the folder has a checkpoint of a run
+    that began so, that one is resumed."""
+    allow: list[Literal["model", "data", "tokenizer"]] = Field(default_factory=list)
+    """Go on although the checkpoint is of another model, other data or another tokenizer, which is
+    an error else (see docs/checkpoints.md)."""
 
 
 class WandbConfig(Section):
