@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
 from attnres_train.config.kinds import NoOptions
@@ -204,6 +204,11 @@ class CheckpointConfig(Section):
     allow: list[Literal["model", "data", "tokenizer"]] = Field(default_factory=list)
     """Go on although the checkpoint is of another model, other data or another tokenizer, which is
     an error else (see docs/checkpoints.md)."""
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class WandbConfig(Section):
