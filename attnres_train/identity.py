@@ -65,10 +65,15 @@ def nothing_left(config: RunConfig, path: Path, extras: Extras) -> str | None:
 
 
 def compare(
-    config: RunConfig, path: Path, extras: Extras, record: Mapping[str, Any] | None
+    config: RunConfig,
+    path: Path,
+    extras: Extras,
+    record: Mapping[str, Any] | None,
+    *,
+    goes_on: bool = True,
 ) -> list[str]:
     """Compare the run of checkpoint ``path`` with ``config`` and its `data_record` (None: not known
-    yet, not compared). Returns what to tell, a line each.
+    yet, not compared). Returns what to tell, a line each; of the recipe if the run ``goes_on``.
 
     Raises UserError where model, tokenizer or order of the data are others, and
     `checkpoint.allow` does not name them.
@@ -88,6 +93,8 @@ def compare(
     for effect in dict.fromkeys(change.effect for change in refused):
         told = _INSISTED[effect].format(**progress)
         lines.append(f"checkpoint.allow: {_count(refused, effect)}; {told}")
+    if not goes_on:
+        return lines
     since = f"changed since step {progress['step']}: "
     told_changes = [str(c) for c in found if c.effect != Effect.NONE]
     told_changes += _rate(config, path, extras)

@@ -12,7 +12,7 @@ from torch import nn
 from attnres_train import identity, run_folder
 from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.manifest import read_manifest
-from attnres_train.checkpoint.names import SavedOptimizer, training_state
+from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer, training_state
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
@@ -35,16 +35,30 @@ class Standing:
 
     path: Path
     extras: Mapping[str, Any]
+    """Of a new run, ``progress`` is where that begins."""
+    is_new: bool = False
+    """Whether it is another run that begins with the weights of this one (`checkpoint.load`)."""
 
 
 def standing(config: RunConfig) -> Standing | None:
     """Where ``config``'s run stands on disk; None: at the beginning.
 
-    Raises UserError where what `checkpoint.resume` asks for is not to be had.
+    Raises UserError where what `checkpoint.resume` or `checkpoint.load` asks for is not to be had.
     """
     folder = Path(config.run.dir) / config.run.name
     path = folders.resolve_resume(config.checkpoint.resume, folder / "checkpoints")
-    return Standing(path, read_manifest(path).extras) if path else None
+    if path is not None:
+        return Standing(path, read_manifest(path).extras)
+    if config.checkpoint.load is None:
+        return None
+    path = folders.resolve_path("checkpoint.load", config.checkpoint.load, folder / "checkpoints")
+    extras, reset = read_manifest(path).extras, config.checkpoint.reset
+    start = Progress(**extras["progress"])
+    if "schedule" in reset:
+        start.step = start.tokens = 0
+    if "data" in reset:
+        start.samples = 0
+    return Standing(path, extras | {"progress": vars(start)}, is_new=True)
 
 
 def nothing_left(config: RunConfig) -> str | None:
@@ -55,7 +69,7 @@ def nothing_left(config: RunConfig) -> str | None:
     found = standing(config)
     if found is None:
         return None
-    identity.compare(config, found.path, found.extras, None)
+    identity.compare(config, found.path, found.extras, None, goes_on=not found.is_new)
     return identity.nothing_left(config, found.path, found.extras)
 
 
@@ -86,29 +100,41 @@ class Checkpoints:
         self.loaded_from: Path | None = None
 
     def resume(self) -> Progress:
-        """Load what `checkpoint.resume` asks for, into chunks and optimizer, in place, and write
-        into the run folder what the run is. Collective; raises UserError where it is not to be had,
-        does not fit or is of another run (`identity.compare`)."""
+        """Load what `checkpoint.resume` or `checkpoint.load` asks for, into chunks and optimizer,
+        in place, and write into the run folder what the run is. Collective; raises UserError where
+        it is not to be had, does not fit or is of another run (`identity.compare`)."""
         peers, progress = Peers(self.ranks.control), Progress()
         # On one rank: another one may see a shared folder as it was.
-        path, told = peers.on_first(self._find)
-        if path is not None:
-            restored = store.load(path, self.tensors, group=self.ranks.control)
-            if restored.rng is not None:
-                rng.set_rng_state(restored.rng)
-            progress = Progress(**restored.extras["progress"])
+        found, told = peers.on_first(self._find)
+        if found is not None:
+            self._load(found)
+            progress = Progress(**found.extras["progress"])
             if self.ranks.is_main:
-                print("\n".join([f"resumed from {path}", *told]), flush=True)
+                verb = "weights of" if found.is_new else "resumed from"
+                print("\n".join([f"{verb} {found.path}", *told]), flush=True)
+        path = found.path if found and not found.is_new else None
         # Only now: an attempt that cannot resume leaves the folder as it was.
         self.loaded_from = peers.on_first(lambda: self._begin(path, progress))
         return progress
 
-    def _find(self) -> tuple[Path | None, list[str]]:
+    def _load(self, found: Standing) -> None:
+        tensors = self.tensors
+        unread: tuple[str, ...] = ()
+        if found.is_new and "optimizer" in self.config.checkpoint.reset:
+            # Masters are the weights, in the precision in which they are learnt.
+            fresh = [n for n in tensors if n.startswith(OPTIMIZER) and not n.startswith(MASTER)]
+            tensors, unread = {n: t for n, t in tensors.items() if n not in fresh}, (OPTIMIZER,)
+        restored = store.load(found.path, tensors, unread=unread, group=self.ranks.control)
+        if restored.rng is not None and not found.is_new:
+            rng.set_rng_state(restored.rng)
+
+    def _find(self) -> tuple[Standing | None, list[str]]:
         """The checkpoint, and what is to be told of it."""
         found = standing(self.config)
         if found is None:
             return None, []
-        return found.path, identity.compare(self.config, found.path, found.extras, self.record)
+        path, extras, goes_on = found.path, found.extras, not found.is_new
+        return found, identity.compare(self.config, path, extras, self.record, goes_on=goes_on)
 
     def _begin(self, path: Path | None, progress: Progress) -> Path | None:
         path = run_folder.begin(self.run_folder, self.config.checkpoint.resume, path)

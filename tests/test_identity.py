@@ -310,6 +310,46 @@ class TestBeginnings:
         assert len(list((run / "before-1" / "checkpoints").iterdir())) == 4
 
 
+class TestWeightsOfAnotherRun:
+    def test_all_else_starts_anew(self, tiny):
+        first = tiny.train("taught", STOP)
+        load = [f"checkpoint.load={first}", "run.seed=7"]
+        run = tiny.train("pupil", *load, "train.stop_after=2")
+        assert f"weights of {first}" in tiny.screen("pupil", *load, "train.stop_after=2")
+        assert column(run, "step") == [1, 2] and column(run, "tokens") == [256, 512]
+        fresh = tiny.train("untaught", "run.seed=7", "train.stop_after=2")
+        assert column(run, "loss")[0] < column(fresh, "loss")[0] - 0.1
+        shutil.rmtree(first)  # not needed any more
+        again = tiny.screen("pupil", *load)
+        assert f"resumed from {run / 'checkpoints' / folders.step_name(2)}\n" in again
+        assert column(run, "step") == list(range(1, STEPS + 1))
+
+    def test_nothing_starts_anew_if_nothing_is_reset(self, tiny):
+        whole_run = tiny.train("whole-1x1", "parallel.pipeline_model_parallel_size=1")
+        first = tiny.train("half", STOP)
+        run = tiny.train("heir", f"checkpoint.load={first}", "checkpoint.reset=[]")
+        assert column(run, "loss") == column(whole_run, "loss")[HALF:]
+
+    def test_the_optimizer_alone(self, tiny):
+        """The same batch and weights; the update of the step is without the earlier momentum."""
+        whole_run = tiny.train("whole-1x1", "parallel.pipeline_model_parallel_size=1")
+        first = tiny.train("half", STOP)
+        run = tiny.train("restarted", f"checkpoint.load={first}", "checkpoint.reset=optimizer")
+        first_loss, second_loss, *_ = column(run, "loss")
+        expected = column(whole_run, "loss")[HALF:]
+        assert first_loss == expected[0] and second_loss != expected[1]
+
+    def test_another_model_and_two_beginnings_are_refused(self, tiny):
+        first = tiny.train("half", STOP)
+        with pytest.raises(RankFailedError, match=r"model\.norm_eps 1e-05 -> 0\.01"):
+            tiny.train("wrong", f"checkpoint.load={first}", "model.norm_eps=1e-2")
+        assert not (tiny.folder / "runs" / "wrong" / "checkpoints").exists()
+        with pytest.raises(RankFailedError, match="both name a checkpoint"):
+            tiny.train("wrong", f"checkpoint.load={first}", f"checkpoint.resume={first}")
+        with pytest.raises(RankFailedError, match=r"checkpoint\.load: there is no folder /no"):
+            tiny.train("wrong", "checkpoint.load=/no/where")
+
+
 def test_starts_are_kept_with_where_they_come_from(tiny):
     run = tiny.train("started", "train.stop_after=1")
     tiny.train("started", "train.stop_after=2")

@@ -108,10 +108,12 @@ def resolve_resume(resume: str, folder: Path) -> Path | None:
     origin = read_origin(folder.parent) if begun else None
     # It may have been moved aside when the run began.
     path = origin.checkpoint if origin and origin.checkpoint else resume
-    return _resolve_path(Path(path).expanduser(), folder)
+    return resolve_path("checkpoint.resume", path, folder)
 
 
-def _resolve_path(path: Path, folder: Path) -> Path:
+def resolve_path(key: str, place: str, folder: Path) -> Path:
+    """The step folder at the path ``place`` of the option ``key``, as in `resolve_resume`."""
+    path = Path(place).expanduser()
     # A step folder may have been copied under another name; a broken one may lack its list.
     is_step = _STEP.fullmatch(path.name) or (path / META).exists()
     if is_step:
@@ -124,7 +126,7 @@ def _resolve_path(path: Path, folder: Path) -> Path:
         return newest
     problem = problem if path.is_dir() else "no such folder"
     listing = _listing({str(entry): entry for entry in there + scan(folder)}) or " none"
-    raise UserError(f"checkpoint.resume={path}: {problem}. Checkpoints that exist:{listing}")
+    raise UserError(f"{key}={path}: {problem}. Checkpoints that exist:{listing}")
 
 
 def _listing(found: Iterable[Found | str]) -> str:

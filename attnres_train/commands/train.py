@@ -60,7 +60,7 @@ def prepare_once(config: RunConfig) -> str | None:
     folder = Path(config.run.dir) / config.run.name
     if found := standing(config):
         record = identity.data_record(config, prepared)
-        identity.compare(config, found.path, found.extras, record)
+        identity.compare(config, found.path, found.extras, record, goes_on=not found.is_new)
     with run_lock(folder):  # rank 0 will hold it
         failures.clear(folder)
     return None

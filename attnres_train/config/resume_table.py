@@ -76,7 +76,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "data.corpus": "path",
         "data.tokenizer": "path",
         "data": "cache_dir",
-        "checkpoint": "save_interval keep_last resume allow",
+        "checkpoint": "save_interval keep_last resume load reset allow",
         "log": "interval progress tensorboard plot",
         "log.wandb": "enabled project mode",
         "log.observers": "kind options",
