@@ -31,7 +31,7 @@ from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import facts
-from attnres_train.run_state import Checkpoints
+from attnres_train.run_state import Checkpoints, nothing_left
 from attnres_train.supervise import failures
 from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import catch_stop_signals
@@ -47,7 +47,12 @@ STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": to
 
 def train(config: RunConfig) -> int:
     """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
-    a signal stopped the run: it is saved, and the same command resumes it."""
+    a signal stopped the run (it is saved, and the same command resumes it), and when there is
+    nothing to train, which leaves the run folder as it is."""
+    if done := nothing_left(config):  # every process finds the same: none has begun to write
+        if os.environ.get("RANK", "0") == "0":
+            print(done, flush=True)
+        return 0
     folder = Path(config.run.dir) / config.run.name
     stop_requested = catch_stop_signals(folder)
     # One process per machine prepares; the others wait for it in join_run. Nothing to do where the
@@ -96,12 +101,13 @@ def build_parts(config: RunConfig, ranks: Ranks, prepared: Prepared) -> Parts:
         engine.program(engine.schedule, num_micro_batches)  # validated now, before step 1
     engine.program(forward_only, num_micro_batches)
     folder = Path(config.run.dir) / config.run.name
+    saved = list(chunks.values())
     return Parts(
         chunks=chunks,
         engine=engine,
         optimizer=optimizer,
         data=open_data(config, prepared),
-        checkpoints=Checkpoints(config, ranks, folder, list(chunks.values()), optimizer),
+        checkpoints=Checkpoints(config, ranks, folder, saved, optimizer, prepared),
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),

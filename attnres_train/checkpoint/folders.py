@@ -21,6 +21,7 @@ from attnres_train.checkpoint.manifest import (
     read_manifest,
     sync_folder,
 )
+from attnres_train.config.origin import has_begun, read_origin
 from attnres_train.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -81,25 +82,38 @@ def _newest(found: list[Found]) -> Path | None:
 def resolve_resume(resume: str, folder: Path) -> Path | None:
     """The step folder that `checkpoint.resume` asks for; None: start from the beginning.
 
-    ``folder`` is the run's own checkpoint folder. ``never`` gives None, ``auto`` the newest
-    complete checkpoint in ``folder``, or None if there is nothing at all. Anything else is a path:
-    a step folder, a folder of them, or a run folder with ``checkpoints/``. Raises UserError, with a
-    list of what exists, where a path leads to no complete checkpoint and where ``auto`` finds
-    broken ones only: starting over would then be a surprise.
+    ``folder`` is the run's own checkpoint folder, in its run folder. ``auto`` gives the newest
+    complete checkpoint in it, or None if there is nothing at all. ``never``, which gives None, and
+    a path (a step folder, a folder of them, or a run folder with ``checkpoints/``) say where a run
+    begins: once they have begun the run in this folder (`config.origin`), its newest checkpoint
+    comes first.
+
+    Raises UserError, with a list of what exists, where a path leads to no complete checkpoint and
+    where there are broken ones only of the run that is to go on: starting over would be a surprise.
     """
-    if resume == "never":
-        return None
-    if resume == "auto":
+    begun = has_begun(folder.parent, resume)
+    if resume == "auto" or begun:
         found = scan(folder)
         newest = _newest(found)
         if found and newest is None:
-            advice = "Repair or remove them, or start over with checkpoint.resume=never."
+            advice = "begin again under another run.name"
+            if resume != "never":
+                advice = "start over with checkpoint.resume=never"
+            advice = f"Repair or remove them, or {advice}."
             raise UserError(f"no complete checkpoint in {folder}:{_listing(found)}\n{advice}")
-        return newest
-    return _resolve_path(Path(resume).expanduser(), folder)
+        if newest or resume == "auto":
+            return newest
+    if resume == "never":
+        return None
+    origin = read_origin(folder.parent) if begun else None
+    # It may have been moved aside when the run began.
+    path = origin.checkpoint if origin and origin.checkpoint else resume
+    return resolve_path("checkpoint.resume", path, folder)
 
 
-def _resolve_path(path: Path, folder: Path) -> Path:
+def resolve_path(key: str, place: str, folder: Path) -> Path:
+    """The step folder at the path ``place`` of the option ``key``, as in `resolve_resume`."""
+    path = Path(place).expanduser()
     # A step folder may have been copied under another name; a broken one may lack its list.
     is_step = _STEP.fullmatch(path.name) or (path / META).exists()
     if is_step:
@@ -112,7 +126,7 @@ def _resolve_path(path: Path, folder: Path) -> Path:
         return newest
     problem = problem if path.is_dir() else "no such folder"
     listing = _listing({str(entry): entry for entry in there + scan(folder)}) or " none"
-    raise UserError(f"checkpoint.resume={path}: {problem}. Checkpoints that exist:{listing}")
+    raise UserError(f"{key}={path}: {problem}. Checkpoints that exist:{listing}")
 
 
 def _listing(found: Iterable[Found | str]) -> str:

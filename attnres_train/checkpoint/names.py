@@ -9,6 +9,7 @@ from torch import Tensor
 
 Named = Iterable[tuple[str, Tensor]]
 OPTIMIZER = "optimizer."
+MASTER = f"{OPTIMIZER}master."
 
 
 class SavedOptimizer(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnres_train.checkpoint import folders
 from attnres_train.checkpoint.huggingface import ReleasedWeights
 from attnres_train.checkpoint.huggingface_config import check_same_model
-from attnres_train.checkpoint.names import OPTIMIZER, training_state
+from attnres_train.checkpoint.names import MASTER, training_state
 from attnres_train.checkpoint.streaming import FILE_BYTES, save_streamed
 from attnres_train.commands.export import count_of, released_layout
 from attnres_train.config import check_config, load_config, save_config
@@ -28,8 +28,6 @@ from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.build import build_optimizer
 from attnres_train.run_state import Progress
 from attnres_train.train import PARAMETER_DTYPE
-
-_MASTER = f"{OPTIMIZER}master."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +100,7 @@ class Start(NamedTuple):
 
     def value(self, name: str, tensor: Tensor) -> Tensor:
         """What ``tensor`` of the training state starts as."""
-        weight = name.removeprefix(_MASTER)
+        weight = name.removeprefix(MASTER)
         if weight in self.weights.tensors:
             return self.weights.read(weight).to(tensor.dtype).reshape(tensor.shape)
         if weight in self.fresh:

@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
+from attnres_train.checkpoint.folders import find_latest
 from attnres_train.config import load_config
-from attnres_train.config.saved import load_saved
+from attnres_train.config.resume_table import Effect, changes
+from attnres_train.config.saved import load_saved, saved_values
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.shipped import names
 from attnres_train.errors import UserError
@@ -46,7 +49,7 @@ def summary(
     first, last = records[0], records[-1]
     validations = [r["validation_loss"] for r in records if "validation_loss" in r]
     rows = [
-        ("run", f"{run}: step {last['step']} of {config.train.train_iters}"),
+        ("run", f"{run}: {_stands(config, int(last['step']))}"),
         ("model", f"{info['num_parameters']:,} parameters, residual {config.model.residual.kind}"),
         ("tokens", f"{last['tokens']:,} of a corpus of {info['num_tokens']:,}"),
         ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at the last"),
@@ -59,12 +62,31 @@ def summary(
     rows.append(("speed", f"{speed:,.0f} tokens/s (median), {seconds:.0f} s in steps"))
     rows.append(("memory", f"{last['memory_bytes'] / 2**30:.2f} GiB at its peak"))
     rows.append(("sent", _traffic(config, sum(r["p2p_bytes"] for r in records))))
-    checkpoints = sorted((run / "checkpoints").glob("step_*"))
-    if checkpoints:
-        rows.append(("checkpoint", str(checkpoints[-1])))
+    if newest := find_latest(run / "checkpoints"):
+        rows.append(("checkpoint", str(newest)))
+    rows += [("changed" if i == 0 else "", text) for i, text in enumerate(changed(run))]
     if (run / "loss.png").is_file():
         rows.append(("loss plot", str(run / "loss.png")))
     return rows
+
+
+def _stands(config: RunConfig, step: int) -> str:
+    end = config.train.train_iters
+    if step > end:  # a folder of before a run could not be ended twice
+        return f"step {step}, beyond train.train_iters {end}"
+    return f"step {step} of {end}{', finished' if step == end else ''}"
+
+
+def changed(run: Path) -> list[str]:
+    """What was changed while the run in ``run`` went on, a line per change."""
+    entries = sorted((run / "history").glob("step_*.yaml"))
+    configs = [(int(path.stem.removeprefix("step_")), saved_values(path)) for path in entries]
+    return [
+        f"{change} after step {step}"
+        for (_, before), (step, after) in pairwise(configs)
+        for change in changes(before, after)
+        if change.effect != Effect.NONE
+    ]
 
 
 def _traffic(config: RunConfig, sent: float) -> str:

@@ -36,20 +36,31 @@ def _launch(args: argparse.Namespace) -> int:
     check_config(config, args.nproc)
     world_size = args.nproc or default_world_size(config)
     check_config(config, world_size)
-    prepare_once(config)
+    if done := prepare_once(config):
+        print(done)
+        return 0
     command = ["-m", "attnres_train", "train", args.config, *args.overrides]
     return launch(command, world_size, Path(config.run.dir) / config.run.name)
 
 
-def prepare_once(config: RunConfig) -> None:
-    """What is done once, before any worker starts: data, the checkpoint to resume from, the run
-    folder, in which no other run may be at work. Raises UserError where one of them is not to be
-    had."""
-    from attnres_train.checkpoint.folders import resolve_resume
-    from attnres_train.data.prepare import prepare
+def prepare_once(config: RunConfig) -> str | None:
+    """What is done once, before any worker starts: the checkpoint to resume from, data, the run
+    folder, in which no other run may be at work. Returns what to tell where there is nothing to
+    train: nothing is written then.
 
-    prepare(config)
+    Raises UserError where one of them is not to be had, or the checkpoint is of another run.
+    """
+    from attnres_train import identity
+    from attnres_train.data.prepare import prepare
+    from attnres_train.run_state import nothing_left, standing
+
+    if done := nothing_left(config):
+        return done
+    prepared = prepare(config)
     folder = Path(config.run.dir) / config.run.name
-    resolve_resume(config.checkpoint.resume, folder / "checkpoints")
+    if found := standing(config):
+        record = identity.data_record(config, prepared)
+        identity.compare(config, found.path, found.extras, record, goes_on=not found.is_new)
     with run_lock(folder):  # rank 0 will hold it
         failures.clear(folder)
+    return None

@@ -154,7 +154,8 @@ def expected(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     if origin in (list, tuple):
         some = f"{len(args)} " if origin is tuple else ""
         filled = "non-empty " if bounds else ""
-        return f"a {filled}list of {some}{_PLURALS.get(args[0], 'sections')}"
+        words = _PLURALS.get(args[0]) or ", ".join(map(str, get_args(args[0]))) or "sections"
+        return f"a {filled}list of {some}{words}"
     if any(isinstance(note, OptionsOf) for note in bounds):
         return "a section with the options that the kind declares"
     if is_section(annotation):

@@ -7,16 +7,29 @@ import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
+from attnres_train.config.origin import has_begun
 from attnres_train.config.schema import RunConfig
 
 
 def checkpoint_problems(config: RunConfig) -> Iterator[str]:
     """What is missing of the checkpoint to resume from: it is a checkpoint, a folder of checkpoints
     or a run folder with ``checkpoints/``."""
-    key, resume = "checkpoint.resume", config.checkpoint.resume
-    if resume in ("auto", "never"):
-        return
-    path = Path(resume).expanduser()
+    resume, load = config.checkpoint.resume, config.checkpoint.load
+    folder = Path(config.run.dir) / config.run.name
+    # What a run began from is not needed any more once its folder says what is.
+    if resume not in ("auto", "never"):
+        if load is not None:
+            yield (
+                "checkpoint.load and checkpoint.resume both name a checkpoint to begin from: leave "
+                "one out"
+            )
+        if not has_begun(folder, resume):
+            yield from _missing("checkpoint.resume", Path(resume).expanduser())
+    elif load is not None and not any(folder.glob("checkpoints/step_*")):
+        yield from _missing("checkpoint.load", Path(load).expanduser())
+
+
+def _missing(key: str, path: Path) -> Iterator[str]:
     if not path.is_dir():
         yield f"{key}: there is no folder {path}{beside(path)}"
     elif not any(any(path.glob(trace)) for trace in ("meta.json", "step_*", "checkpoints/step_*")):

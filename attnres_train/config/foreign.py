@@ -78,7 +78,7 @@ WORDS = {
     "data.mask_document_ends": "eod_mask_loss",
     "checkpoint.save_interval": "save_steps save_every checkpoint_interval checkpoint_factor",
     "checkpoint.keep_last": "save_total_limit keep_latest_k keep_last_n_checkpoints save_top_k",
-    "checkpoint.resume": "resume_from_checkpoint ckpt_path init_from load load_dir",
+    "checkpoint.resume": "resume_from_checkpoint ckpt_path init_from load_dir",
     "log.interval": "logging_steps log_interval log_freq log_every_n_steps",
     "log.tensorboard": "enable_tensorboard tensorboard_dir",
     "log.wandb.enabled": "wandb_log use_wandb enable_wandb report_to",

@@ -24,8 +24,14 @@ def load_saved(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises ConfigError, with the file and line of every problem.
     """
     tree = read_tree(Path(path))
-    _upgrade(tree.values)
+    tree.values = upgraded(tree.values)
     return config_of(tree, overrides)
+
+
+def saved_values(path: str | Path) -> dict[str, Any]:
+    """The plain values in a run folder's file ``path``, with the keys of now; unlike `load_saved`
+    also where a class of the user's is gone."""
+    return upgraded(read_tree(Path(path)).values)
 
 
 def saved_config(values: dict[str, Any], place: str | Path) -> RunConfig:
@@ -34,13 +40,12 @@ def saved_config(values: dict[str, Any], place: str | Path) -> RunConfig:
     Raises ConfigError that names ``place``; where a class of the user's is missing, its name and
     its options too.
     """
-    tree = Tree(dict(values), {(): str(place)})
-    _upgrade(tree.values)
-    return config_of(tree)
+    return config_of(Tree(upgraded(values), {(): str(place)}))
 
 
-def _upgrade(values: dict[str, Any]) -> None:
-    """Write ``values`` of any earlier time with the keys of now."""
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain ``values`` of any earlier time, with the keys of now."""
+    values = dict(values)
     schedule = values.get("lr_schedule")
     if isinstance(schedule, dict) and "decay_iters" in schedule:
         schedule = dict(schedule)
@@ -48,3 +53,4 @@ def _upgrade(values: dict[str, Any]) -> None:
         if key := _DECAY_ITERS.get(schedule.get("kind", "cosine")):
             schedule.setdefault(key, decay)
         values["lr_schedule"] = schedule
+    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
 from attnres_train.config.kinds import NoOptions
@@ -216,7 +216,22 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     resume: str = "auto"
-    """`auto`: the run folder's newest checkpoint if there is one; `never`; or a path."""
+    """Where the run begins. `auto`: at the run folder's newest checkpoint if there is one; `never`:
+    at step 0, what is there is moved aside; or a path. Once the folder has a checkpoint of a run
+    that began so, that one is resumed."""
+    load: str | None = None
+    """Path as for `resume`: a new run starts from the weights of that checkpoint."""
+    reset: list[Literal["optimizer", "schedule", "data"]] = Field(["optimizer", "schedule", "data"])
+    """What starts anew with `load`: the optimizer's state, the count of steps (learning rate), the
+    place in the data."""
+    allow: list[Literal["model", "data", "tokenizer"]] = Field(default_factory=list)
+    """Go on although the checkpoint is of another model, other data or another tokenizer, which is
+    an error else (see docs/checkpoints.md)."""
+
+    @field_validator("allow", "reset", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class WandbConfig(Section):

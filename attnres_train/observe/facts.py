@@ -8,20 +8,21 @@ from dataclasses import asdict
 from attnres_train.config.loader import save_config
 from attnres_train.observe.hardware import environment
 from attnres_train.observe.observer import Observer
+from attnres_train.observe.provenance import provenance
 
 
 class RunFacts(Observer):
-    """Writes config.yaml, info.json and environment.json into the run folder; not before the run
-    has resumed, so that an attempt that cannot leaves those of the run it wanted to resume."""
+    """Writes config.yaml, info.json and environment.json into the run folder, and adds the latter
+    to starts.jsonl, a line per start; not before the run has resumed, so that an attempt that
+    cannot leaves those of the run it wanted to resume."""
 
     def on_start(self, step: int) -> None:
         folder = self.run.folder
         folder.mkdir(parents=True, exist_ok=True)
         save_config(self.run.config, folder / "config.yaml")
-        about = {
-            "info": asdict(self.run.info),
-            "environment": environment(self.run.device, self.run.world_size),
-        }
-        for name, content in about.items():
+        start = environment(self.run.device, self.run.world_size) | provenance()
+        for name, content in {"info": asdict(self.run.info), "environment": start}.items():
             text = json.dumps(content, indent=2)
             (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        with open(folder / "starts.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | start) + "\n")

@@ -33,7 +33,7 @@ def test_losses_and_speed(rows, piped):
     losses = column(piped, "loss")
     assert rows["loss"].startswith(f"{losses[0]:.4f} at step 1, {losses[-1]:.4f} at ")
     assert rows["validation"] == f"{column(piped, 'validation_loss')[-1]:.4f}"
-    assert rows["run"] == f"{piped}: step {STEPS} of {STEPS}"
+    assert rows["run"] == f"{piped}: step {STEPS} of {STEPS}, finished"
     assert re.fullmatch(r"[\d,]+ tokens/s \(median\), \d+ s in steps", rows["speed"])
     assert re.match(r"\d\.\d{4} is the entropy", rows["unigram"])
 
@@ -55,7 +55,7 @@ def test_where_things_lie(rows, piped):
 
 def test_a_config_stands_for_its_run(tiny, rows, piped, capsys):
     assert main(["report", str(tiny.path), f"run.name={piped.name}"]) == 0
-    assert f"{piped}: step {STEPS} of {STEPS}\n" in capsys.readouterr().out
+    assert f"{piped}: step {STEPS} of {STEPS}, finished\n" in capsys.readouterr().out
 
 
 def test_a_run_of_before_is_told_alike(piped, tmp_path, capsys):

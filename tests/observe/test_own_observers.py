@@ -12,7 +12,6 @@ from tests.parity.pool import RankFailedError
 from tests.tiny import column, grid, records, run_cli
 
 PIPELINE = grid(2, 2)
-NEVER = "checkpoint.resume=never"
 GRAD_NORMS = '''
 from collections import Counter
 
@@ -136,7 +135,8 @@ def diary(run: Path, name: str) -> list[list]:
 def test_gradient_norms_of_modules_make_up_that_of_the_model(tiny, lab, spread, depth, modules):
     assert len(GRAD_NORMS.strip().splitlines()) < 40
     observer = f"log.observers=[{{kind: lab_grads:GradNorms, options: {{depth: {depth}}}}}]"
-    run = tiny.train("grads", *spread, observer, "train.stop_after=2", NEVER, ranks=2)
+    name = "-".join(["grads", str(depth), *(size[-1] for size in spread)])
+    run = tiny.train(name, *spread, observer, "train.stop_after=2", ranks=2)
     assert len(records(run)) == 2
     for record in records(run):
         norms = {k.partition("/")[2]: v for k, v in record.items() if "/" in k}
