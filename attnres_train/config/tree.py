@@ -13,6 +13,7 @@ from typing import Any
 
 from attnres_train.config import shipped
 from attnres_train.config.errors import ConfigError
+from attnres_train.config.paths import expanded
 from attnres_train.config.yaml_text import KeyPath, parse
 
 
@@ -107,7 +108,10 @@ def read_tree(path: Path, wanted_by: str = "", chain: tuple[Path, ...] = ()) -> 
         raise ConfigError(f"extends ({where}): expected a file or a list of files, not {bases!r}")
     tree = Tree({}, {})
     for base in bases:
-        file = shipped.find(base, beside=path.parent)
+        try:
+            file = shipped.find(expanded(base), beside=path.parent)
+        except ValueError as error:
+            raise ConfigError(f"extends ({where}) is {base!r}: {error}") from None
         tree.merge(read_tree(file, f"extends ({where}): ", chain))
     tree.merge(own)
     return tree

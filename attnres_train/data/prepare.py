@@ -46,6 +46,8 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
     """
     desk = Desk(Path(config.data.cache_dir), _say if progress else lambda line: None, progress)
     corpora = find_corpora(config.data)
+    for note in (note for corpus in corpora for note in corpus.notes):
+        desk.say(note)
     with locked(desk.cache, desk.say):
         tokenizer = make_tokenizer(config, corpora, desk)
         eod = _end_of_document(config, tokenizer)
