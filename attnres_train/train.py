@@ -22,6 +22,7 @@ from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
 from attnres_train.parallel.ranks import Ranks, join_run
+from attnres_train.parallel.replicas import broadcast_from_first
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
 from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
@@ -131,7 +132,8 @@ def run_context(
 
 
 def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[int, ModelChunk]:
-    """This rank's chunks by index, with initial weights that do not depend on the layout."""
+    """This rank's chunks by index, with initial weights that do not depend on the layout, and are
+    the same on all replicas. Collective."""
     chunks = {}
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
@@ -147,4 +149,5 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
         )
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk
+        broadcast_from_first([*chunk.parameters(), *chunk.buffers()], ranks.data)
     return chunks
