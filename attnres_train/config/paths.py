@@ -18,8 +18,11 @@ def expanded(path: str) -> str:
     """``path`` with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` as a shell takes them. A file whose
     name has them is taken as it is.
 
-    Raises ValueError where there is no such variable or user: a folder of that name is not meant.
+    Raises ValueError where there is no such variable or user, since a folder of that name is not
+    meant, and for what can be no path.
     """
+    if "\0" in path:
+        raise ValueError("no path can hold a NUL")
     if not ("$" in path or path.startswith("~")):
         return path
     full = os.path.expanduser(os.path.expandvars(path))

@@ -72,3 +72,17 @@ def test_a_file_that_is_called_so_is_meant(home, monkeypatch):
     assert expanded("~no-such-user") == "~no-such-user"
     with pytest.raises(ValueError, match="there is no user nobody-here"):
         expanded("~nobody-here/runs")
+
+
+def test_what_can_be_no_path_and_no_layer_count(small_file):
+    assert error_of(small_file, r'run.dir="a\0b"').endswith("no path can hold a NUL")
+    assert "an integer of at least 1 and at most 10000" in error_of(
+        small_file, "model.num_layers=1000000000000"
+    )
+
+
+def test_options_without_a_kind_and_modules_without_a_file(small_file):
+    """Found by the fuzz: both were tracebacks."""
+    assert "log.observers.0.kind: missing" in error_of(small_file, "log.observers.0.options=false")
+    told = error_of(small_file, "log.observers=['sys:Nothing']")
+    assert "module sys (built into Python) has no Nothing" in told
