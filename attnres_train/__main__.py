@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from keyword import iskeyword
@@ -127,6 +128,7 @@ def command_module(name: str) -> ModuleType:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    _open_standard_streams()
     _find_own_modules()
     args = build_parser().parse_args(arguments)
     try:
@@ -136,6 +138,26 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while preparing: a run that trains is saved first
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller has closed (``2>&-``): the next file that is opened would take its
+    number, and warnings would be written into it, by this process or a worker."""
+    streams = {0: ("stdin", "r"), 1: ("stdout", "w"), 2: ("stderr", "w")}
+    for number, (name, mode) in streams.items():
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  (for good)
 
 
 def _find_own_modules() -> None:

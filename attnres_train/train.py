@@ -23,6 +23,7 @@ from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
 from attnres_train.parallel.machines import hand_over
 from attnres_train.parallel.ranks import Ranks, join_run
+from attnres_train.parallel.replicas import broadcast_from_first
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
 from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
@@ -143,7 +144,8 @@ def run_context(
 
 
 def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[int, ModelChunk]:
-    """This rank's chunks by index, with initial weights that do not depend on the layout."""
+    """This rank's chunks by index, with initial weights that do not depend on the layout, and are
+    the same on all replicas. Collective."""
     chunks = {}
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
@@ -159,4 +161,5 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
         )
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk
+        broadcast_from_first([*chunk.parameters(), *chunk.buffers()], ranks.data)
     return chunks

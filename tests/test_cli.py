@@ -84,9 +84,12 @@ def test_the_number_of_processes_must_fit(refuse):
     assert "train.global_batch_size 8 is not divisible by 6" in message
 
 
+MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
 def test_too_few_processes_under_a_launcher(tiny):
     overrides = ["run.name=alone", "parallel.pipeline_model_parallel_size=2"]
-    result = run_cli("train", tiny.path, *overrides, WORLD_SIZE="1", RANK="0")
+    result = run_cli("train", tiny.path, *overrides, WORLD_SIZE="1", RANK="0", **MASTER)
     assert result.returncode == 2
     assert result.stderr.startswith("error: the number of processes (WORLD_SIZE or --nproc) is 1")
     assert "start 2 processes" in result.stderr

@@ -115,6 +115,12 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     if not run.is_dir():
         config = load_config(run, overrides)
     else:
+        for override in overrides:
+            if override.partition("=")[0].strip() in ("run.name", "run.dir"):
+                raise UserError(
+                    f"{override}: {run} is a run folder, which has a name: leave it out, or name "
+                    f"its config, {run / 'config.yaml'}, instead of the folder"
+                )
         config = load_saved(run / "config.yaml", overrides)
         config.run.dir, config.run.name = str(run.parent), run.name
     check_config(config, None, files=False)

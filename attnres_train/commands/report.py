@@ -26,6 +26,11 @@ def run(args: argparse.Namespace) -> int:
     if not Path(folder).is_dir() and (folder.endswith((".yaml", ".yml")) or folder in names()):
         section = load_config(folder, args.overrides).run
         folder = os.path.join(section.dir, section.name)
+    elif args.overrides:
+        raise UserError(
+            f"{args.overrides[0]}: {folder} is taken for a run folder, of which there is nothing "
+            "to change: leave it out, or name a config"
+        )
     return report(folder)
 
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from attnres_train.config import check_config, load_config
 from attnres_train.config.schema import RunConfig
+from attnres_train.observe.sinks import check_sinks
+from attnres_train.parallel.launched import launched_world_size
 from attnres_train.supervise import failures
 from attnres_train.supervise.launcher import default_world_size, launch
+from attnres_train.supervise.preflight import check_machine
 from attnres_train.supervise.run_lock import run_lock
 from attnres_train.supervise.worker import run_worker
 
 
 def run(args: argparse.Namespace) -> int:
-    if "WORLD_SIZE" in os.environ:
-        return run_worker(lambda: _work(args))
-    return _launch(args)
+    world_size = launched_world_size()
+    if world_size is None:
+        return _launch(args)
+    return run_worker(lambda: _work(args, world_size))
 
 
-def _work(args: argparse.Namespace) -> int:
-    """Be one of the processes that a launcher has started."""
+def _work(args: argparse.Namespace, world_size: int) -> int:
+    """Be one of the ``world_size`` processes that a launcher has started."""
     config = load_config(args.config, args.overrides)
-    check_config(config, int(os.environ["WORLD_SIZE"]))
+    check_config(config, world_size)
+    check_machine(config)
+    check_sinks(config.log)
     # Imported here: a config that cannot run is told before torch is loaded.
     from attnres_train.train import train
 
@@ -36,6 +41,8 @@ def _launch(args: argparse.Namespace) -> int:
     check_config(config, args.nproc)
     world_size = args.nproc or default_world_size(config)
     check_config(config, world_size)
+    check_machine(config, world_size)
+    check_sinks(config.log)
     if done := prepare_once(config):
         print(done)
         return 0

@@ -118,7 +118,8 @@ def _options_type(section: type[Section], name: str, values: Any) -> type[Sectio
     for note in fields[name].metadata:
         if isinstance(note, OptionsOf):
             kind = _inside(values, note.by) or fields[note.by].default
-            return options_class(note.choice, kind)
+            # Without a kind there are none: that it is missing is a problem of its own.
+            return options_class(note.choice, kind) if isinstance(kind, str) else None
     return None
 
 

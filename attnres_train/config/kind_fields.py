@@ -12,11 +12,11 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.kinds import CHOICES, NoOptions, resolve
+from attnres_train.config.paths import TOLD_AS_IT_IS
 from attnres_train.config.section import Section
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-KIND_ERROR = "kind"
-"""Type of the validation errors whose message is told as it is."""
+KIND_ERROR = TOLD_AS_IT_IS
 
 
 @dataclass(frozen=True)

@@ -194,5 +194,6 @@ def _load(target: str) -> Any:
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         meant = f"; did you mean {module_name}:{near[0]}?" if near else ""
-        raise ConfigError(f"module {module_name} ({module.__file__}) has no {attribute}{meant}")
+        file = getattr(module, "__file__", None) or "built into Python"
+        raise ConfigError(f"module {module_name} ({file}) has no {attribute}{meant}")
     return getattr(module, attribute)

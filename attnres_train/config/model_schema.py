@@ -113,7 +113,7 @@ class MoEConfig(Section):
 class ModelConfig(Section):
     hidden_size: int = Field(ge=1)
     """Width d of the residual stream."""
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=10_000)
     """Decoder layers; each is two sublayers (attention, MLP)."""
     vocab_size: int = Field(ge=2)
     """Rows of embedding and output head; at least the tokenizer's size."""

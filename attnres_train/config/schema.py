@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
 from attnres_train.config.kinds import NoOptions
 from attnres_train.config.model_schema import ModelConfig
+from attnres_train.config.paths import holding_paths
 from attnres_train.config.section import Section
 
 
@@ -17,9 +18,11 @@ class RunSection(Section):
     name: str = Field("run", min_length=1)
     """Name of the run; its folder is `<dir>/<name>`."""
     dir: str = Field("runs", min_length=1)
-    """Folder that holds the runs."""
+    """Folder that holds the runs. Here as in every path, `~` and `$NAME` are expanded."""
     seed: int = Field(1234, ge=0)
     """Seed of initial weights and data order."""
+
+    _paths = holding_paths("dir")
 
 
 class ParallelConfig(Section):
@@ -140,8 +143,9 @@ class CorpusConfig(Section):
     kind: Annotated[str, KindName("data.corpus.kind")]
     """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
     path: str | list[str] | None = None
-    """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl or
-    *.parquet files); the prefix or list of prefixes (no suffix) for `indexed`."""
+    """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl, also
+    compressed, or *.parquet files, hidden ones left out); the prefix or list of prefixes (no
+    suffix) for `indexed`."""
     weight: float = Field(1.0, gt=0)
     """Share of the blend, relative to the other corpora."""
     text_field: str = "text"
@@ -150,6 +154,8 @@ class CorpusConfig(Section):
         default_factory=NoOptions, validate_default=True
     )
     """Options that a kind of your own declares."""
+
+    _paths = holding_paths("path")
 
 
 class TokenizerConfig(Section):
@@ -181,6 +187,8 @@ class TokenizerConfig(Section):
     )
     """Options that a kind of your own declares."""
 
+    _paths = holding_paths("path")
+
 
 class DataConfig(Section):
     corpus: list[CorpusConfig] = Field([CorpusConfig(kind="python-stdlib")], min_length=1)
@@ -203,6 +211,8 @@ class DataConfig(Section):
     too. Where and when a file was written never counts."""
     cache_dir: str = "data_cache"
     """Folder for tokenizers, token shards and sample indices; shared between runs."""
+
+    _paths = holding_paths("cache_dir")
 
     @property
     def tells_documents_apart(self) -> bool:
@@ -232,6 +242,8 @@ class CheckpointConfig(Section):
     @classmethod
     def _one_alone(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    _paths = holding_paths("resume")
 
 
 class WandbConfig(Section):

@@ -13,7 +13,8 @@ from typing import Any
 
 from attnres_train.config import shipped
 from attnres_train.config.errors import ConfigError
-from attnres_train.config.yaml_text import KeyPath, parse
+from attnres_train.config.paths import expanded
+from attnres_train.config.yaml_text import KeyPath, dotted, parse
 
 
 @dataclass
@@ -44,11 +45,21 @@ class Tree:
 
     def merge(self, over: Tree) -> None:
         """Put ``over`` on top: mappings are merged key by key, everything else is replaced."""
+        replaced = {
+            path[:length]: where
+            for path, where in over.places.items()
+            for length in range(1, len(path))
+            if not self._holds_more(path[:length])
+        }
         self.values = _merged(self.values, over.values)
         # A list that is replaced takes the places of its elements with it.
         kept = {path: where for path, where in self.places.items() if self._has(path)}
-        self.places = kept | over.places
+        self.places = kept | replaced | over.places
         self.texts |= over.texts
+
+    def _holds_more(self, path: KeyPath) -> bool:
+        """Whether ``path`` is a mapping or a list, in which one thing can change."""
+        return self._has(path) and isinstance(self.at(path), dict | list)
 
     def _has(self, path: KeyPath) -> bool:
         value: Any = self.values
@@ -60,13 +71,33 @@ class Tree:
         return True
 
 
-def _merged(base: Any, over: Any) -> Any:
-    if isinstance(base, dict) and isinstance(over, dict):
-        return base | {key: _merged(base.get(key), value) for key, value in over.items()}
-    # An override may name one element of a list: `data.corpus.0.weight=2`.
-    if isinstance(base, list) and isinstance(over, dict) and set(over) & set(range(len(base))):
-        return [_merged(item, over.get(i, item)) for i, item in enumerate(base)]
-    return over
+def _merged(base: Any, over: Any, path: KeyPath = ()) -> Any:
+    if not isinstance(over, dict):
+        return over
+    if over and all(isinstance(key, int) for key in over) and isinstance(base, list | None):
+        return _with_elements(base or [], over, path)
+    if isinstance(base, dict):
+        merged = {k: _merged(base.get(k), value, (*path, k)) for k, value in over.items()}
+        return base | merged
+    return {k: _merged(None, value, (*path, k)) for k, value in over.items()}
+
+
+def _with_elements(base: list[Any], over: dict[Any, Any], path: KeyPath) -> list[Any]:
+    """``base`` under an override that names one element: `data.corpus.0.weight=2`, or the next one,
+    which is put at its end."""
+    elements = list(base)
+    for number, value in over.items():
+        inner = (*path, number)
+        if number > len(elements):
+            there = f"{len(elements)} element{'' if len(elements) == 1 else 's'}"
+            next_one = dotted((*path, len(elements)))
+            raise ConfigError(
+                f"{dotted(inner)} (command line): {dotted(path)} has {there}, counted from 0; the "
+                f"next one is {next_one}"
+            )
+        old = elements[number] if number < len(elements) else None
+        elements[number : number + 1] = [_merged(old, value, inner)]
+    return elements
 
 
 def parse_override(text: str) -> Tree:
@@ -107,7 +138,10 @@ def read_tree(path: Path, wanted_by: str = "", chain: tuple[Path, ...] = ()) -> 
         raise ConfigError(f"extends ({where}): expected a file or a list of files, not {bases!r}")
     tree = Tree({}, {})
     for base in bases:
-        file = shipped.find(base, beside=path.parent)
+        try:
+            file = shipped.find(expanded(base), beside=path.parent)
+        except ValueError as error:
+            raise ConfigError(f"extends ({where}) is {base!r}: {error}") from None
         tree.merge(read_tree(file, f"extends ({where}): ", chain))
     tree.merge(own)
     return tree

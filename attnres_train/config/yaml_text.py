@@ -91,10 +91,24 @@ def parse(text: str, place: Callable[[int], str]) -> tuple[Any, dict[KeyPath, st
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{place(line)}: not valid YAML: {error.problem}") from None
+        told = f"{error.problem}{_to_quote(text.splitlines()[line - 1 : line])}"
+        raise ConfigError(f"{place(line)}: not valid YAML: {told}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{place(1)}: not valid YAML: {error}") from None
     return value, places
+
+
+_NEEDS_QUOTES = re.compile(
+    r"""(?:^|[:,\[{-])\s*([*&!%@`][^\s,\]}]*|[^\s,:'"]*\$\{\w*\}[^\s,}\]]*)"""
+)
+
+
+def _to_quote(lines: list[str]) -> str:
+    """What to quote in the line where YAML's grammar was hurt, if there is such a value."""
+    for found in map(_NEEDS_QUOTES.search, lines):
+        if found:
+            return f"""; a value like this has to be in quotes: "{found[1]}\""""
+    return ""
 
 
 def _build(
@@ -118,6 +132,11 @@ def _build(
         inner = (*path, key)
         if not isinstance(key, str):
             raise ConfigError(f"{here}: a key must be a word, not {key!r}")
+        if key == "<<":
+            raise ConfigError(
+                f"{dotted(inner)} ({here}): merge keys are not read: write the values here, or "
+                "those that files share into one file that the others name by `extends`"
+            )
         if key in values:
             first = places[inner]
             raise ConfigError(f"{dotted(inner)} ({here}): written twice, first at {first}")

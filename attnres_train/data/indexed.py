@@ -20,7 +20,14 @@ from attnres_train.errors import UserError
 HEADER = struct.Struct("<9sQBQQ")
 MAGIC = b"MMIDIDX\x00\x00"
 # Megatron's codes of the integer types; the other codes are floating point.
-TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+TOKEN_TYPES: dict[int, type[np.integer]] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    8: np.uint16,
+}
 
 # Shards that are mapped at a time, two files each; a shell allows a process 1024 open files.
 MAX_OPEN_SHARDS = 128
@@ -33,10 +40,11 @@ class IndexedSize:
 
 
 def check_indexed(prefix: str) -> IndexedSize:
-    """Check that ``prefix``.idx and ``prefix``.bin are whole, by their sizes, and return what they
-    hold. Reads the index only, and without megatron-core.
+    """Check that ``prefix``.idx and ``prefix``.bin are whole and belong together, by their sizes
+    and the places of all sequences, and return what they hold. Reads the index only, and without
+    megatron-core.
 
-    Raises UserError naming the file, and the bytes expected and found when it is truncated.
+    Raises UserError naming the file, the bytes expected and found, or the sequence.
     """
     idx, bin_ = Path(prefix + ".idx"), Path(prefix + ".bin")
     for file in (idx, bin_):
@@ -51,12 +59,23 @@ def check_indexed(prefix: str) -> IndexedSize:
         raise UserError(f"{idx} says that {bin_} holds no integers (dtype code {code})")
     _expect(idx, at_least=HEADER.size + 12 * n + 8 * d)
     if n == 0:
+        _expect_no_more(idx, bin_, 0)
         return IndexedSize(0, 0)
     lengths = np.memmap(idx, np.int32, "r", HEADER.size, (n,))
     offsets = np.memmap(idx, np.int64, "r", HEADER.size + 4 * n, (n,))
     token_bytes = np.dtype(TOKEN_TYPES[code]).itemsize
+    for name, values in (("length", lengths), ("offset", offsets)):
+        if values.min() < 0:
+            place = int(np.argmax(values < 0))
+            raise UserError(
+                f"{idx} is damaged: sequence {place} has the {name} {values[place]}; make it again"
+            )
+    num_tokens = int(lengths.sum(dtype=np.int64))
     _expect(bin_, at_least=int((offsets + lengths.astype(np.int64) * token_bytes).max()))
-    return IndexedSize(int(n), int(lengths.sum(dtype=np.int64)))
+    _expect(bin_, at_least=num_tokens * token_bytes)
+    _expect_no_more(idx, bin_, num_tokens * token_bytes)
+    _expect_apart(idx, lengths, offsets, token_bytes)
+    return IndexedSize(int(n), num_tokens)
 
 
 def _expect(file: Path, at_least: int) -> None:
@@ -65,6 +84,37 @@ def _expect(file: Path, at_least: int) -> None:
         raise UserError(
             f"{file} is truncated: expected {at_least} bytes, found {found}; copy or make it again"
         )
+
+
+def _expect_no_more(idx: Path, bin_: Path, expected: int) -> None:
+    """Megatron writes exactly the tokens that the index has: more are those of another index."""
+    found = bin_.stat().st_size
+    if found > expected:
+        raise UserError(
+            f"{bin_} has {found} bytes, but the sequences of {idx} have {expected}: the two files "
+            "do not belong together; copy or make both again"
+        )
+
+
+def _expect_apart(idx: Path, lengths: np.ndarray, offsets: np.ndarray, token_bytes: int) -> None:
+    """Every sequence has a place of its own: in a .bin of their common size, none overlaps."""
+    ends = offsets + lengths.astype(np.int64) * token_bytes
+    if offsets[0] == 0 and np.array_equal(offsets[1:], ends[:-1]):
+        return  # as Megatron writes them; others may have put them into another order
+    order = np.lexsort((ends, offsets))
+    wrong = offsets[order][1:] < ends[order][:-1]
+    if wrong.any():
+        place = int(order[1:][np.argmax(wrong)])
+        raise UserError(
+            f"{idx} is damaged: sequence {place}, at byte {offsets[place]}, begins within another; "
+            "make it again"
+        )
+
+
+def token_type(prefix: str) -> type[np.integer]:
+    """The type of the token ids in ``prefix``.bin, which `check_indexed` has found good."""
+    with open(f"{prefix}.idx", "rb") as stream:
+        return TOKEN_TYPES[HEADER.unpack(stream.read(HEADER.size))[2]]
 
 
 class Shard:

@@ -50,6 +50,8 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
     say: Callable[[str], None] = _say if progress else lambda line: None
     cache = Path(config.data.cache_dir)
     corpora = find_corpora(config.data)
+    for note in (note for corpus in corpora for note in corpus.notes):
+        say(note)
     with ExitStack() as held:
         lock = lru_cache(lambda: held.enter_context(locked(cache, say)))  # once
         desk = Desk(cache, say, progress, lock)
@@ -129,10 +131,16 @@ def _check_validation(config: RunConfig, sources: list[Source], tokens: list[int
     needed = config.train.seq_length + 1
     for source, found in zip(sources, tokens, strict=True):
         if config.train.eval_interval and found < needed:
+            # Where there are two documents, one is held out, whatever the share.
+            remedy = (
+                "raise the second share of data.split"
+                if found
+                else "it is a single document, of which nothing can be held out: bring a second one"
+            )
             raise UserError(
                 f"{source.key} ({source.name}) has {found} validation tokens, too few for one "
-                f"sample of train.seq_length + 1 = {needed}: raise the second share of data.split, "
-                "or set train.eval_interval to 0"
+                f"sample of train.seq_length + 1 = {needed}: {remedy}, lower train.seq_length, or "
+                "set train.eval_interval to 0"
             )
 
 

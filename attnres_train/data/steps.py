@@ -17,6 +17,7 @@ from attnres_train.data.indexed import check_indexed
 from attnres_train.data.own_code import errors_of
 from attnres_train.data.samples import Source, build_indices
 from attnres_train.data.shards import shard_prefixes, tokenise
+from attnres_train.data.token_range import check_vocabulary
 from attnres_train.data.tokenizers.kind import TokenizerKind, tokenizer_kind, too_many_tokens
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.data.unigrams import unigram_entropy
@@ -187,6 +188,10 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
     folder = desk.cache / "indices" / digest([CACHE_VERSION, content, sizes])
 
     def build(scratch: Path) -> None:
+        for source in sources:
+            where = f"{source.key} ({source.name})"
+            seen = desk.cache / "token_ranges" / f"{source.digest}.json"
+            check_vocabulary(source.prefixes, config.model.vocab_size, where, seen)
         desk.say("indexing samples")
         built = [
             build_indices(source, number, config, scratch) for number, source in enumerate(sources)

@@ -1,5 +1,5 @@
 """Token frequencies: the loss of a model that knows them and nothing else is what training must
-beat. Counting them is also when the ids of a corpus are checked."""
+beat. And which ids a corpus has at all: those that no embedding is there for end a run."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from attnres_train.config.schema import LogConfig, WandbConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.observer import Observer, Record, RunContext
 
@@ -43,19 +44,58 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def check_sinks(log: LogConfig) -> None:
+    """Raises UserError where a sink that ``log`` wants cannot work: its package is not installed,
+    or there is no key for Weights & Biases. Uses no network."""
+    if log.tensorboard:
+        _summary_writer()
+    if log.wandb.enabled:
+        _wandb(log.wandb)
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "log.tensorboard is on, but tensorboard is not installed: "
+            "pip install 'attnres-train[log]', or set log.tensorboard=false"
+        ) from error
+    return SummaryWriter
+
+
+def _wandb(section: WandbConfig) -> Any:
+    """The module. Raises UserError where it is not installed, or where it would ask for a key."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            "log.wandb.enabled is on, but wandb is not installed: "
+            "pip install 'attnres-train[log]', or set log.wandb.enabled=false"
+        ) from error
+    if section.mode == "online" and not _has_key(wandb):
+        raise UserError(
+            "log.wandb.enabled is on and log.wandb.mode online, but there is no key for Weights & "
+            "Biases: run `wandb login`, set WANDB_API_KEY, or set log.wandb.mode=offline"
+        )
+    return wandb
+
+
+def _has_key(wandb: Any) -> bool:
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # an older wandb, without these arguments
+        return bool(wandb.api.api_key)
+    except wandb.Error as error:  # a key that cannot be one
+        raise UserError(f"log.wandb.enabled is on, but wandb says: {error}") from error
+
+
 class TensorBoard(Observer):
     """Scalars as TensorBoard events in ``<run folder>/tensorboard``."""
 
     def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
         super().__init__(section, key, run)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "log.tensorboard is on, but tensorboard is not installed: "
-                "pip install 'attnres-train[log]', or set log.tensorboard=false"
-            ) from error
-        self.writer_class = SummaryWriter
+        self.writer_class = _summary_writer()
 
     def on_start(self, step: int) -> None:
         folder = self.run.folder / "tensorboard"
@@ -75,14 +115,7 @@ class Wandb(Observer):
 
     def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
         super().__init__(section, key, run)
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "log.wandb.enabled is on, but wandb is not installed: "
-                "pip install 'attnres-train[log]', or set log.wandb.enabled=false"
-            ) from error
-        self.wandb = wandb
+        self.wandb = _wandb(self.run.config.log.wandb)
 
     def on_start(self, step: int) -> None:
         config, folder = self.run.config, self.run.folder

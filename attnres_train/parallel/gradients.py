@@ -22,7 +22,7 @@ def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None
     gradients = [_gradient(parameter) for parameter in parameters]
     if group.size() == 1:
         return
-    for bucket in _buckets(gradients):
+    for bucket in in_buckets(gradients):
         flat = torch.cat([g.reshape(-1) for g in bucket])
         dist.all_reduce(flat, group=group)
         flat /= group.size()
@@ -36,16 +36,17 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+def in_buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of ``tensors`` of one dtype and at most BUCKET_ELEMENTS elements, or one tensor."""
     bucket: list[Tensor] = []
     size = 0
-    for gradient in gradients:
-        full = size + gradient.numel() > BUCKET_ELEMENTS
-        if bucket and (full or gradient.dtype != bucket[0].dtype):
+    for tensor in tensors:
+        full = size + tensor.numel() > BUCKET_ELEMENTS
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0
-        bucket.append(gradient)
-        size += gradient.numel()
+        bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket
 

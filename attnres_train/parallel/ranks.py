@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.parallel.launched import launched_world_size
 from attnres_train.parallel.megatron import build_grid, destroy_grid
 
 
@@ -78,7 +79,7 @@ def join_run(config: RunConfig) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.pipeline.timeout_seconds)
-    if "WORLD_SIZE" in os.environ:
+    if launched_world_size() is not None:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

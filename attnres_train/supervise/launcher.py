@@ -77,6 +77,8 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             run_id=f"local-{os.getpid()}-{time.time_ns()}",
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
+            # The processes are all here: this machine's own name may lead nowhere.
+            local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.2,
             signals_to_handle=",".join(s.name for s in stop_signals()),
@@ -106,7 +108,8 @@ def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> i
         hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
         print(f"rank {rank} was killed by {name}{hint}", file=sys.stderr)
     else:
-        print(f"rank {rank} failed:\n{_traceback_of(failure)}", file=sys.stderr)
+        told = _traceback_of(failure)
+        print(f"rank {rank} failed: {_sentence_of(failure)}\n{told}", file=sys.stderr)
     return 1
 
 
@@ -119,6 +122,12 @@ def _by_cause(failure: ProcessFailure) -> tuple[int, float]:
     else:
         order = 2 if is_lost_peer(failure.message) else 1
     return order, failure.timestamp
+
+
+def _sentence_of(failure: ProcessFailure) -> str:
+    """Type and text of the error: before its traceback, lest it is looked for."""
+    message: object = failure.message
+    return message["message"] if isinstance(message, dict) else ""
 
 
 def _traceback_of(failure: ProcessFailure) -> str:

@@ -51,7 +51,8 @@ def run_worker(work: Callable[[], int]) -> int:
         elif is_lost_peer(error):
             _tell(f"rank {rank} stopped, a peer is gone: {_noted(error)}")
         else:
-            _tell(f"rank {rank} failed:\n{traceback.format_exc().rstrip()}")
+            sentence = f"{type(error).__name__}: {error}"
+            _tell(f"rank {rank} failed: {sentence}\n{traceback.format_exc().rstrip()}")
         _leave(1)
 
 

@@ -79,3 +79,9 @@ def test_one_stage_sends_nothing(tiny, capsys):
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         report(str(tmp_path))
+
+
+@pytest.mark.parametrize("more", ["runs/other", "run.name=x"])
+def test_nothing_on_the_line_is_passed_over(piped, capsys, more):
+    assert main(["report", str(piped), more]) == 2
+    assert more in capsys.readouterr().err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -96,8 +97,24 @@ class TestOverrides:
         assert [(c.path, c.weight) for c in config.data.corpus] == [("a", 1), ("b", 3)]
 
     def test_an_element_that_is_not_there(self, small_file):
-        message = error_of(small_file, "data.corpus=[{kind: text}]", "data.corpus.1.weight=3")
-        assert "data.corpus (command line): expected a non-empty list of sections" in message
+        corpora = "data.corpus=[{kind: text, path: a}]"
+        message = error_of(small_file, corpora, "data.corpus.1.weight=3")
+        assert message.startswith("data.corpus.1.kind: missing from command line")
+        message = error_of(small_file, corpora, "data.corpus.2={kind: text, path: b}")
+        assert message == (
+            "data.corpus.2 (command line): data.corpus has 1 element, counted from 0; the next one "
+            "is data.corpus.1"
+        )
+
+    def test_the_next_element_of_a_list_is_put_at_its_end(self, small_file):
+        more = "data.corpus.{}={{kind: text, path: {}}}"
+        config = load_config(small_file, [more.format(0, "a"), more.format(1, "b")])
+        assert [corpus.path for corpus in config.data.corpus] == ["a", "b"]
+
+    def test_an_element_of_what_is_no_list_blames_the_override(self, tmp_path, small_file):
+        file = write(tmp_path, "named.yaml", f"extends: {small_file}\nrun: {{name: mine}}\n")
+        message = error_of(file, "run.name.0=x")
+        assert message == 'run.name (command line): expected non-empty text, not {"0": "x"}'
 
     @pytest.mark.parametrize("text", ["train.train_iters", "=3", "train..seq_length=3", ""])
     def test_form(self, small_file, text):
@@ -121,13 +138,9 @@ class TestOverrides:
             " train: {train_iters: 1, seq_length: 1, global_batch_size: 1}}"
         )
         written = json.dumps(value, ensure_ascii=False)
-        key, section, name = {
-            int: ("run.seed", "run", "seed"),
-            float: ("optimizer.lr", "optimizer", "lr"),
-            str: ("data.cache_dir", "data", "cache_dir"),
-        }[type(value)]
+        key = {int: "run.seed", float: "optimizer.lr", str: "log.wandb.project"}[type(value)]
         config = load_config(path, [f"{key}={written}"])
-        assert getattr(getattr(config, section), name) == value
+        assert functools.reduce(getattr, key.split("."), config) == value
 
 
 class TestFiles:

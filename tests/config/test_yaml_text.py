@@ -64,3 +64,28 @@ class TestErrors:
     def test_empty_file_lacks_its_sections(self, tmp_path):
         path = write(tmp_path, "x.yaml", "# nothing yet\n")
         assert f"model: missing from {path}" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "quoted"),
+    [
+        ("*.jsonl", "*.jsonl"),
+        ("[*.jsonl, b]", "*.jsonl"),
+        ("@host/x", "@host/x"),
+        ("[{kind: text, path: ${SCRATCH}/x}]", "${SCRATCH}/x"),
+    ],
+)
+def test_a_value_that_has_to_be_in_quotes_is_told(tmp_path, small_file, value, quoted):
+    hint = f'a value like this has to be in quotes: "{quoted}"'
+    assert error_of(small_file, f"data.corpus={value}").endswith(hint)
+    file = write(tmp_path, "mine.yaml", f"extends: {small_file}\ndata:\n  corpus: {value}\n")
+    assert f"{file}:3: not valid YAML" in error_of(file)
+    assert error_of(file).endswith(hint)
+
+
+def test_merge_keys_are_told_what_to_use(tmp_path, small_file):
+    text = f"extends: {small_file}\nx: &x {{name: a}}\nrun:\n  <<: *x\n"
+    file = write(tmp_path, "merged.yaml", text)
+    told = error_of(file)
+    assert f"run.<< ({file}:4): merge keys are not read" in told
+    assert "`extends`" in told

@@ -41,7 +41,13 @@ def told(result: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("fault", "rank", "code", "first_line", "last_line"),
     [
-        ("error", "1", 1, "rank 1 failed:", "ValueError: the real cause"),
+        (
+            "error",
+            "1",
+            1,
+            "rank 1 failed:",
+            "ValueError: the real cause",
+        ),
         ("crash", "1", 1, "rank 1 was killed by SIGKILL (out of memory?)", None),
         ("user error", "1", 2, "error on rank 1: the user's fault", None),
     ],
@@ -51,7 +57,7 @@ def test_the_cause_alone_is_on_the_screen(fault, rank, code, first_line, last_li
     result = launch_two(fault, rank, tmp_path)
     assert result.returncode == code, result.stderr
     lines = told(result)
-    assert lines[0] == first_line, result.stderr
+    assert lines[0] == (f"{first_line} {last_line}" if last_line else first_line), result.stderr
     assert lines[-1] == (last_line or first_line)
     assert result.stderr.count("Traceback") == (0 if last_line is None else 1)
     assert result.stderr.count(first_line) == 1
@@ -85,9 +91,21 @@ run_worker(work)
     ("failing", "rank", "code", "first", "last"),
     [
         ("raise UserError('no data')", "0", 2, "error: no data", None),
-        ("1 / 0", "0", 1, "rank 0 failed:", "ZeroDivisionError: division by zero"),
+        (
+            "1 / 0",
+            "0",
+            1,
+            "rank 0 failed:",
+            "ZeroDivisionError: division by zero",
+        ),
         ("raise SystemExit(7)", "0", 1, "rank 0 failed:", "SystemExit: 7"),
-        ("1 / 0", "3", 1, "rank 3 failed:", "ZeroDivisionError: division by zero"),
+        (
+            "1 / 0",
+            "3",
+            1,
+            "rank 3 failed:",
+            "ZeroDivisionError: division by zero",
+        ),
         (
             "raise RuntimeError('x: Connection closed by peer')",
             "0",
@@ -101,7 +119,7 @@ def test_without_an_agent_a_worker_tells_itself(failing, rank, code, first, last
     result = run_worker_alone(failing, rank)
     assert result.returncode == code
     lines = result.stderr.splitlines()
-    assert (lines[0], lines[-1]) == (first, last or first)
+    assert (lines[0], lines[-1]) == ((f"{first} {last}", last) if last else (first, first))
 
 
 def test_without_an_agent_the_note_of_the_rank_to_blame_is_told():

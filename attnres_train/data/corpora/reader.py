@@ -4,7 +4,6 @@ passage at a time, and what a cache of it depends on."""
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +18,9 @@ from attnres_train.data.corpora.content import (
     names_below,
     read_contents,
 )
+from attnres_train.data.corpora.found import files_in, files_left_out, matches
 from attnres_train.data.own_code import errors_of
 from attnres_train.errors import UserError
-
-PASSED_OVER = {"site-packages", "dist-packages", "__pycache__"}
 
 
 class Passage(NamedTuple):
@@ -46,7 +44,8 @@ class CorpusReader(Kind):
     reads: ClassVar[frozenset[str]] = frozenset({"path"})
     """What it reads of the section's keys ``path`` and ``text_field``."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """The files that a folder in ``path`` stands for, by the ends of their names; (): all."""
+    """The files that a folder in ``path`` stands for, by the ends of their names in small letters;
+    (): all."""
     holds_tokens: ClassVar[bool] = False
     """Whether its files are Megatron's .bin/.idx pairs (`prefixes`), which need no tokenizer,
     instead of text (`passages`)."""
@@ -80,6 +79,11 @@ class CorpusReader(Kind):
 
     def _wrong(self, file: Path, what: str) -> UserError:
         return UserError(f"{self.key}.kind {self.kind}, reading {file}: passages() {what}")
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What was passed over when the `files` were looked for, to be told once: a line each."""
+        return []
 
     @property
     def kind(self) -> str:
@@ -128,17 +132,27 @@ class CorpusReader(Kind):
         if Path(path).is_dir():
             return list(self.files_in(Path(path)))
         if glob.has_magic(path) and not Path(path).exists():
-            matches = map(Path, sorted(glob.glob(path, recursive=True)))
-            return [match for match in matches if match.is_file()]
+            files, folders = matches(path)
+            if files:
+                self._note(path, [str(folder) for folder in folders if "**" not in path], "folder")
+                return files
+            return [file for folder in folders for file in self.files_in(folder)]
         return [Path(path)]
 
     def files_in(self, folder: Path) -> Iterator[Path]:
-        for parent, folders, names in os.walk(folder):
-            # os.walk goes on with what is left here.
-            folders[:] = sorted(set(folders) - PASSED_OVER)
-            for name in sorted(names):
-                if not self.suffixes or name.endswith(self.suffixes):
-                    yield Path(parent, name)
+        """The files that ``folder`` stands for."""
+        if self.suffixes:
+            self._note(str(folder), files_left_out(folder, self.suffixes), "file")
+        yield from files_in(folder, self.suffixes)
+
+    def _note(self, path: str, left_out: list[str], what: str) -> None:
+        """Keep in mind what is passed over in ``path``, for `notes`."""
+        if left_out:
+            shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+            reads = " ".join(f"*{suffix}" for suffix in self.suffixes)
+            read = f"kind {self.kind} reads {reads}" if what == "file" else "files alone are read"
+            number = f"{len(left_out):,} {what}{'s' if len(left_out) > 1 else ''}"
+            self.notes.append(f"{self.key}.path {path}: {number} passed over ({shown}): {read}")
 
     def prefixes(self) -> list[str]:
         """The .bin/.idx prefixes of a corpus that holds tokens."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from attnres_train.data.corpora.encoding import check_encoding, no_utf8
+from attnres_train.data.corpora.found import PASSED_OVER
 from attnres_train.data.corpora.reader import CorpusReader, Passage
-from attnres_train.errors import UserError
 
 # Plain text is cut into passages of about this many characters, at line ends: no file is ever held
 # in memory, and even a corpus of one file can be shuffled and split.
@@ -19,10 +21,16 @@ class Text(CorpusReader):
     """Plain text in UTF-8, a document per file."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md")
+    # A mark at the very beginning (BOM) is no text.
+    encoding: ClassVar[str] = "utf-8-sig"
     decoding_errors: ClassVar[str] = "strict"
 
     def passages(self, file: Path) -> Iterator[Passage]:
-        with open(file, encoding="utf-8", errors=self.decoding_errors, newline="") as stream:
+        """Raises UserError with line and byte where ``file`` is no UTF-8 text."""
+        if self.decoding_errors == "strict":
+            with open(file, "rb") as head:
+                check_encoding(head.read(1 << 12), file)
+        with open(file, encoding=self.encoding, errors=self.decoding_errors, newline="") as stream:
             # At most one line more than PASSAGE_CHARS, and twice that where a line is no line.
             pieces = iter(lambda: stream.read(PASSAGE_CHARS) + stream.readline(PASSAGE_CHARS), "")
             try:
@@ -31,7 +39,7 @@ class Text(CorpusReader):
                     yield Passage(text, False, len(text.encode()))
                     text = following
             except UnicodeDecodeError as error:
-                raise UserError(f"{file} is not UTF-8 text: {error.reason}") from error
+                raise no_utf8(file) from error
             yield Passage(text, True, len(text.encode()))
 
 
@@ -41,8 +49,15 @@ class PythonStdlib(Text):
 
     reads = frozenset()
     suffixes = (".py", ".txt", ".rst")
-    # Its tests hold a few files that are no UTF-8 on purpose.
+    # Its tests hold a few files that are no UTF-8 on purpose, or begin with a mark.
+    encoding = "utf-8"
     decoding_errors = "replace"
 
     def find_files(self) -> Iterator[Path]:
-        return self.files_in(Path(sysconfig.get_path("stdlib")))
+        # Not as a user's folder is looked through: what other versions found stays what is found.
+        for parent, folders, names in os.walk(sysconfig.get_path("stdlib")):
+            folders[:] = sorted(set(folders) - PASSED_OVER)  # os.walk goes on with what is left
+            yield from (Path(parent, name) for name in sorted(names) if self._is_source(name))
+
+    def _is_source(self, name: str) -> bool:
+        return name.endswith(self.suffixes)

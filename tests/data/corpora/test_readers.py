@@ -165,7 +165,7 @@ def test_text_that_is_no_utf8(tmp_path):
         ("text", None, "data.corpus.0.path is missing: a corpus of kind text needs one"),
         ("text", "absent.txt", "data.corpus.0.path: there is no file {}/absent.txt"),
         ("text", "absent*.txt", "data.corpus.0.path: there is no file {}/absent*.txt"),
-        ("jsonl", ".", "data.corpus.0.path: there is no *.jsonl in the folder {}/."),
+        ("parquet", ".", "data.corpus.0.path: there is no *.parquet in the folder {}/."),
         ("indexed", "x", "data.corpus.0.path: there is no file {0}/x.bin and no {0}/x.idx"),
     ],
 )

@@ -1,0 +1,30 @@
+"""Replicas begin alike: what data-parallel rank 0 has is what all of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from attnres_train.parallel.gradients import in_buckets
+
+
+@torch.no_grad()
+def broadcast_from_first(tensors: Iterable[Tensor], group: ProcessGroup) -> None:
+    """Give every rank of the data-parallel ``group`` the first one's values of ``tensors``, in
+    place, in flat buckets. All ranks pass tensors of the same shapes and dtypes, in one order.
+
+    Initial weights are drawn on every rank, but their last bits depend on the CPU (its vector
+    instructions): machines of several kinds would begin with different models.
+    """
+    if group.size() == 1:
+        return
+    source = dist.get_global_rank(group, 0)
+    for bucket in in_buckets(list(tensors)):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.broadcast(flat, source, group=group)
+        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
