@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attnres_train.config.schema import TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data import shards, steps
 from attnres_train.data.corpora.reader import find_corpora
 from attnres_train.data.indexed import TokenSequences

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnres_train.config.schema import CorpusConfig, DataConfig
+from attnres_train.config.data_schema import CorpusConfig, DataConfig
 from attnres_train.data import shards
 from attnres_train.data.corpora.reader import CorpusReader, Passage, find_corpora
 from attnres_train.data.megatron import megatron_datasets

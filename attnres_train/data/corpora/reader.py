@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from attnres_train.config.data_schema import CorpusConfig, DataConfig
 from attnres_train.config.files import beside, unread
 from attnres_train.config.kinds import Kind, resolve
-from attnres_train.config.schema import CorpusConfig, DataConfig, RunConfig
+from attnres_train.config.schema import RunConfig
 from attnres_train.data.corpora.content import (
     FileContent,
     digest_of,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attnres_train.config.schema import TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.tokenizers.coverage import Coverage, check_unknown_token
 from attnres_train.data.tokenizers.kind import FileTokenizer
 from attnres_train.data.tokenizers.library import missing_ids, read_bytes, some, told

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.config.files import beside, unread
 from attnres_train.config.kinds import Kind, resolve
-from attnres_train.config.schema import RunConfig, TokenizerConfig
+from attnres_train.config.schema import RunConfig
 from attnres_train.data.corpora.reader import corpus_readers
 from attnres_train.data.tokenizers.library import read_bytes
 from attnres_train.errors import UserError

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attnres_train.config.schema import RunConfig, TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
+from attnres_train.config.schema import RunConfig
 from attnres_train.data.tokenizers.kind import FileTokenizer
 from attnres_train.data.tokenizers.library import missing_ids, some, told
 from attnres_train.data.tokenizers.patterns import (

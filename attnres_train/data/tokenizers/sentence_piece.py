@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attnres_train.config.schema import TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.tokenizers.kind import FileTokenizer
 from attnres_train.data.tokenizers.library import some, told
 from attnres_train.errors import UserError

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from attnres_train.config.schema import TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.cache import digest
 from attnres_train.data.own_code import errors_of
 from attnres_train.data.tokenizers.kind import tokenizer_kind

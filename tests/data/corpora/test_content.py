@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnres_train.config.schema import CorpusConfig, DataConfig
+from attnres_train.config.data_schema import CorpusConfig, DataConfig
 from attnres_train.data import shards
 from attnres_train.data.corpora import content
 from attnres_train.data.corpora.content import BLOCK, NUM_BLOCKS, blocks, names_below, read_content

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnres_train.config.schema import CorpusConfig, DataConfig
+from attnres_train.config.data_schema import CorpusConfig, DataConfig
 from attnres_train.data.corpora.reader import CorpusReader, find_corpora
 from attnres_train.errors import UserError
 from tests.data.tiny import write_jsonl, write_text

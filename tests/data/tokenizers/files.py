@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from attnres_train.config.schema import TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
 from tests.data.tiny import sentence

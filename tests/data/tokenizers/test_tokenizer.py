@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnres_train.config.schema import TokenizerConfig
+from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.tokenizers.hugging_face import END_OF_DOCUMENT, train_bpe
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
