@@ -115,7 +115,9 @@ def test_truncated_token_files(refuse, tmp_path, ending):
 def test_a_tokenizer_that_is_larger_than_the_model(refuse, tmp_path):
     path = tmp_path / "tokenizer.json"
     words = {f"word{i}": i for i in range(500)} | {"<|endoftext|>": 500}
-    Tokenizer(models.WordLevel(words, "word0")).save(str(path))
+    tokenizer = Tokenizer(models.WordLevel(words, "word0"))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(path))
     message = refuse("data.tokenizer.kind=file", f"data.tokenizer.path={path}")
     assert f"{path} has a vocabulary of 501, but model.vocab_size is 300" in message
 

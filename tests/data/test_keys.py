@@ -77,7 +77,6 @@ CHANGES = [
     (setting("data.corpus.0.text_field", "body"), TOKENIZER),
     # More of a corpus is then in the text that the tokenizer is trained on.
     (setting("data.corpus.0.weight", 3.0), TOKENIZER),
-    (setting("data.tokenizer.eod", 7), SHARDS),
     (setting("run.seed", 7), INDICES),
     (setting("train.seq_length", 8), INDICES),
     (setting("model.vocab_size", 501), INDICES),
@@ -152,17 +151,32 @@ def test_the_file_of_a_tokenizer(project):
     assert after.indices != before.indices
 
 
-def test_the_expression_that_splits_text(project):
-    """(composer PR#1061) The shards of one were used for another."""
+@pytest.fixture
+def by_ranks(project) -> RunConfig:
+    """A corpus with a rank file, which says neither how text is split nor what ends a document."""
     pytest.importorskip("tiktoken")
     ranks = [bytes([byte]) for byte in range(256)] + [b" q", b"qu", b"e "]
     lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)]
     Path("ranks.tiktoken").write_text("\n".join(lines))
     settings = {"kind": "tiktoken", "path": "ranks.tiktoken"}
-    config = run_config("cache", [text_corpus("one")], settings)
-    before = prepare(config, progress=False)
-    config.data.tokenizer.pattern = r"(?s).+"
-    after = prepare(config, progress=False)
+    return run_config("cache", [text_corpus("one")], settings)
+
+
+def test_the_expression_that_splits_text(by_ranks):
+    """(composer PR#1061) The shards of one were used for another."""
+    before = prepare(by_ranks, progress=False)
+    by_ranks.data.tokenizer.pattern = r"(?s).+"
+    after = prepare(by_ranks, progress=False)
     assert after.num_tokens != before.num_tokens
+    assert after.sources[0].digest != before.sources[0].digest
+    assert after.sources[0].content != before.sources[0].content
+
+
+def test_the_token_that_ends_a_document(by_ranks):
+    before = prepare(by_ranks, progress=False)
+    by_ranks.data.tokenizer.eod = 300
+    after = prepare(by_ranks, progress=False)
+    assert (before.eod, after.eod) == (259, 300)
+    assert after.num_tokens == before.num_tokens
     assert after.sources[0].digest != before.sources[0].digest
     assert after.sources[0].content != before.sources[0].content
