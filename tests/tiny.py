@@ -173,6 +173,12 @@ def saved_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def whole(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below ``folder``, content and time."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "attnres_train", *map(str, arguments)]
 

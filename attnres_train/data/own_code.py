@@ -20,13 +20,18 @@ def errors_of(kind: Kind, doing: str) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        # A panic of a library written in Rust is no Exception (pyo3's PanicException).
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise UserError(
             f"{kind.key}.kind {kind.section.kind} failed at {doing}: {type(error).__name__}: "
             f"{error} ({_place(kind, error)})"
         ) from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether something failed: not so when Ctrl-C ends it, but when a library written in Rust
+    panics, which is no Exception (pyo3's PanicException)."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _place(kind: Kind, error: BaseException) -> str:

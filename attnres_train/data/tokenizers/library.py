@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from attnres_train.data.own_code import is_failure
 from attnres_train.errors import UserError
 
 
@@ -13,16 +14,15 @@ from attnres_train.errors import UserError
 def told(what: str) -> Iterator[None]:
     """Make what a library raises a UserError: ``what``, and what the library says.
 
-    Libraries written in Rust raise bare Exceptions, and where they panic something that is none
-    (pyo3's PanicException derives from BaseException). UserErrors pass.
+    Libraries written in Rust raise bare Exceptions, or panic. UserErrors pass.
     """
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise  # Ctrl-C, say
+        if not is_failure(error):
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{what}: {said[:300]}") from error
 
