@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from attnres_train.config.kinds import Kind
 from attnres_train.errors import UserError
 
 
-@contextmanager
-def errors_of(kind: Kind, doing: str) -> Iterator[None]:
+def errors_of(kind: Kind, doing: str) -> AbstractContextManager[None]:
     """Make what ``kind``'s code raises a UserError that names the key, the kind, what it was
     ``doing`` and the line. Its own UserErrors say enough, and pass."""
+    return failures_as(
+        lambda error: (
+            f"{kind.key}.kind {kind.section.kind} failed at {doing}: {type(error).__name__}: "
+            f"{error} ({_place(kind, error)})"
+        )
+    )
+
+
+@contextmanager
+def failures_as(told: Callable[[BaseException], str]) -> Iterator[None]:
+    """Make whatever fails a UserError with the text that ``told`` makes of it. UserErrors pass, and
+    what is no failure (Ctrl-C). A library written in Rust that panics raises no Exception (pyo3's
+    PanicException), but has failed."""
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
-        if not is_failure(error):
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(
-            f"{kind.key}.kind {kind.section.kind} failed at {doing}: {type(error).__name__}: "
-            f"{error} ({_place(kind, error)})"
-        ) from error
-
-
-def is_failure(error: BaseException) -> bool:
-    """Whether something failed: not so when Ctrl-C ends it, but when a library written in Rust
-    panics, which is no Exception (pyo3's PanicException)."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        raise UserError(told(error)) from error
 
 
 def _place(kind: Kind, error: BaseException) -> str:

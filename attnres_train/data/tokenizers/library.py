@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from attnres_train.data.own_code import is_failure
+from attnres_train.data.own_code import failures_as
 from attnres_train.errors import UserError
 
 
-@contextmanager
-def told(what: str) -> Iterator[None]:
-    """Make what a library raises a UserError: ``what``, and what the library says.
+def told(what: str) -> AbstractContextManager[None]:
+    """Make what a library raises a UserError: ``what``, and what the library says."""
 
-    Libraries written in Rust raise bare Exceptions, or panic. UserErrors pass.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        if not is_failure(error):
-            raise
+    def text(error: BaseException) -> str:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what}: {said[:300]}") from error
+        return f"{what}: {said[:300]}"
+
+    return failures_as(text)
 
 
 def read_bytes(path: Path, key: str = "data.tokenizer.path") -> bytes:
