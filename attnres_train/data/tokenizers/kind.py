@@ -3,6 +3,7 @@ how it is opened."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -129,7 +130,7 @@ class NoTokenizer(TokenizerKind):
     unread_keys = ("pattern", "special_tokens")
 
 
-class FileTokenizer(TokenizerKind):
+class FileTokenizer(TokenizerKind, ABC):
     """One that is opened with a file."""
 
     needs_path = True
@@ -140,9 +141,9 @@ class FileTokenizer(TokenizerKind):
             raise UserError(f"{self.key}.path is missing: kind {self.kind} needs a file")
         return self.load(read_bytes(path), path)
 
+    @abstractmethod
     def load(self, content: bytes, path: Path) -> Backend:
         """Open it with the ``content`` of ``path``, which is for messages. Raises UserError."""
-        raise NotImplementedError
 
     def fingerprint(self) -> list[Any]:
         # Of our own, tokens depend on the content of the file alone.
