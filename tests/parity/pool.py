@@ -150,6 +150,7 @@ def _outcome(pickled: bytes) -> _Outcome:
             world_size=job.world_size,
             timeout=timedelta(seconds=job.timeout),
         )
+        dist.barrier()  # one that is done at once would close connections that others still make
         return _Outcome(job.function(*job.args))
     except Exception as error:
         return _Outcome(
