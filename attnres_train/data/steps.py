@@ -7,24 +7,28 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import digest, published, write_json
 from attnres_train.data.corpora.reader import CorpusReader
+from attnres_train.data.held_out import held_out_share
 from attnres_train.data.indexed import check_indexed
 from attnres_train.data.own_code import errors_of
 from attnres_train.data.samples import Source, build_indices
-from attnres_train.data.shards import shard_prefixes, tokenise
-from attnres_train.data.token_range import check_vocabulary
+from attnres_train.data.shards import shard_prefixes, text_hashes, tokenise
+from attnres_train.data.token_range import check_vocabulary, token_hashes
 from attnres_train.data.tokenizers.kind import TokenizerKind, tokenizer_kind, too_many_tokens
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.data.unigrams import unigram_entropy
 from attnres_train.errors import UserError
 
-# Raised when the files in the cache change their meaning: old ones are then no longer found.
-CACHE_VERSION = 2
+# Raised when the files in the cache change their meaning: old ones are then no longer found. Where
+# samples change, raise `samples.SAMPLES_VERSION` too.
+CACHE_VERSION = 3
 # Text that a tokenizer is trained on, at most: random files of every corpus by weight. More costs
 # time and hardly changes a vocabulary of thousands.
 SAMPLE_CHARS = 16 << 20
@@ -168,8 +172,15 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
                 f"data.tokenizer.{_leaves_out(tokenizer)}"
             )
     desk.say(f"{corpus.name}: {told}")
-    content = digest([corpus.identity(), made_by])
-    return Source(corpus.key, corpus.name, key, corpus.section.weight, prefixes, content)
+    return Source(
+        corpus.key,
+        corpus.name,
+        key,
+        corpus.section.weight,
+        prefixes,
+        content=digest([corpus.identity(), made_by]),
+        hashes_text=not corpus.holds_tokens,
+    )
 
 
 def _leaves_out(tokenizer: Tokenizer) -> str:
@@ -180,30 +191,36 @@ def _leaves_out(tokenizer: Tokenizer) -> str:
 
 
 def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[Path, dict]:
-    """Index the samples of every source: the folder, and a summary with lists ``train_tokens``,
-    ``valid_tokens`` and ``train_samples`` (one entry per source) and ``unigram_entropy_nats``.
+    """Index the samples of every source: the folder, and a summary with ``sources`` (a
+    `samples.SourceSummary` of each, as a dict) and ``unigram_entropy_nats``.
     """
     content = [[source.digest, source.weight] for source in sources]
-    sizes = [config.run.seed, config.train.seq_length, config.model.vocab_size, config.data.split]
-    folder = desk.cache / "indices" / digest([CACHE_VERSION, content, sizes])
+    sizes = [config.run.seed, config.train.seq_length, config.model.vocab_size]
+    key = digest([CACHE_VERSION, content, sizes, held_out_share(config)])
+    folder = desk.cache / "indices" / key
 
     def build(scratch: Path) -> None:
-        for source in sources:
-            where = f"{source.key} ({source.name})"
-            seen = desk.cache / "token_ranges" / f"{source.digest}.json"
-            check_vocabulary(source.prefixes, config.model.vocab_size, where, seen)
+        hashes = [_hashes(source, config.model.vocab_size, desk.cache) for source in sources]
         desk.say("indexing samples")
         built = [
-            build_indices(source, number, config, scratch) for number, source in enumerate(sources)
+            build_indices(source, number, hashes[number], config, scratch)
+            for number, source in enumerate(sources)
         ]
         weights = [source.weight for source in sources]
         summary = {
-            "train_tokens": [one.train_tokens for one in built],
-            "valid_tokens": [one.valid_tokens for one in built],
-            "train_samples": [one.train_samples for one in built],
-            "unigram_entropy_nats": unigram_entropy([one.unigrams for one in built], weights),
+            "sources": [asdict(one) for one, _ in built],
+            "unigram_entropy_nats": unigram_entropy([counts for _, counts in built], weights),
         }
         write_json(scratch / "summary.json", summary)
 
     desk.make(folder, build)
     return folder, json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def _hashes(source: Source, vocab_size: int, cache: Path) -> np.ndarray:
+    """The hash of each document of ``source``, whose token ids are found to be within the
+    vocabulary: one pass over its tokens does both where they are not known yet."""
+    where = f"{source.key} ({source.name})"
+    seen, hashed = cache / "token_ranges" / source.digest, not source.hashes_text
+    check_vocabulary(source.prefixes, vocab_size, where, seen, hashed=hashed)
+    return token_hashes(source.prefixes, seen) if hashed else text_hashes(source.prefixes)
