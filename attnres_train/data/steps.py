@@ -4,7 +4,6 @@ cache under a name made from all it depends on, and does nothing when that is th
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +18,10 @@ from attnres_train.data.held_out import held_out_share
 from attnres_train.data.indexed import check_indexed
 from attnres_train.data.own_code import errors_of
 from attnres_train.data.samples import Source, build_indices
+from attnres_train.data.shard_writer import Counts
 from attnres_train.data.shards import shard_prefixes, text_hashes, tokenise
 from attnres_train.data.token_range import check_vocabulary, token_hashes
+from attnres_train.data.tokenizer_sample import EXCERPT_BYTES, SAMPLE_BYTES, sample
 from attnres_train.data.tokenizers.kind import TokenizerKind, tokenizer_kind, too_many_tokens
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.data.unigrams import unigram_entropy
@@ -29,9 +30,8 @@ from attnres_train.errors import UserError
 # Raised when the files in the cache change their meaning: old ones are then no longer found. Where
 # samples change, raise `samples.SAMPLES_VERSION` too.
 CACHE_VERSION = 3
-# Text that a tokenizer is trained on, at most: random files of every corpus by weight. More costs
-# time and hardly changes a vocabulary of thousands.
-SAMPLE_CHARS = 16 << 20
+# Share of a text that is not worth a warning.
+MOST_WITHOUT_TOKEN = 1e-3
 TRAINED_FILE = "tokenizer.json"
 
 
@@ -106,7 +106,7 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
             "none"
         )
     content = [[corpus.fingerprint(), corpus.section.weight] for corpus in texts]
-    asked = [kind.section.vocab_size, SAMPLE_CHARS, content]
+    asked = [kind.section.vocab_size, SAMPLE_BYTES, EXCERPT_BYTES, content]
     key = digest([CACHE_VERSION, kind.kind, *asked, *kind.fingerprint()])
     folder = desk.cache / "tokenizers" / key
 
@@ -114,27 +114,13 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
         desk.say(f"training {kind.name}")
         started = time.perf_counter()
         with errors_of(kind, "training"):
-            kind.train(_sample(texts), scratch / TRAINED_FILE)
+            kind.train(sample(texts), scratch / TRAINED_FILE)
         for corpus in texts:
             corpus.check_unchanged(corpus.files)
         desk.say(f"trained {folder} in {time.perf_counter() - started:.1f} s")
 
     desk.make(folder, build)
     return folder / TRAINED_FILE
-
-
-def _sample(corpora: Sequence[CorpusReader]) -> Iterator[str]:
-    """What a tokenizer is trained on: SAMPLE_CHARS characters or little more."""
-    total = sum(corpus.section.weight for corpus in corpora)
-    for corpus in corpora:
-        left = SAMPLE_CHARS * corpus.section.weight / total
-        files = random.Random(0).sample(corpus.files, len(corpus.files))
-        passages = (passage for file in files for passage in corpus.read(file))
-        for passage in passages:
-            if left <= 0:
-                break
-            yield passage.text
-            left -= len(passage.text)
 
 
 def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -> Source:
@@ -166,11 +152,7 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         told = f"{counts.tokens:,} tokens in {counts.documents:,} documents"
         if counts.empty_documents:
             told += f" ({counts.empty_documents:,} empty ones skipped)"
-        if counts.dropped_characters:
-            told += (
-                f". WARNING: {counts.dropped_characters:,} characters were left out: "
-                f"data.tokenizer.{_leaves_out(tokenizer)}"
-            )
+        told += "".join(_without_token(counts, tokenizer))
     desk.say(f"{corpus.name}: {told}")
     return Source(
         corpus.key,
@@ -181,6 +163,27 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         content=digest([corpus.identity(), made_by]),
         hashes_text=not corpus.holds_tokens,
     )
+
+
+def _without_token(counts: Counts, tokenizer: Tokenizer) -> Iterator[str]:
+    """What of a text no token, or that for the unknown, stands for."""
+    dropped, characters = counts.dropped_characters, counts.characters
+    unknown, tokens = counts.unknown_tokens, counts.tokens
+    if dropped:
+        yield (
+            f". {_share(dropped, characters, 'characters')} were left out: "
+            f"data.tokenizer.{_leaves_out(tokenizer)}"
+        )
+    if unknown:
+        yield (
+            f". {_share(unknown, tokens, 'tokens')} are the unknown one, id {tokenizer.unknown}: "
+            f"data.tokenizer.path {tokenizer.source} has no other for what stands there"
+        )
+
+
+def _share(part: int, whole: int, what: str) -> str:
+    warning = "WARNING: " if part > MOST_WITHOUT_TOKEN * whole else ""
+    return f"{warning}{part:,} of {whole:,} {what} ({100 * part / whole:.2g} %)"
 
 
 def _leaves_out(tokenizer: Tokenizer) -> str:

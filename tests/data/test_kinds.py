@@ -87,7 +87,7 @@ class TestKeysOfTheCache:
     def test_of_a_trained_tokenizer(self, texts):
         prepare(run_config("cache", [text_corpus(texts)], data__split=(0.5, 0.5)), progress=False)
         (tokenizer,) = Path("cache/tokenizers").iterdir()
-        assert tokenizer.name == "69229e8953bff4f8"
+        assert tokenizer.name == "55b246c8abc25b23"
 
 
 def test_checks_load_nothing_heavy(tmp_path):

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from attnres_train.data import shards, steps
-from attnres_train.data.corpora.reader import find_corpora
+from attnres_train.data import shards
 from attnres_train.data.held_out import is_held_out
 from attnres_train.data.indexed import TokenSequences
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import open_tokenizer, prepare
 from attnres_train.errors import UserError
-from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_jsonl, write_text
+from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_text
 
 
 @pytest.fixture
@@ -140,20 +139,6 @@ def test_cached_data_needs_no_torch(tmp_path, texts):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(texts)]
     assert subprocess.run(command, check=False).returncode == 0
-
-
-def test_bpe_sees_every_corpus_by_weight_and_no_more_than_its_sample(tmp_path, texts, monkeypatch):
-    monkeypatch.setattr(steps, "SAMPLE_CHARS", 2000)
-    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
-    other = write_jsonl(tmp_path / "rows.jsonl", ["#" * 50] * 200)
-    corpora = [text_corpus(texts, weight=3.0), {"kind": "jsonl", "path": str(other)}]
-    config = run_config(tmp_path / "cache", corpora)
-    sample = list(steps._sample(find_corpora(config.data)))
-    chars = Counter()
-    for text in sample:
-        chars["#" in text] += len(text)
-    assert chars[True] == 500
-    assert 1500 <= chars[False] < 1700
 
 
 def test_indexed_corpora_with_a_tokenizer_and_without(tmp_path, texts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +45,17 @@ class Text(CorpusReader):
             except UnicodeDecodeError as error:
                 raise no_utf8(file) from error
             yield Passage(text, True, len(text.encode()))
+
+    def some_text(self, file: Path, places: Sequence[float], size: int) -> Iterator[str]:
+        if not self.reads_as(Text):
+            yield from super().some_text(file, places, size)
+            return
+        with open(file, "rb") as stream:
+            length = os.fstat(stream.fileno()).st_size
+            for place in places:
+                stream.seek(min(int(place * length), max(0, length - size)))
+                # Of a character that is cut, the rest is ignored.
+                yield stream.read(size).decode(self.encoding, errors="ignore")
 
 
 class PythonStdlib(Text):
