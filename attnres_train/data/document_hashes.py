@@ -54,7 +54,8 @@ class TokenHashes:
         begin = int(np.searchsorted(self._starts, first, side="right")) - 1
         end = int(np.searchsorted(self._starts, first + len(ids), side="left"))
         places = np.maximum(self._starts[begin:end] - first, 0)
-        terms = _mixed(ids.astype(np.int64).view(np.uint64)) * self._powers[: len(ids)]
+        terms = _mixed(ids.astype(np.int64).view(np.uint64))
+        terms *= self._powers[: len(ids)]
         # b^i counts from the beginning of the piece here: brought to that of each document.
         shifts = self._inverses[places]
         before = int(first - self._starts[begin])
@@ -74,6 +75,9 @@ def _powers(base: int, count: int) -> np.ndarray:
 
 def _mixed(values: np.ndarray) -> np.ndarray:
     """A permutation of the numbers of 64 bits, after the finalizers of splitmix64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_TOKEN)
+    values = values ^ (values >> np.uint64(30))
+    values *= np.uint64(_TOKEN)
     values += np.uint64(_END)
-    return (values ^ (values >> np.uint64(32))) * np.uint64(_TOKEN)
+    values ^= values >> np.uint64(32)
+    values *= np.uint64(_TOKEN)
+    return values

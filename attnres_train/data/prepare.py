@@ -168,8 +168,7 @@ def _held_out(summary: Mapping[str, Any]) -> str:
     told = f"{held:,} of {documents:,} documents held out"
     if lent:
         told += (
-            f", which make no sample: so are the last {lent:,} tokens of the longest one of the "
-            "others"
+            f", too few for a sample: so are the last {lent:,} tokens of the longest of the others"
         )
     return f"{told} ({100 * share:.1f} % of its tokens)"
 

@@ -28,6 +28,8 @@ class Counts:
 
     documents: int = 0
     empty_documents: int = 0
+    cut_documents: int = 0
+    """Longer than SEQUENCE_TOKENS."""
     tokens: int = 0
     characters: int = 0
     dropped_characters: int = 0
@@ -123,6 +125,7 @@ class ShardWriter:
             filled = self._document_tokens % SEQUENCE_TOKENS
             if not filled:
                 self._lengths.append(0)
+                self.counts.cut_documents += self._document_tokens == SEQUENCE_TOKENS
             taken = min(left, SEQUENCE_TOKENS - filled)
             self._lengths[-1] += taken
             self._document_tokens += taken

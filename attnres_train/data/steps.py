@@ -18,7 +18,7 @@ from attnres_train.data.held_out import held_out_share
 from attnres_train.data.indexed import check_indexed
 from attnres_train.data.own_code import errors_of
 from attnres_train.data.samples import Source, build_indices
-from attnres_train.data.shard_writer import Counts
+from attnres_train.data.shard_writer import SEQUENCE_TOKENS, Counts
 from attnres_train.data.shards import shard_prefixes, text_hashes, tokenise
 from attnres_train.data.token_range import check_vocabulary, token_hashes
 from attnres_train.data.tokenizer_sample import EXCERPT_BYTES, SAMPLE_BYTES, sample
@@ -152,6 +152,11 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         told = f"{counts.tokens:,} tokens in {counts.documents:,} documents"
         if counts.empty_documents:
             told += f" ({counts.empty_documents:,} empty ones skipped)"
+        if counts.cut_documents:
+            told += (
+                f" ({counts.cut_documents:,} longer than {SEQUENCE_TOKENS:,} tokens, cut there and "
+                "shuffled apart)"
+            )
         told += "".join(_without_token(counts, tokenizer))
     desk.say(f"{corpus.name}: {told}")
     return Source(
@@ -203,6 +208,8 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
     folder = desk.cache / "indices" / key
 
     def build(scratch: Path) -> None:
+        if any(not source.hashes_text for source in sources):
+            desk.say("looking through the documents of indexed corpora, once")
         hashes = [_hashes(source, config.model.vocab_size, desk.cache) for source in sources]
         desk.say("indexing samples")
         built = [

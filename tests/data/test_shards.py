@@ -102,7 +102,8 @@ def test_a_document_longer_than_a_length_can_be(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer, "SEQUENCE_TOKENS", 7)
     texts = ["a" * 20, "b" * 6, "c" * 7, "d"]
     corpus = corpus_of(write_jsonl(tmp_path / "rows.jsonl", texts), "jsonl")
-    tokenise(corpus, Bytes(), tmp_path / "out", progress=False)
+    counts = tokenise(corpus, Bytes(), tmp_path / "out", progress=False)
+    assert (counts.documents, counts.cut_documents) == (4, 2)
     assert read_documents(tmp_path / "out") == texts
     (prefix,) = shard_prefixes(tmp_path / "out")
     stored = megatron_datasets("indexed_dataset").IndexedDataset(prefix)
