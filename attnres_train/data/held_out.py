@@ -55,7 +55,9 @@ def part(
 
     Where the documents held out make no sample, the corpus lends validation the last
     max(needed, share x tokens) tokens of its longest document, as far as training keeps a sample.
-    Where that would not do, nothing is held out.
+    Where that would not do, there is no validation on it: those documents are then on no side, so
+    that none moves across when the corpus has grown. Training has them only where it would have no
+    sample without.
     """
     sizes = np.add.reduceat(lengths, starts, dtype=np.int64) if len(starts) else np.zeros(0, int)
     held = is_held_out(hashes, share)
@@ -67,18 +69,19 @@ def part(
         document = _longest(sizes, hashes, ~held)
         room = min(int(sizes[document]), total - valid - needed) if document >= 0 else 0
         lent = max(0, min(max(needed, round(share * total)), room))
-        if valid + lent < needed:
-            held[:], lent = False, 0
+        lent = lent if valid + lent >= needed else 0
     stops = np.append(starts[1:], len(lengths))
     side = np.repeat(held, stops - starts)
     cut = None
     if lent:
         sequences = range(int(starts[document]), int(stops[document]))
         cut = _lend(lengths, sequences, int(sizes[document]) - lent, side)
+    outside = share and valid + lent < needed
+    others = np.zeros(0, int) if outside else np.flatnonzero(side)
     more = [len(lengths)] if cut else []
     return Sides(
         train=np.flatnonzero(~side).astype(np.int32),
-        valid=np.append(np.flatnonzero(side), more).astype(np.int32),
+        valid=np.append(others, more).astype(np.int32),
         documents=len(starts),
         held_out=int(held.sum()),
         lent_tokens=lent,

@@ -161,10 +161,11 @@ def _check_validation(
 
 def _held_out(summary: Mapping[str, Any]) -> str:
     """What is held out of a corpus."""
-    if not summary["valid_tokens"]:
-        return "left out of validation: too small to hold out a sample and keep one for training"
-    share = summary["valid_tokens"] / (summary["valid_tokens"] + summary["train_tokens"])
     held, documents, lent = (summary[key] for key in ("held_out", "documents", "lent_tokens"))
+    if not summary["valid_tokens"]:
+        left = "left out of validation: too small to hold out a sample and keep one for training"
+        return f"{left}; {held:,} of {documents:,} documents are held out, unused" if held else left
+    share = summary["valid_tokens"] / (summary["valid_tokens"] + summary["train_tokens"])
     told = f"{held:,} of {documents:,} documents held out"
     if lent:
         told += (

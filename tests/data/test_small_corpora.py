@@ -56,6 +56,13 @@ class TestParts:
             assert found.train.tolist() == list(range(len(sizes)))
             assert (found.valid.tolist(), found.cut, found.lent_tokens) == ([], None, 0)
 
+    def test_documents_that_make_no_sample_do_not_change_sides_for_it(self):
+        """Of a corpus without validation: it may grow."""
+        found = self.parted([20, 5], held=[1])
+        assert (found.train.tolist(), found.valid.tolist(), found.held_out) == ([0], [], 1)
+        found = self.parted([16, 5], held=[1])
+        assert (found.train.tolist(), found.valid.tolist(), found.held_out) == ([0, 1], [], 0)
+
     def test_no_more_is_lent_than_leaves_a_sample(self):
         found = self.parted([60], share=0.9)
         assert (found.cut, found.lent_tokens) == (Cut(0, 17), 43)
@@ -86,8 +93,11 @@ class TestParts:
             rest = int(lengths[found.cut.sequence]) - found.cut.tokens
             assert rest > 0 and found.cut.tokens > 0
             counts = [counts[0] - rest, counts[1] + rest]
-        assert sum(counts) == lengths.sum()
         assert counts[1] == 0 or min(counts) >= 17
+        if counts[1] or not found.held_out:
+            assert sum(counts) == lengths.sum()
+        else:  # on no side
+            assert counts[0] == lengths[hashes >= np.uint64(int(share * 2**64))].sum()
 
     def test_a_cut_sequence_reads_as_two(self, tmp_path):
         prefixes = [write_indexed(tmp_path / name, [[1, 2, 3], [4, 5, 6, 7]]) for name in "ab"]

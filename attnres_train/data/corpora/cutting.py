@@ -15,10 +15,10 @@ def place_to_cut(text: str) -> int:
 
     Best is one where tokenizers that split text into words before merging do so whatever stands
     around it: before a space that follows a letter or a digit, else after the end of a line that
-    neither follows nor is followed by white space. Both hold for the expressions of GPT-2, GPT-4
-    and Kimi, the first also for SentencePiece, which makes a space the beginning of a word. Where
-    neither is found, a text is cut after a line, or, without lines, at its end: there, and by a
-    tokenizer that merges across words, the tokens at the cut may differ from the whole's.
+    neither follows nor is followed by white space. So do the expressions of GPT-2, GPT-4 and Kimi.
+    Where neither is found, a text is cut after a line, or, without lines, at its end: there, and by
+    a tokenizer that merges across words or begins every text with a space, the tokens at the cut
+    may differ from the whole's.
     """
     for start in (max(0, len(text) - _LOOKED_AT), 0):
         place = text.rfind(" ", start + 1)
