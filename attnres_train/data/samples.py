@@ -132,19 +132,21 @@ def sequence_ends(dataset: Any, place: int) -> np.ndarray:
 
 
 def build_indices(
-    source: Source, number: int, hashes: np.ndarray, config: RunConfig, folder: Path
+    source: Source, number: int, hashes: np.ndarray | None, config: RunConfig, folder: Path
 ) -> tuple[SourceSummary, np.ndarray]:
-    """Build GPTDataset's indices of corpus ``number``, whose documents have ``hashes``, in
-    ``folder``, for `open_samples` to read. Returns also counts [vocab_size] of its training tokens.
+    """Build GPTDataset's indices of corpus ``number``, whose documents have ``hashes`` (needed
+    where some are held out), in ``folder``, for `open_samples` to read. Returns also counts
+    [vocab_size] of its training tokens.
 
     Raises UserError when it is smaller than one sample, or holds a token id outside the model's
     vocabulary.
     """
     data = TokenSequences(source.prefixes)
     needed, where = config.train.seq_length + 1, f"{source.key} ({source.name})"
-    sides = part(
-        data.sequence_lengths, data.document_starts, hashes, held_out_share(config), needed
-    )
+    starts, share = data.document_starts, held_out_share(config)
+    if hashes is None:
+        hashes = np.zeros(len(starts), np.uint64)
+    sides = part(data.sequence_lengths, starts, hashes, share, needed)
     data = TokenSequences(source.prefixes, cut=sides.cut)
     parts: dict[Split, np.ndarray] = {"train": sides.train, "valid": sides.valid}
     tokens = {

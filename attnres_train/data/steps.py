@@ -209,8 +209,8 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
 
     def build(scratch: Path) -> None:
         if any(not source.hashes_text for source in sources):
-            desk.say("looking through the documents of indexed corpora, once")
-        hashes = [_hashes(source, config.model.vocab_size, desk.cache) for source in sources]
+            desk.say("looking through the tokens of indexed corpora, once")
+        hashes = [_hashes(source, config, desk.cache) for source in sources]
         desk.say("indexing samples")
         built = [
             build_indices(source, number, hashes[number], config, scratch)
@@ -227,10 +227,14 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
     return folder, json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
-def _hashes(source: Source, vocab_size: int, cache: Path) -> np.ndarray:
+def _hashes(source: Source, config: RunConfig, cache: Path) -> np.ndarray | None:
     """The hash of each document of ``source``, whose token ids are found to be within the
-    vocabulary: one pass over its tokens does both where they are not known yet."""
-    where = f"{source.key} ({source.name})"
-    seen, hashed = cache / "token_ranges" / source.digest, not source.hashes_text
-    check_vocabulary(source.prefixes, vocab_size, where, seen, hashed=hashed)
+    vocabulary: one pass over its tokens does both where they are not known yet. None where nothing
+    is held out."""
+    where, seen = f"{source.key} ({source.name})", cache / "token_ranges" / source.digest
+    wanted = held_out_share(config) > 0
+    hashed = wanted and not source.hashes_text
+    check_vocabulary(source.prefixes, config.model.vocab_size, where, seen, hashed=hashed)
+    if not wanted:
+        return None
     return token_hashes(source.prefixes, seen) if hashed else text_hashes(source.prefixes)

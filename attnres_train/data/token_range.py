@@ -35,8 +35,8 @@ def check_vocabulary(
         stat = Path(f"{prefix}.bin").stat()
         seen = [stat.st_size, stat.st_mtime_ns]
         found, file = known.get(prefix, []), _hash_file(cache, number)
-        size = [file.stat().st_size] if hashed and file.is_file() else []
-        if found[:2] != seen or found[4:] != size or len(found) != 4 + hashed:
+        size = [file.stat().st_size] if file.is_file() else [-1]
+        if found[:2] != seen or (hashed and found[4:] != size):
             low, high, hashes = look_through(prefix, hashed=hashed)
             found = [*seen, low, high]
             if hashes is not None:

@@ -75,6 +75,7 @@ def test_hashes_are_kept_with_what_was_found(tmp_path, monkeypatch):
         assert token_hashes([prefix], seen).tolist() == found.tolist()
     file.unlink()
     check_vocabulary([prefix], 5, "here", seen)
+    check_vocabulary([prefix], 5, "here", seen, hashed=False)
     with monkeypatch.context() as patch:
         patch.setattr(token_range, "_pieces", lambda prefix: pytest.fail("read again"))
         check_vocabulary([prefix], 5, "here", seen)
