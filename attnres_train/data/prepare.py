@@ -148,7 +148,8 @@ def _check_validation(
         return
     needed = config.train.seq_length + 1
     sizes = ", ".join(
-        f"{source.key} ({source.name}) has {one['train_tokens']:,} tokens"
+        f"{source.key} ({source.name}) has {one['train_tokens']:,} training tokens in "
+        f"{one['documents']:,} documents"
         for source, one in zip(sources, summaries, strict=True)
     )
     raise UserError(

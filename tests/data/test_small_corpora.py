@@ -144,8 +144,9 @@ class TestWhatIsTold:
         assert str(caught.value) == (
             "train.eval_interval is 1, but no corpus is large enough to validate on: of one, the "
             "longest document must leave a sample of train.seq_length + 1 = 17 tokens to training "
-            f"and lend one to validation, and data.corpus.0 (indexed {prefix}) has 30 tokens. "
-            "Bring more text, lower train.seq_length, or set train.eval_interval to 0"
+            f"and lend one to validation, and data.corpus.0 (indexed {prefix}) has 30 "
+            "training tokens in 1 documents. Bring more text, lower train.seq_length, or set "
+            "train.eval_interval to 0"
         )
         config = indexed(tmp_path / "cache", prefix)
         config.train.eval_interval = 0
