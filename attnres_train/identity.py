@@ -29,7 +29,7 @@ _INSISTED = {
 }
 BEGINS_ANEW = "the data begin anew, at sample 0 of their new order"
 RESTART = "If this is meant: data.new=restart goes on with these data from their beginning"
-APPEND = ", data.new=append mixes new files into the rest of the epoch."
+APPEND = ", data.new=append mixes new files into the rest of the epoch"
 
 
 def data_record(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
@@ -223,10 +223,11 @@ def refuse(refused: list[Change], path: Path) -> None:
         return
     kinds = [e.value for e in REFUSED if any(change.effect == e for change in refused)]
     listing = "".join(f"\n  {change} ({change.effect.value})" for change in refused)
+    way_on = ""
     if Effect.DATA.value in kinds:
-        listing += f"\n{RESTART}{APPEND if any(map(_is_of_files, refused)) else '.'}"
+        way_on = f"{RESTART}{APPEND if any(map(_is_of_files, refused)) else ''}. "
     raise UserError(
-        f"{path} is of another {' and '.join(kinds)} than this configuration:{listing}\n"
+        f"{path} is of another {' and '.join(kinds)} than this configuration:{listing}\n{way_on}"
         "Change them back, or begin a run of its own under another run.name. To go on all the "
         f"same: checkpoint.allow=[{','.join(kinds)}] (see docs/checkpoints.md)"
     )
