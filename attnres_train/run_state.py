@@ -18,6 +18,7 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
 from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.ranks import Ranks
+from attnres_train.screen import say
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Checkpoints:
             progress = Progress(**found.extras["progress"])
             if self.ranks.is_main:
                 verb = "weights of" if found.is_new else "resumed from"
-                print("\n".join([f"{verb} {found.path}", *told]), flush=True)
+                say("\n".join([f"{verb} {found.path}", *told]))
         path = found.path if found and not found.is_new else None
         # Only now: an attempt that cannot resume leaves the folder as it was.
         self.loaded_from = peers.on_first(lambda: self._begin(path, progress))
@@ -160,5 +161,5 @@ class Checkpoints:
             group=self.ranks.control,
         )
         if self.ranks.is_main:
-            print(f"saved {path}", flush=True)
+            say(f"saved {path}")
         return path

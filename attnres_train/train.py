@@ -33,6 +33,7 @@ from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import facts
 from attnres_train.run_state import Checkpoints, nothing_left
+from attnres_train.screen import say
 from attnres_train.supervise import failures
 from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import catch_stop_signals
@@ -52,7 +53,7 @@ def train(config: RunConfig) -> int:
     nothing to train, which leaves the run folder as it is."""
     if done := nothing_left(config):  # every process finds the same: none has begun to write
         if os.environ.get("RANK", "0") == "0":
-            print(done, flush=True)
+            say(done)
         return 0
     folder = Path(config.run.dir) / config.run.name
     stop_requested = catch_stop_signals(folder)
@@ -70,10 +71,10 @@ def train(config: RunConfig) -> int:
         parts = build_parts(config, ranks, prepared)
         if ranks.is_main:
             more = facts(config, ranks.device)
-            print(describe(config, chunk_layers(config), ranks.world_size, more), flush=True)
+            say(describe(config, chunk_layers(config), ranks.world_size, more))
         progress = Trainer(config, ranks, parts, stop_requested).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
-            print(f"stopped after step {progress.step}, saved; the same command resumes")
+            say(f"stopped after step {progress.step}, saved; the same command resumes")
     return 0
 
 

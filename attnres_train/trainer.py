@@ -101,11 +101,13 @@ class Trainer:
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record["validation_loss"] = loss = self.validate()
                     observers.tell(Observer.on_validation, step, loss)
-                observers.tell_step_end(record)
-                interval = self.config.checkpoint.save_interval
+                observers.tell_step_end(record, after_save=False)
+                path, interval = None, self.config.checkpoint.save_interval
                 if step == end or stopping or (interval and step % interval == 0):
                     path = self.parts.checkpoints.save(self.progress)
                     saved = step
+                observers.tell_step_end(record, after_save=True)
+                if path:
                     observers.tell(Observer.on_save, step, path)
         assert saved == self.progress.step
         return self.progress

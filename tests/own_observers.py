@@ -12,6 +12,8 @@ class Quiet(Observer):
 class Crash(Observer):
     """Ends the run after its second step, before anything of that is saved."""
 
+    everywhere = True
+
     def on_start(self, step: int) -> None:
         self.steps = 0
 

@@ -74,8 +74,12 @@ class Observer(Kind):
 
     Observers of the user's, in the order of `log.observers`, are told before those that log, so
     that what they add to a record is logged. They look on: parameters, gradients and the random
-    number generators are the run's. An exception ends the run, with a note that names the observer
-    and the hook.
+    number generators are the run's.
+
+    An exception costs the run its observer and nothing else: it is told once, with its traceback,
+    and the observer is told of nothing more. Two end the run, with a note that names observer and
+    hook: a UserError, by which an observer ends it on purpose, and any of an observer that is
+    `everywhere`, for the others may be waiting for it in a call of theirs.
 
     ``self.options`` are the checked options, ``self.run`` is the `RunContext`. The constructor also
     serves for checks before any process of the run exists: prepare in `on_start`.
@@ -85,6 +89,9 @@ class Observer(Kind):
     """Whether there is one on every rank; else on the main rank alone. Those on every rank may use
     torch.distributed (over ``run.control``), if all of them make the same calls in the same order;
     not in `on_failure` and `on_end`, which others may not reach."""
+
+    after_save: ClassVar[bool] = False
+    """Whether `on_step_end` comes after the step is saved: for what only shows the record."""
 
     def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
         super().__init__(section, key)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.screen import complain
 from attnres_train.supervise import failures
 from attnres_train.supervise.culprit import explain
 from attnres_train.supervise.signals import stop_signals
@@ -90,7 +91,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
         except ChildFailedError as error:
             return _report_failure(error, folder, world_size)
         except SignalException as stop:
-            print(f"stopped by {signal.Signals(stop.sigval).name}", file=sys.stderr)
+            complain(f"stopped by {signal.Signals(stop.sigval).name}")
             return 128 + int(stop.sigval)
     return 0
 
@@ -98,7 +99,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
 def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> int:
     """Print the failure that came first by cause; returns the exit code."""
     if stop := explain(failures.read(folder), world_size):
-        print(f"{stop}\nWhat every rank waited for: {folder / 'failures'}", file=sys.stderr)
+        complain(f"{stop}\nWhat every rank waited for: {folder / 'failures'}")
         return 1
     rank, failure = min(error.failures.items(), key=lambda item: _by_cause(item[1]))
     if failure.exitcode == 2:
@@ -106,10 +107,10 @@ def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> i
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
-        print(f"rank {rank} was killed by {name}{hint}", file=sys.stderr)
+        complain(f"rank {rank} was killed by {name}{hint}")
     else:
         told = _traceback_of(failure)
-        print(f"rank {rank} failed: {_sentence_of(failure)}\n{told}", file=sys.stderr)
+        complain(f"rank {rank} failed: {_sentence_of(failure)}\n{told}")
     return 1
 
 

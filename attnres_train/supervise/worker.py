@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from attnres_train.errors import UserError
+from attnres_train.screen import complain, settle
 
 # An error on all ranks is told by rank 0. The others leave it this many seconds to do so, and to
 # take them down with it.
@@ -67,14 +67,13 @@ def _tell(what: str) -> None:
         # To be ended in its sleep: the run's own handler would only take note of the signal.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_FIRST_SECONDS)
-    print(what, file=sys.stderr)
+    complain(what)
 
 
 def _leave(code: int) -> NoReturn:
     """End the process at once: gloo's and NCCL's destructors may wait for the peers that wait for
     this process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    settle()
     os._exit(code)
 
 
