@@ -139,9 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         complain(f"error: {error}")
         return 2
-    except KeyboardInterrupt:  # while preparing: a run that trains is saved first
-        complain("stopped by SIGINT")
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:  # while preparing: a run that trains is saved first
+        number = getattr(stop, "number", signal.SIGINT)
+        complain(f"stopped by {signal.Signals(number).name}")
+        return 128 + number
     finally:
         settle()
 

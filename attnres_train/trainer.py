@@ -7,7 +7,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,6 +31,8 @@ from attnres_train.parallel.gradients import average_gradients, sum_over
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
+from attnres_train.supervise.recorder import Recorder
+from attnres_train.supervise.watch import Pulse
 
 
 class Optimizer(Protocol):
@@ -56,6 +59,7 @@ class Parts:
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 class StepTotals(NamedTuple):
@@ -78,9 +82,11 @@ class Trainer:
         ranks: Ranks,
         parts: Parts,
         stop_requested: Callable[[], bool] = lambda: False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.config, self.ranks, self.parts = config, ranks, parts
         self.stop_requested = stop_requested
+        self.recorded = recorder.recorded if recorder else nullcontext
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
@@ -92,7 +98,8 @@ class Trainer:
         end = min(train.train_iters, train.stop_after or train.train_iters)
         self.progress = self.parts.checkpoints.resume()
         saved = self.progress.step
-        with observers.watching(self.progress.step):
+        # A failure is written down before observers are told, which may take their time.
+        with observers.watching(self.progress.step), self.recorded():
             stopping = False
             while self.progress.step < end and not stopping:
                 observers.tell(Observer.on_step_begin, self.progress.step + 1)
@@ -146,6 +153,7 @@ class Trainer:
         progress.samples += samples
         progress.tokens += samples * self.config.train.seq_length
         totals = self._over_ranks(result, micro_batches)
+        parts.pulse.rest()
         record = self._record(totals, grad_norm, lr, time.perf_counter() - started)
         return record, totals.stopping
 
@@ -165,6 +173,7 @@ class Trainer:
             loss = self._over_ranks(result, micro_batches).loss
             share = loss_tokens.item()
             total, num_tokens = total + share * loss, num_tokens + share
+        self.parts.pulse.rest()
         for chunk in self.chunks:
             chunk.train()
         return total / num_tokens
