@@ -28,6 +28,8 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    skipped: int = 0
+    """Of the steps, those whose loss or gradient was not finite: nothing was learnt from them."""
 
 
 @dataclass(frozen=True)

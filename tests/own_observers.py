@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
+from attnres_train.config.section import Section
 from attnres_train.observe.observer import Observer, Record
 
 
 class Quiet(Observer):
     """Looks on."""
+
+
+class Poison(Observer):
+    """Gives one parameter a gradient that is not finite."""
+
+    everywhere = True
+
+    class Options(Section):
+        steps: list[int]
+        infinite: bool = False
+        name: str = "layers.1.mlp_res_norm"
+
+    def on_backward(self, step, chunks):
+        for chunk in chunks.values():
+            for name, parameter in chunk.named_parameters():
+                if step in self.options.steps and name.startswith(self.options.name):
+                    parameter.grad.view(-1)[0] = math.inf if self.options.infinite else math.nan
 
 
 class Crash(Observer):

@@ -57,6 +57,8 @@ class Console(Observer):
         if "mfu" in record:
             parts.append(f"MFU {100 * record['mfu']:.1f}%")
         parts.append(f"memory {record['memory_bytes'] / 2**30:.2f} GiB")
+        if "skipped_steps" in record:
+            parts.append(f"skipped {record['skipped_steps']:.0f}")
         if "validation_loss" in record:
             parts.append(f"validation loss {record['validation_loss']:.4f}")
         parts.append(f"ETA {clock((self.end - step) * step_seconds)}")

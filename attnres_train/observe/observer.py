@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 Record = dict[str, float]
 """What is logged of a step, flat: ``step, tokens, loss, grad_norm, lr, tokens_per_second,
 step_seconds, p2p_bytes, memory_bytes``, ``mfu`` where the device's peak is known,
-``validation_loss`` after a validation, and what observers of the user's add. Loss in nats per
-token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes (sum of
-the processes on CPU, the largest device on CUDA)."""
+``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
+number so far; of such a step ``loss`` or ``grad_norm`` is not finite), and what observers of the
+user's add. Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before
+clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA)."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import uuid
 from contextlib import suppress
@@ -36,7 +37,9 @@ class JsonLines(Observer):
         self._write()
 
     def on_step_end(self, record: Record) -> None:
-        self.waiting.append(json.dumps(record).encode() + b"\n")
+        # JSON has no word for what is not finite.
+        values = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        self.waiting.append(json.dumps(values).encode() + b"\n")
         self._write()
 
     def on_end(self) -> None:
@@ -98,14 +101,16 @@ def _size_up_to(path: Path, step: int) -> int:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a ``metrics.jsonl``; a last line cut off by a crash is left out."""
+    """The records of a ``metrics.jsonl``; a last line cut off by a crash is left out, and what
+    was not finite is NaN."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                records.append(json.loads(line))
+                values = json.loads(line)
             except json.JSONDecodeError:
                 break
+            records.append({k: math.nan if v is None else v for k, v in values.items()})
     return records
 
 

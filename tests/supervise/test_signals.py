@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from attnres_train.supervise import signals
-from attnres_train.supervise.signals import Stopped, StopSignals, held_back, heard, raised
+from attnres_train.supervise.signals import Stopped, StopSignals, heard, held_back, raised
 from tests.tiny import command, environment, write_config
 
 # A worker as `train` has it: says where it is in a file, and sits in C.
@@ -97,11 +97,10 @@ def test_a_signal_from_before_the_handlers_waits_for_them(tmp_path):
 
 
 def test_who_holds_signals_back_for_its_children_hears_them_itself():
-    with raised(), held_back():
-        with pytest.raises(Stopped, match="stopped by SIGHUP"):
-            os.kill(os.getpid(), signal.SIGHUP)
-            while True:
-                time.sleep(0.01)
+    with raised(), held_back(), pytest.raises(Stopped, match="stopped by SIGHUP"):
+        os.kill(os.getpid(), signal.SIGHUP)
+        while True:
+            time.sleep(0.01)
 
 
 def test_handlers_are_those_of_before_afterwards():
