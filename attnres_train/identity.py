@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnres_train.config.kinds import kind_of
+from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import REFUSED, Change, Effect, changes
 from attnres_train.config.saved import saved_config, upgraded
 from attnres_train.config.schema import RunConfig
@@ -85,7 +86,7 @@ def compare(
     progress, found = extras["progress"], []
     lines = []
     if "config" in extras:
-        found += changes(upgraded(extras["config"]), config.model_dump(mode="json"))
+        found += changes(upgraded(extras["config"]), plain_values(config))
     if record is not None and "data" in extras:
         found += list(_data_changes(extras["data"], record))
     elif record is not None and progress["samples"]:

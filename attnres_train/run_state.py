@@ -14,6 +14,7 @@ from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer, training_state
 from attnres_train.checkpoint.peers import Peers
+from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
 from attnres_train.model.naming import released_tensors
@@ -155,7 +156,7 @@ class Checkpoints:
             self.tensors,
             {
                 "progress": vars(progress),
-                "config": self.config.model_dump(mode="json"),
+                "config": plain_values(self.config),
                 "data": self.record,
             },
             keep_last=self.config.checkpoint.keep_last,

@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import LogConfig, WandbConfig
 from attnres_train.errors import UserError
 from attnres_train.observe.observer import Observer, Record, RunContext
@@ -204,7 +205,7 @@ class Wandb(Observer):
             resume="allow",
             mode=config.log.wandb.mode,
             dir=str(folder),
-            config=config.model_dump(),
+            config=plain_values(config),
         )
 
     def on_step_end(self, record: Record) -> None:

@@ -64,6 +64,8 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from attnres_train.supervise import local_rendezvous
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size))}
     # In this process, whose environment the workers inherit. The user's own settings are kept.
@@ -77,8 +79,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             max_nodes=1,
             nproc_per_node=world_size,
             run_id=f"local-{os.getpid()}-{time.time_ns()}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_backend=local_rendezvous.register(),
             # The processes are all here: this machine's own name may lead nowhere.
             local_addr="localhost",
             max_restarts=0,
