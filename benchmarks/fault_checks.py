@@ -2,9 +2,9 @@
 
     python benchmarks/fault_checks.py [--quick]
 
-Each check runs by itself, many times, in one process with forward and backward pass of one sample of
-the small model (less than any step). Reported is the share of that. The watching thread looks once a
-second, whatever a step takes: its share is that of the time.
+Each check runs by itself, many times, in one process with forward and backward pass of one sample
+of the small model (less than any step). Reported is the share of that. The watching thread looks
+once a second, whatever a step takes: its share is that of the time.
 """
 
 from __future__ import annotations
