@@ -1,0 +1,92 @@
+"""One log for each rank: `logs/rank_0003.log` in the run folder holds what that rank prints, warns
+of and fails with, attempt after attempt. The screen shows rank 0, and what ends the run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+
+def log_path(folder: Path, rank: int) -> Path:
+    """Of ``rank``, in run folder ``folder``."""
+    return folder / "logs" / f"rank_{rank:04d}.log"
+
+
+@contextmanager
+def logged(folder: Path, rank: int) -> Iterator[None]:
+    """Inside of the context, write down what this process prints, as rank ``rank`` of the run in
+    ``folder``. Rank 0 prints it too; of others also what libraries in C print goes to the log
+    alone. A log that cannot be written is done without."""
+    with ExitStack() as stack:
+        try:
+            log_path(folder, rank).parent.mkdir(parents=True, exist_ok=True)
+            number = os.open(log_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            with suppress(OSError):
+                print(f"rank {rank} keeps no log: {error}", file=sys.stderr)
+            yield
+            return
+        stack.callback(os.close, number)
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        _write(number, f"== {now}, rank {rank} on {socket.gethostname()}, process {os.getpid()}\n")
+        if rank != 0:
+            stack.enter_context(_led_to(number, (1, 2)))
+        for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
+            stack.enter_context(redirect(cast(TextIO, Logged(number, stream, rank == 0))))
+        try:
+            yield
+        except BaseException:
+            _write(number, traceback.format_exc())
+            raise
+
+
+class Logged:
+    """A text stream whose text goes into the file ``number`` and, if it ``is_shown``, to
+    ``stream``, whose errors are raised; those of the log are not."""
+
+    def __init__(self, number: int, stream: TextIO, is_shown: bool) -> None:
+        self._number, self._stream, self._is_shown = number, stream, is_shown
+
+    def write(self, text: str) -> int:
+        if "\r" not in text:  # a progress bar
+            _write(self._number, text)
+        return self._stream.write(text) if self._is_shown else len(text)
+
+    def flush(self) -> None:
+        if self._is_shown:
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._is_shown and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _write(number: int, text: str) -> None:
+    with suppress(OSError):
+        os.write(number, text.encode(errors="backslashreplace"))
+
+
+@contextmanager
+def _led_to(target: int, numbers: Sequence[int]) -> Iterator[None]:
+    """The file descriptors ``numbers`` lead to ``target`` until the context ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    kept = [(number, os.dup(number)) for number in numbers]
+    try:
+        for number in numbers:
+            os.dup2(target, number)
+        yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
