@@ -64,10 +64,10 @@ class Hosts:
         folders, the second of which its machine sees where the first one is."""
         port = str(free_port())
         for rank, space in enumerate(self.spaces):
-            own = f"mount --bind {shlex.quote(str(disks[rank]))} {shlex.quote(str(disks[0]))}; "
-            script = f"hostname {NAMES[rank]}; {own if disks else ''}exec {{}}".format(
-                shlex.join(command("train", *arguments))
-            )
+            script = f"hostname {NAMES[rank]}\n"
+            if disks:
+                script += shlex.join(["mount", "--bind", str(disks[rank]), str(disks[0])]) + "\n"
+            script += "exec " + shlex.join(command("train", *arguments))
             place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
             self.processes.append(
                 subprocess.Popen(

@@ -89,7 +89,6 @@ def test_a_link_that_stays_cut_is_told_after_the_timeout(hosts, tmp_path):
     hosts.cut()
     for rank, (code, told) in enumerate(hosts.end(0, 1)):
         assert code == 1, told
-        assert f"rank {rank} stopped, a peer is gone: " in told
         assert "waited for each other" in told or f"rank {1 - rank} stopped" in told
 
 
