@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,33 @@ def test_torchrun_dry_run_prints_the_command():
     assert words[module:] == [
         "-m", "attnres_train", "train", "configs/quickstart.yaml", "run.name=a b"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--nproc-per-node 2", "--nproc-per-node 2 --local-addr localhost"),
+        ("--standalone --nnodes=1:1", "--standalone --nnodes=1:1 --local-addr localhost"),
+        ("--nnodes 1 --max-restarts 2", "--nnodes 1 --max-restarts 2 --local-addr localhost"),
+        ("--nnodes 2 --master-addr 10.0.0.1", "--nnodes 2 --master-addr 10.0.0.1"),
+        ("--nnodes 2 --local_addr=10.0.0.1", "--nnodes 2 --local_addr=10.0.0.1"),
+        ("--nnodes 2", None),
+        ("--nnodes=12 --rdzv-endpoint a:1", None),
+    ],
+)
+def test_torchrun_where_the_host_name_leads_nowhere(options, told):
+    probe = ["unshare", "-u", "sh", "-c", 'hostname nohost123.invalid && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*probe, "true"], check=False).returncode:
+        pytest.skip("no permission for a host name of one's own")
+    words = [*probe, *torchrun("--dry-run", *options.split(), "--", "c.yaml")]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    if told is None:
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            "error: nohost123.invalid, the name of this machine, does not"
+        )
+    else:
+        assert f"torch.distributed.run {told} -m attnres_train" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nnodes", "2"], ["--nnodes", "2", "--"]])
