@@ -36,10 +36,9 @@ def logged(folder: Path, rank: int) -> Iterator[None]:
         stack.callback(os.close, number)
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         _write(number, f"== {now}, rank {rank} on {socket.gethostname()}, process {os.getpid()}\n")
-        if rank != 0:
-            stack.enter_context(_led_to(number, (1, 2)))
+        screen = None if rank == 0 else stack.enter_context(_led_to(number, (1, 2)))
         for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
-            stack.enter_context(redirect(cast(TextIO, Logged(number, stream, rank == 0))))
+            stack.enter_context(redirect(cast(TextIO, Logged(number, stream, screen))))
         try:
             yield
         except BaseException:
@@ -48,23 +47,25 @@ def logged(folder: Path, rank: int) -> Iterator[None]:
 
 
 class Logged:
-    """A text stream whose text goes into the file ``number`` and, if it ``is_shown``, to
-    ``stream``, whose errors are raised; those of the log are not."""
+    """A text stream whose text goes into the file ``number``; errors of that are not raised. If
+    there is no ``screen`` apart, it also goes to ``stream``, whose errors are."""
 
-    def __init__(self, number: int, stream: TextIO, is_shown: bool) -> None:
-        self._number, self._stream, self._is_shown = number, stream, is_shown
+    def __init__(self, number: int, stream: TextIO, screen: TextIO | None = None) -> None:
+        self._number, self._stream = number, stream
+        self.screen = screen
+        """Where what ends this rank is to be seen too, None where everything is."""
 
     def write(self, text: str) -> int:
         if "\r" not in text:  # a progress bar
             _write(self._number, text)
-        return self._stream.write(text) if self._is_shown else len(text)
+        return len(text) if self.screen else self._stream.write(text)
 
     def flush(self) -> None:
-        if self._is_shown:
+        if not self.screen:
             self._stream.flush()
 
     def isatty(self) -> bool:
-        return self._is_shown and self._stream.isatty()
+        return not self.screen and self._stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -76,8 +77,9 @@ def _write(number: int, text: str) -> None:
 
 
 @contextmanager
-def _led_to(target: int, numbers: Sequence[int]) -> Iterator[None]:
-    """The file descriptors ``numbers`` lead to ``target`` until the context ends."""
+def _led_to(target: int, numbers: Sequence[int]) -> Iterator[TextIO]:
+    """The file descriptors ``numbers`` lead to ``target`` until the context ends; yields a stream
+    that leads to where the last of them did."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -85,7 +87,8 @@ def _led_to(target: int, numbers: Sequence[int]) -> Iterator[None]:
     try:
         for number in numbers:
             os.dup2(target, number)
-        yield
+        with open(kept[-1][1], "w", buffering=1, closefd=False) as screen:
+            yield screen
     finally:
         for number, copy in kept:
             os.dup2(copy, number)

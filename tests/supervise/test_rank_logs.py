@@ -22,6 +22,7 @@ try:
         print("printed", flush=True)
         warnings.warn("warned")
         os.write(2, b"in C\\n")
+        print("the end", file=getattr(sys.stderr, "screen", None) or sys.stderr)
         print("a bar\\r", file=sys.stderr, end="", flush=True)
         assert not sys.stderr.isatty() and sys.stdout.fileno() == 1
         raise ValueError("failed")
@@ -53,7 +54,7 @@ def test_a_rank_writes_down_what_it_prints(tmp_path, rank):
         assert out == "before\nprinted\nafter failed\n"
         assert "UserWarning: warned" in err and "in C\n" in err and "a bar" in err
     else:
-        assert (out, err) == ("before\nafter failed\n", "")
+        assert (out, err) == ("before\nafter failed\n", "the end\n")
         assert log.count("in C\n") == 2
 
 
@@ -67,7 +68,7 @@ def test_a_log_that_cannot_be_written_is_done_without(tmp_path, capsys):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_on_a_full_disk_does_not_stop_what_is_shown(capsys):
     number = os.open("/dev/full", os.O_WRONLY)
-    print("goes on", file=Logged(number, sys.stdout, is_shown=True))
-    print("goes nowhere", file=Logged(number, sys.stdout, is_shown=False))
+    print("goes on", file=Logged(number, sys.stdout))
+    print("goes nowhere", file=Logged(number, sys.stdout, screen=sys.stderr))
     os.close(number)
     assert capsys.readouterr().out == "goes on\n"
