@@ -4,10 +4,12 @@ processes connect: torch would go on trying."""
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
 import time
+from contextlib import suppress
 
 from attnres_train.errors import UserError
 
@@ -33,6 +35,34 @@ def check_master(address: str) -> None:
                     "every machine of the run knows"
                 ) from error
         time.sleep(PAUSE_SECONDS)
+
+
+def listener(address: str, port: int) -> int:
+    """The descriptor of a socket that listens at ``port`` for who comes to ``address``: at no other
+    where that is one, on all interfaces where it is a name, which may mean another address here
+    than on other machines.
+
+    Raises UserError where the port is taken.
+    """
+    family, place = socket.AF_INET6, "::"
+    with suppress(ValueError):
+        found = ipaddress.ip_address("127.0.0.1" if address == "localhost" else address)
+        family, place = (socket.AF_INET, str(found)) if found.version == 4 else (family, str(found))
+    if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        family, place = socket.AF_INET, "0.0.0.0"
+    with socket.socket(family, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if place == "::":
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            server.bind((place, port))
+        except OSError as error:
+            raise UserError(
+                f"MASTER_PORT is {port}, where rank 0 cannot listen at {place} "
+                f"({error.strerror}): choose a free port, the same on all machines"
+            ) from error
+        server.listen(4096)
+        return server.detach()
 
 
 def choose_interface(master: str) -> None:

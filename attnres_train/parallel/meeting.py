@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from attnres_train.errors import UserError
-from attnres_train.parallel.addresses import check_master, choose_interface
+from attnres_train.parallel.addresses import check_master, choose_interface, listener
 from attnres_train.parallel.launched import launched_world_size
 
 POLL_SECONDS = 0.1
@@ -129,13 +129,14 @@ def meet(timeout: float, stop_requested: Callable[[], bool] = lambda: False) -> 
     choose_interface(address)
     # Under torchrun the agent has the store, else rank 0.
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    port, serves = int(os.environ["MASTER_PORT"]), rank == 0 and not agents
     store = dist.TCPStore(
         address,
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and not agents,
+        port,
+        is_master=serves,
         timeout=timedelta(seconds=timeout),
         wait_for_workers=False,  # they are waited for by name
-        multi_tenant=True,
+        master_listen_fd=listener(address, port) if serves else None,
     )
     meeting = Meeting(dist.PrefixStore("start", store), rank, world_size, timeout, stop_requested)
     try:

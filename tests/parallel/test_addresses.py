@@ -9,7 +9,8 @@ import pytest
 
 from attnres_train.errors import UserError
 from attnres_train.parallel import addresses
-from attnres_train.parallel.addresses import check_master, choose_interface
+from attnres_train.parallel.addresses import check_master, choose_interface, listener
+from tests.tiny import free_port
 
 
 def test_a_master_that_does_not_resolve_is_named(monkeypatch):
@@ -50,3 +51,17 @@ def test_a_name_of_its_own_is_enough(monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     choose_interface("127.0.0.1")
     assert not os.environ["GLOO_SOCKET_IFNAME"]
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("node0.cluster", "::")],
+)
+def test_rank_0_listens_no_wider_than_asked(address, bound):
+    port = free_port()
+    with socket.socket(fileno=listener(address, port)) as server:
+        assert server.getsockname()[:2] == (bound, port)
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+        with pytest.raises(UserError, match=f"MASTER_PORT is {port}, where rank 0 cannot listen"):
+            listener(address, port)
