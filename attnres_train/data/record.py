@@ -10,6 +10,7 @@ from typing import Any
 
 from attnres_train.data.corpora.content import read_contents
 from attnres_train.data.prepare import Prepared
+from attnres_train.data.samples import Source
 
 
 def as_record(prepared: Prepared) -> dict[str, Any]:
@@ -20,9 +21,9 @@ def as_record(prepared: Prepared) -> dict[str, Any]:
 
 def from_record(record: Mapping[str, Any]) -> Prepared:
     """What `as_record` was given."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Prepared).validate_python(record["prepared"])
+    fields = dict(record["prepared"])
+    fields["sources"] = [Source.of(source) for source in fields["sources"]]
+    return Prepared(**fields)
 
 
 def files_of(prepared: Prepared) -> list[Path]:
@@ -30,7 +31,8 @@ def files_of(prepared: Prepared) -> list[Path]:
     shards = [
         Path(prefix + end)
         for source in prepared.sources
-        for prefix in source.prefixes
+        for generation in source.generations
+        for prefix in generation.prefixes
         for end in (".idx", ".bin")
     ]
     indices = sorted(path for path in Path(prepared.indices).iterdir() if path.is_file())
