@@ -38,9 +38,6 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
     sys.stdout.flush()
 
 
-# Processes
-
-
 def connect(
     rank: int, world_size: int, stages: int, port: int, all_groups: bool, pipe: Any
 ) -> None:
@@ -127,9 +124,6 @@ def processes(counts: list[int], stages: int) -> None:
     table(title, ["processes", *PARTS, "all"], rows)
 
 
-# Files and documents
-
-
 def config(folder: Path, corpus: dict[str, Any], **tokenizer: Any) -> Any:
     from attnres_train.config.schema import RunConfig
 
@@ -204,7 +198,8 @@ def documents(count: int, tokens: int = 8) -> None:
             folder / "corpus.bin"
         )
         run = config(folder, {"kind": "indexed", "path": str(folder / "corpus")}, kind="none")
-        open_data(config(folder, *tiny(folder)), prepare(config(folder, *tiny(folder))))  # imports
+        small = config(folder, tiny(folder), vocab_size=300)
+        open_data(small, prepare(small, progress=False))  # what it imports takes longer
         first = in_process(lambda: prepare(run, progress=False))
         again = in_process(lambda: prepare(run, progress=False))
         prepared = prepare(run, progress=False)
@@ -222,12 +217,9 @@ def documents(count: int, tokens: int = 8) -> None:
     table(f"To step 1, {count:,} documents in one index", ["who", "seconds", "GiB"], rows)
 
 
-def tiny(folder: Path) -> tuple[dict[str, Any]]:
+def tiny(folder: Path) -> dict[str, Any]:
     (folder / "tiny.txt").write_text("what is imported for data takes seconds\n" * 99)
-    return ({"kind": "text", "path": str(folder / "tiny.txt")},)
-
-
-# A kill
+    return {"kind": "text", "path": str(folder / "tiny.txt")}
 
 
 def kill(steps: int = 4) -> None:
