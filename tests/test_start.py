@@ -170,13 +170,6 @@ def test_who_does_not_come_is_named():
         late(3, timeout=0.2).hear("prepared", "rank 0 to prepare")
 
 
-def test_who_is_told_to_stop_does_not_wait():
-    meeting = late(3, timeout=300)
-    meeting.stop_requested = lambda: True
-    with pytest.raises(UserError, match="told to stop while waiting for rank 0 to prepare"):
-        meeting.hear("prepared", "rank 0 to prepare")
-
-
 def test_a_failure_that_is_no_users_is_that_of_a_peer():
     one, other = late(3, timeout=300), late(2, timeout=300)
     other.store = one.store

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from attnres_train.errors import UserError
 from attnres_train.parallel.addresses import check_master, choose_interface, listener
 from attnres_train.parallel.launched import launched_world_size
+from attnres_train.screen import complain
 
 POLL_SECONDS = 0.1
 # Seconds between two lines that tell who is waited for.
@@ -39,7 +39,6 @@ class Meeting:
     world_size: int
     timeout: float
     """Seconds that `hear` and `hear_all` wait."""
-    stop_requested: Callable[[], bool] = lambda: False
     machine: str = field(default_factory=lambda: socket.gethostname())
     """This machine's name, which nobody needs to resolve."""
     local_rank: int = field(default_factory=lambda: int(os.environ.get("LOCAL_RANK", 0)))
@@ -92,9 +91,7 @@ class Meeting:
             if self.rank == 0 and now - told > TELL_SECONDS:
                 told = now
                 missing = [place for place, key in enumerate(keys) if not self.store.check([key])]
-                print(f"waiting for {waited_for(missing)}", file=sys.stderr, flush=True)
-            if self.stop_requested():
-                raise UserError(f"told to stop while waiting for {waited_for([])}")
+                complain(f"waiting for {waited_for(missing)}")
             time.sleep(POLL_SECONDS)
 
     def tell_failure(self, error: BaseException) -> None:
@@ -114,7 +111,7 @@ class Meeting:
 
 
 @contextmanager
-def meet(timeout: float, stop_requested: Callable[[], bool] = lambda: False) -> Iterator[Meeting]:
+def meet(timeout: float) -> Iterator[Meeting]:
     """Meet the run's other processes (torchrun's environment; alone without it), those that come
     within ``timeout`` seconds. What fails before the meeting `is_over` is told to all.
 
@@ -122,7 +119,7 @@ def meet(timeout: float, stop_requested: Callable[[], bool] = lambda: False) -> 
     """
     world_size = launched_world_size()
     if world_size is None:
-        yield Meeting(dist.HashStore(), 0, 1, timeout, stop_requested)
+        yield Meeting(dist.HashStore(), 0, 1, timeout)
         return
     rank, address = int(os.environ["RANK"]), os.environ["MASTER_ADDR"]
     check_master(address)
@@ -138,7 +135,7 @@ def meet(timeout: float, stop_requested: Callable[[], bool] = lambda: False) -> 
         wait_for_workers=False,  # they are waited for by name
         master_listen_fd=listener(address, port) if serves else None,
     )
-    meeting = Meeting(dist.PrefixStore("start", store), rank, world_size, timeout, stop_requested)
+    meeting = Meeting(dist.PrefixStore("start", store), rank, world_size, timeout)
     try:
         yield meeting
     except BaseException as error:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from attnres_train.screen import complain
+
 
 def log_path(folder: Path, rank: int) -> Path:
     """Of ``rank``, in run folder ``folder``."""
@@ -29,8 +31,7 @@ def logged(folder: Path, rank: int) -> Iterator[None]:
             log_path(folder, rank).parent.mkdir(parents=True, exist_ok=True)
             number = os.open(log_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
-            with suppress(OSError):
-                print(f"rank {rank} keeps no log: {error}", file=sys.stderr)
+            complain(f"rank {rank} keeps no log: {error}")
             yield
             return
         stack.callback(os.close, number)
