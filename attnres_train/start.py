@@ -55,6 +55,7 @@ def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Sta
         return _first_to_prepare(config, meeting, progress)
     told = meeting.hear("prepared", "rank 0 to prepare the data")
     if "done" in told:
+        meeting.tell_own("leaving", True)
         return told["done"]
     places = [Place(*place) for place in told["places"]]
     machines, first = machine_names(places), first_ranks(places)[meeting.rank]
@@ -74,6 +75,8 @@ def _first_to_prepare(config: RunConfig, meeting: Meeting, progress: bool) -> St
     places = [Place(*place) for place in meeting.hear_all("place", "to join")]
     if done := nothing_left(config):
         meeting.tell("prepared", {"done": done})
+        meeting.tell_own("leaving", True)
+        meeting.hear_all("leaving", "to hear that")  # from the store, which goes with rank 0
         return done
     made = prepare_run(config, progress=progress)
     record = as_record(made.prepared)

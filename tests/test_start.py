@@ -53,7 +53,8 @@ def begin(config: RunConfig, folder: Path, port: int, edits: Edits = ()) -> tupl
                 start.check_together(run, begun, meeting)
                 tokens = open_data(config, begun.prepared).micro_batches(0, 0, 1)[0]["tokens"]
                 meeting.tell_own("end", 0)
-                meeting.hear_all("end", "")
+                if meeting.rank == 0:  # the store goes with it
+                    meeting.hear_all("end", "to end")
         except UserError as error:
             return str(error), prepares.call_count
         return tokens.tolist(), prepares.call_count
