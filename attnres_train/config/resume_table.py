@@ -65,7 +65,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "data": "reset_at_documents mask_document_ends",
     },
     Effect.NONE: {
-        "run": "name dir",
+        "run": "name dir start_timeout_seconds",
         "model": "initializer_range",
         "model.residual": "two_phase",
         "model.kda": "chunk_size",

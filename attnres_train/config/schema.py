@@ -22,6 +22,9 @@ class RunSection(Section):
     """Folder that holds the runs. Here as in every path, `~` and `$NAME` are expanded."""
     seed: int = Field(1234, ge=0)
     """Seed of initial weights and data order."""
+    start_timeout_seconds: float = Field(3600, gt=0)
+    """Time that processes wait for each other before step 1: for all to join, and for rank 0 to
+    prepare the data."""
 
     _paths = holding_paths("dir")
     _names = holding_names("name")

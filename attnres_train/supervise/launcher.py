@@ -39,6 +39,14 @@ MALLOC_ENVIRONMENT = {
 SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 
 
+OUR_RUN_ID = "attnres-train-local-"
+
+
+def started_by_us() -> bool:
+    """Whether this process is a worker that `launch` has started."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OUR_RUN_ID)
+
+
 def default_world_size(config: RunConfig) -> int:
     """Processes for a run on this machine: one replica on CPU, as many as fit on its GPUs."""
     import torch
@@ -79,7 +87,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=world_size,
-            run_id=f"local-{os.getpid()}-{time.time_ns()}",
+            run_id=f"{OUR_RUN_ID}{os.getpid()}-{time.time_ns()}",
             rdzv_backend=local_rendezvous.register(),
             # The processes are all here: this machine's own name may lead nowhere.
             local_addr="localhost",

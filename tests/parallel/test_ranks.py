@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import choose_device, join_run
 from tests.tiny import free_port, torchrun_environment
 
@@ -31,7 +32,8 @@ def place(stages: int, port: int) -> dict[str, Any]:
     with (
         torchrun_environment(port),
         redirect_stderr(io.StringIO()) as warned,
-        join_run(config(stages)) as ranks,
+        meet(300) as meeting,
+        join_run(config(stages), meeting) as ranks,
     ):
         assert ranks.control.size() == ranks.world_size
         found = {
@@ -78,7 +80,7 @@ def join_twice_alone() -> list[int]:
     dist.destroy_process_group()
     sizes = []
     for _ in range(2):
-        with join_run(config(1)) as ranks:
+        with meet(300) as meeting, join_run(config(1), meeting) as ranks:
             sizes.append(ranks.world_size)
     return sizes
 
