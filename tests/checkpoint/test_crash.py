@@ -15,7 +15,8 @@ from attnres_train.checkpoint.store import load, save
 from tests.checkpoint.toy import step_folders
 from tests.parity.pool import RankFailedError
 
-STORE = "attnres_train.checkpoint.store"
+SAVER = "attnres_train.checkpoint.saver"
+PUBLISHING = "attnres_train.checkpoint.publishing"
 FOLDERS = "attnres_train.checkpoint.folders"
 
 
@@ -45,11 +46,11 @@ def values(path: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("where", "rank", "survivor"),
     [
-        (f"{STORE}.dcp.save", 1, "step_00000001"),
-        (f"{STORE}.with_checksum", 1, "step_00000001"),
-        (f"{STORE}.write_manifest", 0, "step_00000001"),
-        (f"{STORE}.folders.publish", 0, "step_00000001"),
-        (f"{STORE}.folders.prune", 0, "step_00000002"),
+        (f"{SAVER}.write_tensors", 1, "step_00000001"),
+        (f"{SAVER}.checksum", 1, "step_00000001"),
+        (f"{PUBLISHING}.write_file", 0, "step_00000001"),
+        (f"{PUBLISHING}.folders.publish", 0, "step_00000001"),
+        (f"{PUBLISHING}.folders.prune", 0, "step_00000002"),
         (f"{FOLDERS}.shutil.rmtree", 0, "step_00000002"),
     ],
 )
