@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,15 @@ def unlike(folder: Path, files: Mapping[str, int]) -> str | None:
 
 def _read_lists(manifest: Manifest) -> Contents:
     contents = Contents({}, [])
+    for entries, rng in each_list(manifest):
+        # What every rank has, such as the number of updates, is written more than once.
+        contents.tensors.update({n: e for n, e in entries.items() if n not in contents.tensors})
+        contents.rng.append(rng)
+    return contents
+
+
+def each_list(manifest: Manifest) -> Iterator[tuple[dict[str, TensorSpec], dict[str, str]]]:
+    """Every rank's tensors, and its generators. Raises BrokenCheckpoint."""
     for name, expected in manifest.lists.items():
         try:
             data = (manifest.folder / name).read_bytes()
@@ -174,10 +183,7 @@ def _read_lists(manifest: Manifest) -> Contents:
         except (OSError, ValueError, TypeError, KeyError) as error:
             why = f"{manifest.folder}: {name} is damaged ({error})"
             raise BrokenCheckpoint(why) from error
-        # What every rank has, such as the number of updates, is written more than once.
-        contents.tensors.update({n: e for n, e in entries.items() if n not in contents.tensors})
-        contents.rng.append(mine["rng"])
-    return contents
+        yield entries, mine["rng"]
 
 
 def _check_headers(
