@@ -120,7 +120,12 @@ def write_tensors(path: Path, layout: Layout, pieces: Iterable[memoryview]) -> N
 def _write_all(handle: int, data: memoryview) -> int:
     done = 0
     while done < len(data):
-        done += os.write(handle, data[done : done + _CHUNK_BYTES])
+        count = os.write(handle, data[done : done + _CHUNK_BYTES])
+        done += count
+        if hasattr(os, "posix_fadvise"):
+            # Begin to write to the disk now, not when all is to be there (on Linux).
+            end = os.lseek(handle, 0, os.SEEK_CUR)
+            os.posix_fadvise(handle, end - count, count, os.POSIX_FADV_DONTNEED)
     return done
 
 
