@@ -110,7 +110,7 @@ class Trainer:
         self.progress = self.parts.checkpoints.resume()
         # A failure is written down before observers are told, which may take their time.
         watching = observers.watching(self.progress.step)
-        with watching, self.recorded(), self.parts.checkpoints.settled():
+        with self.parts.checkpoints.settled(), watching, self.recorded():
             stopping = False
             while self.progress.step < end and not stopping:
                 observers.tell(Observer.on_step_begin, self.progress.step + 1)
