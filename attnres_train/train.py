@@ -59,7 +59,7 @@ def train(config: RunConfig) -> int:
     a signal stopped the run (it is saved, and the same command resumes it), and when there is
     nothing to train, which leaves the run folder as it is."""
     folder = Path(config.run.dir) / config.run.name
-    with heard() as stop, meet(config.run.start_timeout_seconds) as meeting:
+    with heard(with_agent=True) as stop, meet(config.run.start_timeout_seconds) as meeting:
         # Where our own launcher has started this process, it has told of the data.
         start = prepare_together(config, meeting, progress=not started_by_us())
         if isinstance(start, str):

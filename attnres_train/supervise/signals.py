@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from attnres_train.screen import complain
+
 # Signals that end a run: the agent hands them to the workers, which save (see `train`).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SAME_SECONDS = 1.0
 """What comes so soon after a signal is the same wish: SLURM tells the tasks and the batch script,
 which tells the tasks."""
+ASK_SECONDS = 1.0
+"""How often a worker asks whether the agent that started it is still there."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -74,9 +78,11 @@ def _leave(code: int, told: str = "") -> None:
 
 
 @contextmanager
-def heard() -> Iterator[StopSignals]:
+def heard(*, with_agent: bool = False) -> Iterator[StopSignals]:
     """Hear `stop_signals` while the context lasts, also those that were held back before (by
-    `held_back`, or ``env --block-signal``). In the main thread only."""
+    `held_back`, or ``env --block-signal``); ``with_agent``: the end of the agent that has started
+    this process, our launcher or torchrun, too, for one that was killed tells nobody, and its
+    workers would train on with no one to end them. In the main thread only."""
     stop = StopSignals()
     here, there = socket.socketpair()
     there.setblocking(False)
@@ -84,7 +90,8 @@ def heard() -> Iterator[StopSignals]:
     # The thread is told by Python's handler in C, at once; that in Python has nothing to do.
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     wakeup = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(here, numbers, stop), daemon=True)
+    agent = os.getppid() if with_agent and "TORCHELASTIC_RUN_ID" in os.environ else None
+    thread = threading.Thread(target=_listen, args=(here, numbers, stop, agent), daemon=True)
     thread.start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
@@ -98,8 +105,24 @@ def heard() -> Iterator[StopSignals]:
         here.close()
 
 
-def _listen(here: socket.socket, numbers: tuple[signal.Signals, ...], stop: StopSignals) -> None:
-    while received := here.recv(64):
+def _listen(
+    here: socket.socket,
+    numbers: tuple[signal.Signals, ...],
+    stop: StopSignals,
+    agent: int | None,
+) -> None:
+    here.settimeout(None if agent is None else ASK_SECONDS)
+    while True:
+        try:
+            received = here.recv(64)
+        except TimeoutError:
+            if os.getppid() != agent:
+                complain("the launcher is gone: this rank stops as if it had been told to")
+                stop.hear(signal.SIGTERM, time.monotonic())
+                here.settimeout(None)  # said once
+            continue
+        if not received:
+            return
         for number in received:
             if number in numbers:
                 stop.hear(number, time.monotonic())

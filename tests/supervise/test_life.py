@@ -1,5 +1,5 @@
-"""The life of a run as its user sees it: a worker is killed, the machine wants its cores back, and
-in the end it is done."""
+"""The life of a run as its user sees it: a worker is killed, the machine wants its cores back,
+the launcher is killed, and in the end it is done."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ class Launched:
         return self.process.returncode, out, err
 
 
+def wait_until_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{process}/stat").exists() for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def newest_step(run: Path) -> int:
     return read_manifest(find_latest(run / "checkpoints")).step
 
@@ -76,7 +83,7 @@ def _environ(pid: str) -> list[bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds workers in /proc")
-def test_killed_then_stopped_then_finished(pool, tmp_path, capsys):
+def test_killed_then_stopped_then_orphaned_then_finished(pool, tmp_path, capsys):
     config, run = write_config(tmp_path), tmp_path / "runs" / "tiny"
 
     first = Launched(config, "train.train_iters=5000")
@@ -99,6 +106,16 @@ def test_killed_then_stopped_then_finished(pool, tmp_path, capsys):
     stopped = newest_step(run)
     assert f"stopped after step {stopped}, saved; the same command resumes" in out
     assert column(run, "step") == list(range(1, stopped + 1))
+
+    third = Launched(config, "train.train_iters=5000")
+    third.wait_until(lambda: len(records(run)) >= stopped + 3)
+    workers = [third.worker(rank=rank) for rank in (0, 1)]
+    third.process.kill()
+    third.process.wait()
+    wait_until_gone(workers)  # nobody told them
+    logged, stopped = len(records(run)), newest_step(run)
+    assert column(run, "step") == list(range(1, stopped + 1))
+    assert logged == stopped
 
     rest = [str(config), *grid(2, 2), f"train.train_iters={stopped + 2}"]
     out = pool.run(train_rank, 2, rest, free_port())[0]
