@@ -23,7 +23,7 @@ from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
 from attnres_train.parallel.machines import hand_over
 from attnres_train.parallel.ranks import Ranks, join_run
-from attnres_train.parallel.replicas import broadcast_from_first
+from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
 from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
@@ -83,6 +83,7 @@ def build_parts(config: RunConfig, ranks: Ranks, prepared: Prepared) -> Parts:
     chunks = build_chunks(config, plan, ranks)
     named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
     rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
+    replicated = by_replicas([(p, rules[name].is_expert) for name, p in named.items()], ranks)
     optimizer = build_optimizer(named.items(), rules, config.optimizer, ranks.device)
     kind: PipelineSchedule = kind_of(config, "pipeline.schedule")
     engine = Engine(
@@ -112,6 +113,7 @@ def build_parts(config: RunConfig, ranks: Ranks, prepared: Prepared) -> Parts:
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
+        replicated=replicated,
     )
 
 
@@ -161,5 +163,8 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
         )
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk
-        broadcast_from_first([*chunk.parameters(), *chunk.buffers()], ranks.data)
+        rules = parameter_rules(chunk)
+        named = [(p, rules[name].is_expert) for name, p in chunk.named_parameters()]
+        for part in by_replicas([*named, *((b, False) for b in chunk.buffers())], ranks):
+            broadcast_from_first(part.parameters, part.replicas)
     return chunks

@@ -28,6 +28,7 @@ from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_gra
 from attnres_train.optim.schedules import LRSchedule
 from attnres_train.parallel.gradients import average_gradients, sum_over
 from attnres_train.parallel.ranks import Ranks
+from attnres_train.parallel.replicas import Replicated
 from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
 
@@ -56,6 +57,8 @@ class Parts:
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+    replicated: Sequence[Replicated]
+    """All parameters of the chunks, by who holds their replicas."""
 
 
 class StepTotals(NamedTuple):
@@ -123,7 +126,8 @@ class Trainer:
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
         result = parts.engine.train_step(micro_batches)
-        average_gradients(self.parameters, self.ranks.data)
+        for part in parts.replicated:
+            average_gradients(part.parameters, part.replicas, self.ranks.dp_size)
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
         grad_norm = self._clip()
         if not math.isfinite(grad_norm):
@@ -182,7 +186,10 @@ class Trainer:
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
-        squares = grad_square_sum(self.parameters, self.ranks.device)
+        device = self.ranks.device
+        squares = torch.zeros((), dtype=torch.float64, device=device)
+        for part in self.parts.replicated:  # every parameter of the model counts once
+            squares += part.sum_over_shares(grad_square_sum(part.parameters, device))
         norm = sum_over(squares, self.ranks.pipeline).sqrt().item()
         factor = clip_factor(norm, self.config.train.clip_grad)
         if factor < 1:

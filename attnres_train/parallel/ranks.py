@@ -27,6 +27,10 @@ class Ranks:
     device: torch.device
     pipeline: ProcessGroup
     data: ProcessGroup
+    experts: ProcessGroup
+    """The ranks that share the routed experts of this stage among them."""
+    expert_data: ProcessGroup
+    """The ranks with this one's routed experts; ``data`` itself where each rank has all."""
     pipelines: tuple[tuple[int, ...], ...]
     control: ProcessGroup
     """All processes, CPU-capable: checkpoints and other coordination beside training."""
@@ -48,6 +52,11 @@ class Ranks:
     @property
     def dp_size(self) -> int:
         return self.data.size()
+
+    def replicas(self, is_expert: bool) -> ProcessGroup:
+        """Who holds the replicas of a parameter (``ParameterRule.is_expert``). Its gradient is
+        summed over them, and divided by `dp_size` whichever they are."""
+        return self.expert_data if is_expert else self.data
 
     @property
     def is_main(self) -> bool:
@@ -92,15 +101,14 @@ def join_run(config: RunConfig) -> Iterator[Ranks]:
 
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
-    pipeline, data = build_grid(config.parallel)
+    grid = build_grid(config.parallel, timeout)
     pipelines: list[tuple[int, ...]] = [()] * dist.get_world_size()
-    dist.all_gather_object(pipelines, tuple(dist.get_process_group_ranks(pipeline)))
+    dist.all_gather_object(pipelines, tuple(dist.get_process_group_ranks(grid.pipeline)))
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
-        pipeline=pipeline,
-        data=data,
+        **grid._asdict(),
         pipelines=tuple(sorted(set(pipelines))),
         # NCCL moves nothing that lies in the CPU's memory.
         control=dist.new_group(backend="gloo", timeout=timeout),

@@ -76,7 +76,7 @@ class Experts(nn.Module):
         return grouped_linear(hidden, self.w2.to(dtype), ends)
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        return matrices(std, ["w1", "w2", "w3"])
+        return matrices(std, ["w1", "w2", "w3"], is_expert=True)
 
 
 class MixtureOfExperts(nn.Module):
