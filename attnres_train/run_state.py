@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from attnres_train import identity, run_folder
 from attnres_train.checkpoint import folders, rng, store
@@ -16,6 +15,7 @@ from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer, tr
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
+from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.ranks import Ranks
 
@@ -85,15 +85,18 @@ class Checkpoints:
         config: RunConfig,
         ranks: Ranks,
         folder: Path,
-        chunks: Sequence[nn.Module],
+        chunks: Sequence[ModelChunk],
         optimizer: SavedOptimizer,
         prepared: Prepared,
     ) -> None:
         self.config, self.ranks, self.run_folder = config, ranks, folder
         self.folder = folder / "checkpoints"
         named = [item for chunk in chunks for item in chunk.state_dict(keep_vars=True).items()]
+        first_expert = next((c.ports.exchange.experts.start for c in chunks), 0)
         self.tensors = training_state(
-            [(name, tensor.detach()) for name, tensor in named], optimizer, released_tensors
+            [(name, tensor.detach()) for name, tensor in named],
+            optimizer,
+            partial(released_tensors, first_expert=first_expert),
         )
         self.prepared = prepared
         self.record = identity.data_record(config, prepared)

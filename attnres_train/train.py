@@ -17,10 +17,12 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
 from attnres_train.model.parameters import parameter_rules
+from attnres_train.model.ports import Ports
 from attnres_train.observe.build import build_observers
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
+from attnres_train.parallel.experts import token_exchange
 from attnres_train.parallel.machines import hand_over
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
@@ -31,7 +33,7 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
-from attnres_train.planning.facts import facts
+from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.run_state import Checkpoints, nothing_left
 from attnres_train.supervise import failures
 from attnres_train.supervise.run_lock import owned
@@ -124,10 +126,9 @@ def run_context(
     chunks: dict[int, ModelChunk],
     prepared: Prepared,
 ) -> RunContext:
-    """What this rank's observers know of the run. Collective."""
-    num_parameters = sum(p.numel() for chunk in chunks.values() for p in chunk.parameters())
+    """What this rank's observers know of the run."""
     info = RunInfo(
-        num_parameters=ranks.sum_over_pipeline(num_parameters),
+        num_parameters=count_parameters(config.model).total,
         num_tokens=prepared.num_tokens,
         unigram_entropy=prepared.unigram_entropy_nats,
     )
@@ -149,6 +150,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     """This rank's chunks by index, with initial weights that do not depend on the layout, and are
     the same on all replicas. Collective."""
     chunks = {}
+    ports = Ports(exchange=token_exchange(config.model.moe.num_experts, ranks.experts))
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
         chunk = ModelChunk(
@@ -160,6 +162,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
             autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
             device=ranks.device,
             dtype=PARAMETER_DTYPE[config.train.precision],
+            ports=ports,
         )
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk

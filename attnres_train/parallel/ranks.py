@@ -63,12 +63,6 @@ class Ranks:
         """The one process that writes files and prints."""
         return self.rank == 0
 
-    def sum_over_pipeline(self, value: int) -> int:
-        """``value`` summed over the stages of this pipeline."""
-        total = torch.tensor(value, dtype=torch.int64, device=self.device)
-        dist.all_reduce(total, group=self.pipeline)
-        return int(total)
-
 
 def choose_device(device: str) -> torch.device:
     """`train.device` resolved; on CUDA the local rank's card."""
