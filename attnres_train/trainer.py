@@ -26,6 +26,7 @@ from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedules import LRSchedule
+from attnres_train.parallel.expert_record import ExpertRecord
 from attnres_train.parallel.gradients import average_gradients, sum_over
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.parallel.replicas import Replicated
@@ -87,6 +88,9 @@ class Trainer:
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
+        # All chunks have the same exchange.
+        exchange = next(iter(parts.chunks.values())).ports.exchange
+        self.expert_record = ExpertRecord(exchange, ranks)
         self.parameters = [p for chunk in self.chunks for p in chunk.parameters()]
 
     def fit(self) -> Progress:
@@ -125,6 +129,7 @@ class Trainer:
         step = progress.step + 1
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+        self.expert_record.begin()
         result = parts.engine.train_step(micro_batches)
         for part in parts.replicated:
             average_gradients(part.parameters, part.replicas, self.ranks.dp_size)
@@ -141,14 +146,14 @@ class Trainer:
         )
         parts.optimizer.step(lr)
         parts.optimizer.zero_grad()
-        self._update_router_biases()
+        of_experts = self._update_router_biases()
 
         samples = self.config.train.global_batch_size
         progress.step = step
         progress.samples += samples
         progress.tokens += samples * self.config.train.seq_length
         totals = self._over_ranks(result, micro_batches)
-        record = self._record(totals, grad_norm, lr, time.perf_counter() - started)
+        record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
         return record, totals.stopping
 
     @torch.no_grad()
@@ -196,10 +201,14 @@ class Trainer:
             scale_grads(self.parameters, factor)
         return norm
 
-    def _update_router_biases(self) -> None:
-        for load in (load for chunk in self.chunks for load in router_loads(chunk)):
+    def _update_router_biases(self) -> dict[str, float]:
+        """Returns what is logged of the experts."""
+        loads = [load for chunk in self.chunks for load in router_loads(chunk)]
+        for load in loads:
             sum_over(load, self.ranks.data)
+        record = self.expert_record.of_step(loads)
         update_router_biases(self.chunks, self.config.model.moe.bias_update_rate)
+        return record
 
     def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
         """The totals of a step of ``micro_batches``, by one gather."""

@@ -64,6 +64,11 @@ class TokenExchange(Protocol):
         """The experts of every layer that are here."""
         ...
 
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank has sent to others so far."""
+        ...
+
     def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
         """Send ``tokens`` [N, D] to the ranks of their ``experts``, int64 [N, K], whose outputs are
         to be summed with ``weights`` [N, K]; ``dtype`` is that in which experts compute.
@@ -78,6 +83,7 @@ class AllHere:
 
     def __init__(self, num_experts: int) -> None:
         self.experts = range(num_experts)
+        self.bytes_sent = 0
 
     def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
         permutation = Permutation.sort(experts, len(self.experts))

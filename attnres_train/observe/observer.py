@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 Record = dict[str, float]
 """What is logged of a step, flat: ``step, tokens, loss, grad_norm, lr, tokens_per_second,
-step_seconds, p2p_bytes, memory_bytes``, ``mfu`` where the device's peak is known,
+step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, expert_rank_load,
+expert_bytes`` of a model with experts, ``mfu`` where the device's peak is known,
 ``validation_loss`` after a validation, and what observers of the user's add. Loss in nats per
 token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes (sum of
-the processes on CPU, the largest device on CUDA)."""
+the processes on CPU, the largest device on CUDA); how evenly tokens were spread over the experts as
+`model.moe.balance.Balance` says, and the bytes that the ranks which share them sent each other."""
 
 
 @dataclass(frozen=True)

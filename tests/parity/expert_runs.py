@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class Outcome:
     norms: list[float]
     gradients: list[dict[str, Tensor]]
     """Of each step, by released name."""
+    balance: list[list[float]]
     saved: dict[str, Tensor]
     """The last checkpoint: parameters, biases of the routers, state of the optimizer."""
 
@@ -137,7 +139,8 @@ def outcome(folder: Path) -> Outcome:
             found |= mine
         gradients.append(found)
     saved = saved_tensors(folder, STEPS)
-    return Outcome(column(folder, "loss"), column(folder, "grad_norm"), gradients, saved)
+    balance = [column(folder, f"expert_{key}") for key in ("entropy", "violation")]
+    return Outcome(column(folder, "loss"), column(folder, "grad_norm"), gradients, balance, saved)
 
 
 def worst(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -148,6 +151,13 @@ def worst(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
         norm = value.double().norm().clamp(min=1e-12)
         errors.append(((found[name].double() - value.double()).norm() / norm).item())
     return max(errors)
+
+
+def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Relative error of all tensors as one vector."""
+    assert found.keys() == expected.keys()
+    off = sum((found[name].double() - value).square().sum() for name, value in expected.items())
+    return math.sqrt(off / sum(value.square().sum() for value in expected.values()))
 
 
 def _doubled_expert_gradient() -> Any:

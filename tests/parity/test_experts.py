@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.parity.expert_runs import FAULTS, Case, Outcome, run, run_in_turns, worst
+from tests.parity.expert_runs import FAULTS, Case, Outcome, distance, run, run_in_turns, worst
 
 CASES = [
     Case(ep=2, dp=2),
@@ -30,6 +30,8 @@ def check(found: Outcome, expected: Outcome, tolerance: float) -> None:
     assert found.norms == pytest.approx(expected.norms, rel=tolerance)
     for step, (mine, theirs) in enumerate(zip(found.gradients, expected.gradients, strict=True), 1):
         assert worst(mine, theirs) < tolerance, f"gradients of step {step}"
+    for mine, theirs in zip(found.balance, expected.balance, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-12)
     assert worst(found.saved, expected.saved) < tolerance, "what was saved"
 
 
@@ -46,15 +48,19 @@ def test_every_combination_equals_one_process(tiny, case):
     check(run(tiny, case), run(tiny, case.alone), 1e-9)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.1)])
-def test_rounding_is_all_that_lower_precisions_differ_by(tiny, precision, tolerance):
-    """In bf16 a sum over a token's experts is rounded once per rank and once more (2^-9 each), and
-    four layers with router scores that lie close together enlarge it: 3 % of a gradient here."""
-    case = Case(ep=2, dp=2, precision=precision)
-    found, alone = run(tiny, case), run(tiny, case.alone)
-    assert found.losses == pytest.approx(alone.losses, rel=tolerance / 10)
-    assert found.norms == pytest.approx(alone.norms, rel=tolerance)
-    assert worst(found.gradients[0], alone.gradients[0]) < tolerance
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.2)])
+def test_lower_precisions_are_no_further_from_fp64_than_in_one_process(tiny, precision, tolerance):
+    """In bf16 a token's sum over experts is rounded once per rank and once more, 2^-9 each: that is
+    little beside what all other sublayers round. The tolerance is that of the first step: from then
+    on routers choose otherwise, and two runs differ as two samples do."""
+    exact = run(tiny, Case())
+    errors = []
+    for case in (Case(ep=2, dp=2, precision=precision), Case(precision=precision)):
+        found = run(tiny, case)
+        assert found.losses[0] == pytest.approx(exact.losses[0], rel=tolerance / 10)
+        assert found.norms[0] == pytest.approx(exact.norms[0], rel=tolerance)
+        errors.append(distance(found.gradients[0], exact.gradients[0]))
+    assert errors[0] < min(tolerance, 1.2 * errors[1])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
