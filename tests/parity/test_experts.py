@@ -7,7 +7,18 @@ import itertools
 import pytest
 import torch
 
-from tests.parity.expert_runs import FAULTS, Case, Outcome, distance, run, run_in_turns, worst
+from attnres_train.planning.costs import CostModel
+from tests.parity.expert_runs import (
+    FAULTS,
+    STEPS,
+    Case,
+    Outcome,
+    distance,
+    run,
+    run_in_turns,
+    worst,
+)
+from tests.tiny import column
 
 CASES = [
     Case(ep=2, dp=2),
@@ -82,3 +93,14 @@ def test_any_grid_goes_on_from_any_other(tiny):
     """State of the optimizer included: the steps after the first ones would differ else."""
     grids = [Case(ep=4, dp=4), Case(), Case(ep=2, dp=2, pp=2, vpp=2)]
     check(run_in_turns(tiny, "in-turns", grids), run(tiny, Case()), 1e-9)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_bytes_are_those_of_the_plan(tiny, recompute):
+    case = Case(ep=2, dp=2, precision="fp32", recompute=recompute)
+    run(tiny, case)
+    model = CostModel(tiny.config(*case.overrides)).chunk(range(4))
+    expected = 8 * (model.forward_exchange + model.backward_exchange)  # of the step's micro-batches
+    sent = column(tiny.folder / "runs" / str(case), "expert_bytes")
+    # The plan's load is even; each of 24 exchanges of a step tells 2 numbers of 8 bytes besides.
+    assert sent == pytest.approx([expected] * STEPS, rel=0.05)
