@@ -12,7 +12,9 @@ from attnres_train.config.kinds import kind_of
 from attnres_train.config.resume_table import REFUSED, Change, Effect, changes
 from attnres_train.config.saved import saved_config, upgraded
 from attnres_train.config.schema import RunConfig
+from attnres_train.data.held_out import held_out_share
 from attnres_train.data.prepare import Prepared
+from attnres_train.data.samples import SAMPLES_VERSION
 from attnres_train.errors import UserError
 
 Extras = Mapping[str, Any]
@@ -42,6 +44,8 @@ def data_record(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "seed": config.run.seed,
         "seq_length": config.train.seq_length,
         "split": list(config.data.split),
+        "samples": SAMPLES_VERSION,
+        "held_out": held_out_share(config),
     }
 
 
@@ -121,6 +125,15 @@ def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
             name = new.get("name") or old.get("name")
             key = f"data.corpus.{number} (content of {name})"
             yield Change(key, _short(old.get("digest")), _short(new.get("digest")), Effect.DATA)
+    # Of runs of before these were kept: 1, and what the split says.
+    old, new = (record.get("samples", 1) for record in (before, now))
+    if old != new:
+        key = "samples (how documents are cut, shuffled and held out)"
+        yield Change(key, f"version {old}", f"version {new}", Effect.DATA)
+    old, new = (record.get("held_out") for record in (before, now))
+    if None not in (old, new) and bool(old) != bool(new):
+        key = "share held out for validation, 0 where train.eval_interval is 0,"
+        yield Change(key, old, new, Effect.DATA)
     if before["num_tokens"] != now["num_tokens"]:
         yield Change("training tokens", before["num_tokens"], now["num_tokens"], Effect.DATA)
 

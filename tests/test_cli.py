@@ -155,7 +155,8 @@ def test_a_run_folder_in_use(refuse, tmp_path):
 
 def test_validation_data_that_is_too_short(refuse):
     message = refuse("train.seq_length=4000", "train.global_batch_size=8")
-    assert "train.seq_length" in message and "too few" in message
+    assert "train.seq_length + 1 = 4001" in message and "data.corpus.0 (text " in message
+    assert "no corpus is large enough to validate on" in message
 
 
 def test_config_prints_derived_values(tiny, capsys):

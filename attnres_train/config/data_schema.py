@@ -71,7 +71,9 @@ class DataConfig(Section):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     """The tokenizer."""
     split: tuple[float, float] = (0.98, 0.02)
-    """Shares of the documents for training and validation."""
+    """Shares of the documents for training and validation. A hash of what a document holds says on
+    which side it is, so that a corpus may grow; small corpora lend the end of their longest one.
+    Nothing is held out where `train.eval_interval` is 0 (docs/data.md)."""
     reset_at_documents: bool = False
     """Keep the documents of a sample apart: attention, KDA state and convolutions start anew after
     each end of a document. Off by default, as in most published pretraining, whose losses then

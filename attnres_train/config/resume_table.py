@@ -59,7 +59,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.TOKENIZER: {"data.tokenizer": "kind vocab_size eod pattern special_tokens options"},
     Effect.RECIPE: {
         "model.moe": "bias_update_rate",
-        "train": "train_iters global_batch_size precision clip_grad eval_iters",
+        "train": "train_iters global_batch_size precision clip_grad eval_interval eval_iters",
         "optimizer": "kind lr weight_decay betas eps momentum ns_steps ns_dtype options",
         "lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio options",
         "data": "reset_at_documents mask_document_ends",
@@ -72,7 +72,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "parallel": "pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
         "tensor_model_parallel_size expert_model_parallel_size context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
-        "train": "micro_batch_size stop_after recompute eval_interval device",
+        "train": "micro_batch_size stop_after recompute device",
         "data.corpus": "path",
         "data.tokenizer": "path",
         "data": "cache_dir verify",

@@ -99,7 +99,7 @@ class TrainSection(Section):
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
     eval_interval: int = Field(0, ge=0)
-    """Steps between validations; 0: none."""
+    """Steps between validations; 0: none, and nothing is held out (`data.split`)."""
     eval_iters: int = Field(10, ge=1)
     """Global batches per validation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -7,13 +7,15 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import locked
 from attnres_train.data.corpora.reader import find_corpora
+from attnres_train.data.held_out import Cut
 from attnres_train.data.samples import Source
 from attnres_train.data.steps import Desk, make_indices, make_source, make_tokenizer
 from attnres_train.data.tokenizers.kind import tokenizer_kind
@@ -59,17 +61,22 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
         eod = _end_of_document(config, tokenizer)
         sources = [make_source(corpus, tokenizer, desk) for corpus in corpora]
         indices, summary = make_indices(config, sources, desk)
-    _check_validation(config, sources, summary["valid_tokens"])
+    found = summary["sources"]
+    sources = [replace(s, **_validation(one)) for s, one in zip(sources, found, strict=True)]
+    _check_validation(config, sources, found)
     prepared = Prepared(
         tokenizer_path=str(tokenizer.path) if tokenizer and tokenizer.path else None,
         sources=sources,
         indices=str(indices),
-        num_tokens=sum(summary["train_tokens"]),
-        num_valid_tokens=sum(summary["valid_tokens"]),
+        num_tokens=sum(one["train_tokens"] for one in found),
+        num_valid_tokens=sum(one["valid_tokens"] for one in found),
         unigram_entropy_nats=summary["unigram_entropy_nats"],
         eod=eod,
     )
-    _tell_epochs(config, sources, summary["train_samples"], desk)
+    if config.train.eval_interval:
+        for source, one in zip(sources, found, strict=True):
+            say(f"{source.key}: {_held_out(one)}")
+    _tell_epochs(config, sources, [one["train_samples"] for one in found], desk)
     desk.say(
         f"{prepared.num_tokens:,} training tokens; unigram entropy "
         f"{prepared.unigram_entropy_nats:.3f} nats, ln model.vocab_size "
@@ -127,21 +134,45 @@ def _end_of_document(config: RunConfig, tokenizer: Tokenizer | None) -> int | No
     return None
 
 
-def _check_validation(config: RunConfig, sources: list[Source], tokens: list[int]) -> None:
+def _validation(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `Source` says of it, from its `SourceSummary` in JSON."""
+    cut = summary["cut"]
+    return {"validates": summary["valid_tokens"] > 0, "cut": Cut(**cut) if cut else None}
+
+
+def _check_validation(
+    config: RunConfig, sources: list[Source], summaries: list[dict[str, Any]]
+) -> None:
+    """Raise UserError where there is to be validation, and no corpus that it can be of."""
+    if not config.train.eval_interval or any(source.validates for source in sources):
+        return
     needed = config.train.seq_length + 1
-    for source, found in zip(sources, tokens, strict=True):
-        if config.train.eval_interval and found < needed:
-            # Where there are two documents, one is held out, whatever the share.
-            remedy = (
-                "raise the second share of data.split"
-                if found
-                else "it is a single document, of which nothing can be held out: bring a second one"
-            )
-            raise UserError(
-                f"{source.key} ({source.name}) has {found} validation tokens, too few for one "
-                f"sample of train.seq_length + 1 = {needed}: {remedy}, lower train.seq_length, or "
-                "set train.eval_interval to 0"
-            )
+    sizes = ", ".join(
+        f"{source.key} ({source.name}) has {one['train_tokens']:,} training tokens in "
+        f"{one['documents']:,} documents"
+        for source, one in zip(sources, summaries, strict=True)
+    )
+    raise UserError(
+        f"train.eval_interval is {config.train.eval_interval}, but no corpus is large enough to "
+        f"validate on: of one, the longest document must leave a sample of train.seq_length + 1 = "
+        f"{needed} tokens to training and lend one to validation, and {sizes}. Bring more text, "
+        "lower train.seq_length, or set train.eval_interval to 0"
+    )
+
+
+def _held_out(summary: Mapping[str, Any]) -> str:
+    """What is held out of a corpus."""
+    held, documents, lent = (summary[key] for key in ("held_out", "documents", "lent_tokens"))
+    if not summary["valid_tokens"]:
+        left = "left out of validation: too small to hold out a sample and keep one for training"
+        return f"{left}; {held:,} of {documents:,} documents are held out, unused" if held else left
+    share = summary["valid_tokens"] / (summary["valid_tokens"] + summary["train_tokens"])
+    told = f"{held:,} of {documents:,} documents held out"
+    if lent:
+        told += (
+            f", too few for a sample: so are the last {lent:,} tokens of the longest of the others"
+        )
+    return f"{told} ({100 * share:.1f} % of its tokens)"
 
 
 def _tell_epochs(

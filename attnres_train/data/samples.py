@@ -20,6 +20,7 @@ import numpy as np
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.blend import Blend
+from attnres_train.data.held_out import Cut, held_out_share, part
 from attnres_train.data.indexed import OpenShard, TokenSequences
 from attnres_train.data.megatron import megatron_datasets
 from attnres_train.data.unigrams import count_unigrams
@@ -27,8 +28,12 @@ from attnres_train.errors import UserError
 
 Split = Literal["train", "valid"]
 
-# What is held out does not change with `run.seed`: losses of runs with other seeds compare.
+# The order of what is held out does not change with `run.seed`: losses of runs with other seeds
+# compare.
 HELD_OUT_SEED = 0
+# Raised when the same corpora give other samples, or others are held out: a run that resumes
+# compares it. 1: documents were cut at 64 Ki characters, and dealt by their number.
+SAMPLES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,27 @@ class Source:
     content: str = ""
     """Stands for what its files hold, how they are read and what tokenised them, whatever the
     format of the cache and `data.verify`: of equal ``content``, a corpus has equal tokens."""
+    hashes_text: bool = False
+    """Whether the hashes of its documents' texts lie beside its shards; else those of their tokens
+    are what is held out by."""
+    validates: bool = False
+    """Whether some of it is held out, and makes a sample."""
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What a corpus gives to a run. ``unigrams``: counts [vocab_size] of its training tokens."""
+    """What a corpus gives to a run."""
 
+    documents: int
+    held_out: int
+    """Documents that are held out whole."""
+    lent_tokens: int
+    """Last tokens of its longest document that are held out."""
+    cut: Cut | None
     train_tokens: int
     valid_tokens: int
     train_samples: int
-    unigrams: np.ndarray
 
 
 class EpochSamples:
@@ -103,8 +119,9 @@ class EpochSamples:
 
 def sequence_ends(dataset: Any, place: int) -> np.ndarray:
     """Bool [seq_length]: the tokens of sample ``place`` of a GPTDataset that are the last ones of a
-    stored sequence. What follows such a token in the sample comes from elsewhere in the corpus,
-    even where no document ends: of a long text, each passage is a sequence (see `corpora.text`)."""
+    stored sequence, which is a document (but see `shard_writer.SEQUENCE_TOKENS` and `held_out.Cut`;
+    others' files may have several sequences in one). What follows in the sample comes from
+    elsewhere in the corpus."""
     sample = dataset.shuffle_index[place]
     (first, offset), (last, _) = (dataset.sample_index[i].tolist() for i in (sample, sample + 1))
     lengths = [dataset.dataset.length(i) for i in dataset.document_index[first:last]]
@@ -114,45 +131,47 @@ def sequence_ends(dataset: Any, place: int) -> np.ndarray:
     return ends
 
 
-def split_sequences(num_sequences: int, shares: tuple[float, float]) -> dict[Split, np.ndarray]:
-    """Deal sequences at random to training and validation. Each int32, ascending.
+def build_indices(
+    source: Source, number: int, hashes: np.ndarray | None, config: RunConfig, folder: Path
+) -> tuple[SourceSummary, np.ndarray]:
+    """Build GPTDataset's indices of corpus ``number``, whose documents have ``hashes`` (needed
+    where some are held out), in ``folder``, for `open_samples` to read. Returns also counts
+    [vocab_size] of its training tokens.
 
-    A share above 0 gets a sequence at least, where there are two.
-    """
-    share = shares[1] / sum(shares)
-    num_valid = round(num_sequences * share)
-    if share > 0:
-        num_valid = min(max(num_valid, 1), num_sequences - 1)
-    order = np.random.default_rng(HELD_OUT_SEED).permutation(num_sequences).astype(np.int32)
-    return {"train": np.sort(order[num_valid:]), "valid": np.sort(order[:num_valid])}
-
-
-def build_indices(source: Source, number: int, config: RunConfig, folder: Path) -> SourceSummary:
-    """Build GPTDataset's indices of corpus ``number`` in ``folder``, for `open_samples` to read.
-
-    Raises UserError when its training share is smaller than one sample, or holds a token id outside
-    the model's vocabulary.
+    Raises UserError when it is smaller than one sample, or holds a token id outside the model's
+    vocabulary.
     """
     data = TokenSequences(source.prefixes)
-    needed = config.train.seq_length + 1
-    parts = split_sequences(len(data.sequence_lengths), config.data.split)
+    needed, where = config.train.seq_length + 1, f"{source.key} ({source.name})"
+    starts, share = data.document_starts, held_out_share(config)
+    if hashes is None:
+        hashes = np.zeros(len(starts), np.uint64)
+    sides = part(data.sequence_lengths, starts, hashes, share, needed)
+    data = TokenSequences(source.prefixes, cut=sides.cut)
+    parts: dict[Split, np.ndarray] = {"train": sides.train, "valid": sides.valid}
     tokens = {
         split: int(data.sequence_lengths[part].sum(dtype=np.int64)) for split, part in parts.items()
     }
     if tokens["train"] < needed:
         raise UserError(
-            f"{source.key} ({source.name}) has {tokens['train']} training tokens, too few for one "
+            f"{where} has {tokens['train']} training tokens, too few for one "
             f"sample of train.seq_length + 1 = {needed}: bring more text, or lower train.seq_length"
         )
     built = {
         split: _gpt_dataset(data, source, number, split, config, folder, parts[split])
         for split in parts
-        if tokens[split] >= needed
+        if tokens[split]
     }
-    unigrams = count_unigrams(
-        built["train"], config.model.vocab_size, f"{source.key} ({source.name})"
+    summary = SourceSummary(
+        documents=sides.documents,
+        held_out=sides.held_out,
+        lent_tokens=sides.lent_tokens,
+        cut=sides.cut,
+        train_tokens=tokens["train"],
+        valid_tokens=tokens["valid"],
+        train_samples=len(built["train"]),
     )
-    return SourceSummary(tokens["train"], tokens["valid"], len(built["train"]), unigrams)
+    return summary, count_unigrams(built["train"], config.model.vocab_size, where)
 
 
 def open_samples(
@@ -163,17 +182,21 @@ def open_samples(
     folder: Path,
     open_shard: OpenShard | None = None,
 ) -> Any:
-    """The blend of ``sources``: item i < ``num_samples`` is a dict with ``tokens`` and ``labels``
-    int64 [seq_length], ``loss_mask`` float32 [seq_length], ``sequence_ends`` bool [seq_length] if
-    documents are told apart and, where there are several sources, the source's number
-    ``dataset_id``. A larger ``num_samples`` extends the same sequence. ``open_shard``: see
-    `keep_open`.
+    """The blend of ``sources``, for validation of those that are validated on: item
+    i < ``num_samples`` is a dict with ``tokens`` and ``labels`` int64 [seq_length], ``loss_mask``
+    float32 [seq_length], ``sequence_ends`` bool [seq_length] if documents are told apart and, where
+    several are blended, the number among them ``dataset_id``. A larger ``num_samples`` extends the
+    same sequence. ``open_shard``: see `keep_open`.
 
     Raises UserError when the indices or the token files are missing or damaged.
     """
     samples = []
+    weights = []
     for number, source in enumerate(sources):
-        data = TokenSequences(source.prefixes, open_shard)
+        if split == "valid" and not source.validates:
+            continue
+        weights.append(source.weight)
+        data = TokenSequences(source.prefixes, open_shard, source.cut)
         try:
             dataset = _gpt_dataset(data, source, number, split, config, folder, None)
         except (FileNotFoundError, ValueError) as error:
@@ -185,7 +208,7 @@ def open_samples(
         samples.append(EpochSamples(dataset, seed, with_ends))
     if len(samples) == 1:
         return samples[0]
-    return Blend(samples, [source.weight for source in sources], num_samples)
+    return Blend(samples, weights, num_samples)
 
 
 def _gpt_dataset(
@@ -218,5 +241,5 @@ def _gpt_dataset(
 
 def _seed(number: int, split: Split, config: RunConfig) -> int:
     """Seed of a corpus's order, 32 bits."""
-    seed = config.run.seed if split == "train" else HELD_OUT_SEED
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    seed = [config.run.seed, number] if split == "train" else [HELD_OUT_SEED]
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])

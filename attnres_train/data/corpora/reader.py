@@ -4,7 +4,7 @@ passage at a time, and what a cache of it depends on."""
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -77,6 +77,32 @@ class CorpusReader(Kind):
                 yield passage
             if inside:
                 raise self._wrong(file, "must end the document with the last passage of a file")
+
+    def text_bytes(self, file: Path) -> int:
+        """About how many bytes of text ``file`` holds."""
+        return self.contents[file].size
+
+    def some_text(self, file: Path, places: Sequence[float], size: int) -> Iterator[str]:
+        """About ``size`` bytes of text of ``file`` at each of ``places`` (0 is its beginning, 1 its
+        end; ascending), to train a tokenizer on.
+
+        A kind that cannot begin to read anywhere, as is supposed here, reads from the beginning, up
+        to 8 times as much as is asked for, and gives passages at even distances.
+        """
+        wanted = len(places) * size
+        step = min(8.0, max(1.0, self.text_bytes(file) / wanted))
+        read, given = 0, 0
+        for passage in self.read(file):
+            if given * step <= read:
+                yield passage.text[:size]
+                given += min(len(passage.text), size)
+            read += len(passage.text)
+            if read >= step * wanted:
+                break
+
+    def reads_as(self, kind: type[CorpusReader]) -> bool:
+        """Whether its passages are those of ``kind``, which knows where they lie in a file."""
+        return type(self).passages is kind.passages
 
     def _wrong(self, file: Path, what: str) -> UserError:
         return UserError(f"{self.key}.kind {self.kind}, reading {file}: passages() {what}")
