@@ -82,6 +82,11 @@ class DataConfig(Section):
     """Leave the last token of each document out of the loss: what it is to predict, the first token
     of another document, is chance. The loss is then the mean over the others of a step. Off by
     default: losses of runs with and without `reset_at_documents` compare."""
+    new: Literal["append", "restart"] | None = None
+    """What a run does that goes on when the files of its corpora are others now. Unset: it is
+    refused. `append`: files that are new are mixed into the rest of the epoch, those that the run
+    has read must be there as they were. `restart`: the data begin anew (see docs/checkpoints.md).
+    """
     verify: Literal["sampled", "full"] = "sampled"
     """How corpora are told apart: by the names and sizes of their files and the hash of 16 blocks
     of 4 KiB of each (`sampled`; files up to 64 KiB whole), or by the hash of every byte (`full`)

@@ -75,7 +75,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "train": "micro_batch_size stop_after recompute device",
         "data.corpus": "path",
         "data.tokenizer": "path",
-        "data": "cache_dir verify",
+        "data": "new cache_dir verify",
         "checkpoint": "save_interval keep_last resume load reset allow",
         "log": "interval progress tensorboard plot",
         "log.wandb": "enabled project mode",
@@ -89,6 +89,9 @@ EFFECTS: dict[str, Effect] = {
     for name in names.split()
 }
 """By key, list elements without their index."""
+
+_SAME: dict[str, tuple[Any, Any]] = {"data.tokenizer.pattern": (None, "gpt2")}
+"""By key, two values that mean the same."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,13 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     return [
         Change(dotted(path), old.get(path), new.get(path), effect_of(path))
         for path in dict.fromkeys([*new, *old])
-        if old.get(path) != new.get(path)
+        if not _same(path, old.get(path), new.get(path))
     ]
+
+
+def _same(path: KeyPath, old: Any, new: Any) -> bool:
+    alike = _SAME.get(dotted(path), ())
+    return old == new or (old in alike and new in alike)
 
 
 def effect_of(path: KeyPath) -> Effect:

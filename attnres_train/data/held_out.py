@@ -48,7 +48,7 @@ def is_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
 
 
 def part(
-    lengths: np.ndarray, starts: np.ndarray, hashes: np.ndarray, share: float, needed: int
+    lengths: np.ndarray, starts: np.ndarray, hashes: np.ndarray, share: float, needed: int | None
 ) -> Sides:
     """Part a corpus of sequences of ``lengths`` (tokens, int32), at which documents start at
     ``starts`` (ascending) and have ``hashes``. ``needed``: tokens of a sample.
@@ -57,15 +57,15 @@ def part(
     max(needed, share x tokens) tokens of its longest document, as far as training keeps a sample.
     Where that would not do, there is no validation on it: those documents are then on no side, so
     that none moves across when the corpus has grown. Training has them only where it would have no
-    sample without.
+    sample without. With ``needed`` None the hash alone decides.
     """
     sizes = np.add.reduceat(lengths, starts, dtype=np.int64) if len(starts) else np.zeros(0, int)
     held = is_held_out(hashes, share)
     total, valid = int(sizes.sum()), int(sizes[held].sum())
-    if share and total - valid < needed:
-        held[:], valid = False, 0
     document, lent = -1, 0
-    if share and valid < needed:
+    if needed is not None and share and total - valid < needed:
+        held[:], valid = False, 0
+    if needed is not None and share and valid < needed:
         document = _longest(sizes, hashes, ~held)
         room = min(int(sizes[document]), total - valid - needed) if document >= 0 else 0
         lent = max(0, min(max(needed, round(share * total)), room))
@@ -76,7 +76,7 @@ def part(
     if lent:
         sequences = range(int(starts[document]), int(stops[document]))
         cut = _lend(lengths, sequences, int(sizes[document]) - lent, side)
-    outside = share and valid + lent < needed
+    outside = needed is not None and share and valid + lent < needed
     others = np.zeros(0, int) if outside else np.flatnonzero(side)
     more = [len(lengths)] if cut else []
     return Sides(

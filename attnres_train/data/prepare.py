@@ -15,9 +15,10 @@ from typing import Any
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import locked
 from attnres_train.data.corpora.reader import find_corpora
+from attnres_train.data.generations import Part, RunData
 from attnres_train.data.held_out import Cut
 from attnres_train.data.samples import Source
-from attnres_train.data.steps import Desk, make_indices, make_source, make_tokenizer
+from attnres_train.data.steps import Desk, make_indices, make_sources, make_tokenizer
 from attnres_train.data.tokenizers.kind import tokenizer_kind
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
@@ -41,9 +42,10 @@ class Prepared:
     """Id of the token that ends a document; None: unknown, and not needed."""
 
 
-def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
+def prepare(config: RunConfig, *, progress: bool = True, run: RunData | None = None) -> Prepared:
     """Build what `open_data` reads, or find it built; ``progress`` tells about it on stderr. Where
-    all is there, the cache is neither locked nor written to.
+    all is there, the cache is neither locked nor written to. ``run`` is what a run has that goes
+    on; None: a new one.
 
     Call it once on a machine, before workers start and before torch.distributed is initialised, and
     hand what it returns to all that read the data. Runs that start together wait for each other.
@@ -51,15 +53,17 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
     """
     say: Callable[[str], None] = _say if progress else lambda line: None
     cache = Path(config.data.cache_dir)
-    corpora = find_corpora(config.data)
+    if run is None:
+        run = RunData([[Part(0, reader)] for reader in find_corpora(config.data)])
+    corpora = [generations[0].reader for generations in run.corpora]
     for note in (note for corpus in corpora for note in corpus.notes):
         say(note)
     with ExitStack() as held:
         lock = lru_cache(lambda: held.enter_context(locked(cache, say)))  # once
         desk = Desk(cache, say, progress, lock)
-        tokenizer = make_tokenizer(config, corpora, desk)
+        tokenizer = make_tokenizer(config, corpora, desk, run.tokenizer)
         eod = _end_of_document(config, tokenizer)
-        sources = [make_source(corpus, tokenizer, desk) for corpus in corpora]
+        sources = [make_sources(generations, tokenizer, desk) for generations in run.corpora]
         indices, summary = make_indices(config, sources, desk)
     found = summary["sources"]
     sources = [replace(s, **_validation(one)) for s, one in zip(sources, found, strict=True)]
@@ -95,7 +99,7 @@ def check_alike(by_machine: Mapping[str, Prepared]) -> None:
         keys = [
             mine.key
             for mine, theirs in zip(wanted.sources, found.sources, strict=True)
-            if mine.content != theirs.content
+            if _content(mine) != _content(theirs)
         ]
         if keys or found.eod != wanted.eod:
             what = " and ".join(keys) or "the end of a document"
@@ -103,6 +107,10 @@ def check_alike(by_machine: Mapping[str, Prepared]) -> None:
                 f"machine {name} has other data than machine {first}: {what} differs in files or "
                 "tokenizer. Give all machines the same files"
             )
+
+
+def _content(source: Source) -> list[tuple[int, str]]:
+    return [(one.start, one.content) for one in source.generations]
 
 
 def open_tokenizer(config: RunConfig, prepared: Prepared) -> Tokenizer | None:

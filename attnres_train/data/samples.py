@@ -8,10 +8,8 @@ must see the same samples whatever its `train_iters`, batch size or number of ra
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -20,6 +18,7 @@ import numpy as np
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.blend import Blend
+from attnres_train.data.epochs import EpochSamples
 from attnres_train.data.held_out import Cut, held_out_share, part
 from attnres_train.data.indexed import OpenShard, TokenSequences
 from attnres_train.data.megatron import megatron_datasets
@@ -58,6 +57,24 @@ class Source:
     validates: bool = False
     """Whether some of it is held out, and makes a sample."""
     cut: Cut | None = None
+    start: int = 0
+    """From which sample of the corpus on these files belong to it (`data.generations`)."""
+    files: str = ""
+    """Digest of the list of its files (`CorpusReader.rows`)."""
+    num_files: int = 0
+    later: tuple[Source, ...] = ()
+    """Files that came to the corpus while the run was on its way."""
+
+    @property
+    def generations(self) -> tuple[Source, ...]:
+        """All its files, by when they came."""
+        return (self, *self.later)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Source:
+        """The source of which `dataclasses.asdict` gave ``plain``, be it by way of JSON."""
+        cut, later = plain["cut"], map(cls.of, plain["later"])
+        return cls(**{**plain, "cut": Cut(**cut) if cut else None, "later": tuple(later)})
 
 
 @dataclass(frozen=True)
@@ -75,68 +92,19 @@ class SourceSummary:
     train_samples: int
 
 
-class EpochSamples:
-    """The samples of a corpus, epoch after epoch without end: item i is a pure function of
-    (seed, i).
-
-    Epoch 0 has the dataset's own random order. Later epochs walk that order in random strides
-    (x -> a x + b modulo its length, a and b drawn from the seed and the epoch), which is another
-    order of the same samples and, unlike a stored permutation, takes no memory.
-    """
-
-    def __init__(self, dataset: Any, seed: int, with_ends: bool = False) -> None:
-        """``with_ends`` adds ``sequence_ends`` to every sample (see `sequence_ends`)."""
-        self.dataset = dataset
-        self.seed = seed
-        self.with_ends = with_ends
-        self.samples_per_epoch = len(dataset)
-        # What BlendedDataset asks of its members.
-        self.index_split = dataset.index_split
-        self.unique_identifiers = dataset.unique_identifiers
-
-    def __len__(self) -> int:
-        return 1 << 62
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, place = divmod(int(index), self.samples_per_epoch)
-        place = self.place_in_first_epoch(epoch, place)
-        sample = self.dataset[place]
-        if self.with_ends:
-            sample["sequence_ends"] = sequence_ends(self.dataset, place)
-        return sample
-
-    def place_in_first_epoch(self, epoch: int, place: int) -> int:
-        """Where epoch 0 has the sample that ``epoch`` has at ``place``."""
-        if epoch == 0:
-            return place
-        size = self.samples_per_epoch
-        draw = random.Random(f"seed {self.seed} epoch {epoch}")
-        offset, stride = draw.randrange(size), draw.randrange(size)
-        while math.gcd(stride, size) != 1:
-            stride = draw.randrange(size)
-        return (stride * place + offset) % size
-
-
-def sequence_ends(dataset: Any, place: int) -> np.ndarray:
-    """Bool [seq_length]: the tokens of sample ``place`` of a GPTDataset that are the last ones of a
-    stored sequence, which is a document (but see `shard_writer.SEQUENCE_TOKENS` and `held_out.Cut`;
-    others' files may have several sequences in one). What follows in the sample comes from
-    elsewhere in the corpus."""
-    sample = dataset.shuffle_index[place]
-    (first, offset), (last, _) = (dataset.sample_index[i].tolist() for i in (sample, sample + 1))
-    lengths = [dataset.dataset.length(i) for i in dataset.document_index[first:last]]
-    ends = np.zeros(dataset.config.sequence_length, dtype=bool)
-    starts_after = np.cumsum(lengths, dtype=np.int64) - offset
-    ends[starts_after[starts_after > 0] - 1] = True
-    return ends
-
-
 def build_indices(
-    source: Source, number: int, hashes: np.ndarray | None, config: RunConfig, folder: Path
+    source: Source,
+    number: int,
+    hashes: np.ndarray | None,
+    config: RunConfig,
+    folder: Path,
+    *,
+    lends: bool = True,
 ) -> tuple[SourceSummary, np.ndarray]:
     """Build GPTDataset's indices of corpus ``number``, whose documents have ``hashes`` (needed
     where some are held out), in ``folder``, for `open_samples` to read. Returns also counts
-    [vocab_size] of its training tokens.
+    [vocab_size] of its training tokens. Without ``lends`` they are files that came later, which
+    lend nothing to validation (`part`).
 
     Raises UserError when it is smaller than one sample, or holds a token id outside the model's
     vocabulary.
@@ -146,16 +114,22 @@ def build_indices(
     starts, share = data.document_starts, held_out_share(config)
     if hashes is None:
         hashes = np.zeros(len(starts), np.uint64)
-    sides = part(data.sequence_lengths, starts, hashes, share, needed)
+    sides = part(data.sequence_lengths, starts, hashes, share, needed if lends else None)
     data = TokenSequences(source.prefixes, cut=sides.cut)
     parts: dict[Split, np.ndarray] = {"train": sides.train, "valid": sides.valid}
+    if not lends:
+        del parts["valid"]
     tokens = {
         split: int(data.sequence_lengths[part].sum(dtype=np.int64)) for split, part in parts.items()
     }
     if tokens["train"] < needed:
+        remedy = "bring more text, or lower train.seq_length"
+        if not lends:
+            held = int(data.sequence_lengths[sides.valid].sum(dtype=np.int64))
+            remedy = f"{held} are held out by the hash of their document; add more files with them"
         raise UserError(
             f"{where} has {tokens['train']} training tokens, too few for one "
-            f"sample of train.seq_length + 1 = {needed}: bring more text, or lower train.seq_length"
+            f"sample of train.seq_length + 1 = {needed}: {remedy}"
         )
     built = {
         split: _gpt_dataset(data, source, number, split, config, folder, parts[split])
@@ -168,10 +142,24 @@ def build_indices(
         lent_tokens=sides.lent_tokens,
         cut=sides.cut,
         train_tokens=tokens["train"],
-        valid_tokens=tokens["valid"],
+        valid_tokens=tokens.get("valid", 0),
         train_samples=len(built["train"]),
     )
     return summary, count_unigrams(built["train"], config.model.vocab_size, where)
+
+
+def together(
+    generations: Sequence[tuple[SourceSummary, np.ndarray]],
+) -> tuple[SourceSummary, np.ndarray]:
+    """What the ``generations`` of a corpus give, of `build_indices`: the first alone to validation,
+    all to training."""
+    summaries = [summary for summary, _ in generations]
+    whole = replace(
+        summaries[0],
+        train_tokens=sum(one.train_tokens for one in summaries),
+        train_samples=sum(one.train_samples for one in summaries),
+    )
+    return whole, np.sum([counts for _, counts in generations], axis=0)
 
 
 def open_samples(
@@ -196,19 +184,33 @@ def open_samples(
         if split == "valid" and not source.validates:
             continue
         weights.append(source.weight)
-        data = TokenSequences(source.prefixes, open_shard, source.cut)
-        try:
-            dataset = _gpt_dataset(data, source, number, split, config, folder, None)
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(
-                f"the sample indices in {folder} are missing or damaged ({error}): remove that "
-                "folder and run `attnres-train data CONFIG` again"
-            ) from error
+        # What is held out is the first files': losses compare when others come.
+        generations = source.generations if split == "train" else (source,)
+        datasets = [_opened(one, number, split, config, folder, open_shard) for one in generations]
+        later = [(one.start, d) for one, d in zip(generations[1:], datasets[1:], strict=True)]
         seed, with_ends = _seed(number, split, config), config.data.tells_documents_apart
-        samples.append(EpochSamples(dataset, seed, with_ends))
+        samples.append(EpochSamples(datasets[0], seed, with_ends, later))
     if len(samples) == 1:
         return samples[0]
     return Blend(samples, weights, num_samples)
+
+
+def _opened(
+    source: Source,
+    number: int,
+    split: Split,
+    config: RunConfig,
+    folder: Path,
+    open_shard: OpenShard | None,
+) -> Any:
+    data = TokenSequences(source.prefixes, open_shard, source.cut)
+    try:
+        return _gpt_dataset(data, source, number, split, config, folder, None)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"the sample indices in {folder} are missing or damaged ({error}): remove that "
+            "folder and run `attnres-train data CONFIG` again"
+        ) from error
 
 
 def _gpt_dataset(

@@ -6,18 +6,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import digest, published, write_json
+from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader
+from attnres_train.data.generations import Part
 from attnres_train.data.held_out import held_out_share
 from attnres_train.data.indexed import check_indexed
-from attnres_train.data.own_code import errors_of
-from attnres_train.data.samples import Source, build_indices
+from attnres_train.data.own_code import errors_of, interruptible
+from attnres_train.data.samples import Source, build_indices, together
 from attnres_train.data.shard_writer import SEQUENCE_TOKENS, Counts
 from attnres_train.data.shards import shard_prefixes, text_hashes, tokenise
 from attnres_train.data.token_range import check_vocabulary, token_hashes
@@ -58,9 +60,10 @@ class Desk:
 
 
 def make_tokenizer(
-    config: RunConfig, corpora: Sequence[CorpusReader], desk: Desk
+    config: RunConfig, corpora: Sequence[CorpusReader], desk: Desk, trained: Path | None = None
 ) -> Tokenizer | None:
-    """Train or open the tokenizer; None for a kind that encodes no text.
+    """Train or open the tokenizer; None for a kind that encodes no text. ``trained`` is the file of
+    one that the run has trained.
 
     Raises UserError when it has more tokens than the model has embeddings.
     """
@@ -70,7 +73,8 @@ def make_tokenizer(
         return None
     if kind.reads_vocab_size:
         check_vocab_size("data.tokenizer.vocab_size is", settings.vocab_size, limit)
-    tokenizer = Tokenizer(_tokenizer_file(kind, corpora, desk), settings)
+    file = trained if kind.trains_on_corpora else None
+    tokenizer = Tokenizer(file or _tokenizer_file(kind, corpora, desk), settings)
     named = "path" if tokenizer.path else "kind"
     told = f"data.tokenizer.{named} {tokenizer.source} has a vocabulary of"
     check_vocab_size(told, tokenizer.vocab_size, limit)
@@ -114,13 +118,21 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
         desk.say(f"training {kind.name}")
         started = time.perf_counter()
         with errors_of(kind, "training"):
-            kind.train(sample(texts), scratch / TRAINED_FILE)
+            interruptible(lambda: kind.train(sample(texts), scratch / TRAINED_FILE))
         for corpus in texts:
             corpus.check_unchanged(corpus.files)
         desk.say(f"trained {folder} in {time.perf_counter() - started:.1f} s")
 
     desk.make(folder, build)
     return folder / TRAINED_FILE
+
+
+def make_sources(generations: Sequence[Part], tokenizer: Tokenizer | None, desk: Desk) -> Source:
+    """`make_source` of the ``generations`` of a corpus: the first, with the others in it."""
+    first, *later = (
+        replace(make_source(part.reader, tokenizer, desk), start=part.start) for part in generations
+    )
+    return replace(first, later=tuple(later))
 
 
 def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -> Source:
@@ -167,6 +179,8 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         prefixes,
         content=digest([corpus.identity(), made_by]),
         hashes_text=not corpus.holds_tokens,
+        files=digest_of(corpus.rows),
+        num_files=len(corpus.rows),
     )
 
 
@@ -202,7 +216,9 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
     """Index the samples of every source: the folder, and a summary with ``sources`` (a
     `samples.SourceSummary` of each, as a dict) and ``unigram_entropy_nats``.
     """
-    content = [[source.digest, source.weight] for source in sources]
+    content = [
+        [source.digest, source.weight, *(one.digest for one in source.later)] for source in sources
+    ]
     sizes = [config.run.seed, config.train.seq_length, config.model.vocab_size]
     key = digest([CACHE_VERSION, content, sizes, held_out_share(config)])
     folder = desk.cache / "indices" / key
@@ -210,10 +226,17 @@ def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[
     def build(scratch: Path) -> None:
         if any(not source.hashes_text for source in sources):
             desk.say("looking through the tokens of indexed corpora, once")
-        hashes = [_hashes(source, config, desk.cache) for source in sources]
+        hashes = [
+            [_hashes(one, config, desk.cache) for one in source.generations] for source in sources
+        ]
         desk.say("indexing samples")
         built = [
-            build_indices(source, number, hashes[number], config, scratch)
+            together(
+                [
+                    build_indices(one, number, known, config, scratch, lends=one is source)
+                    for one, known in zip(source.generations, hashes[number], strict=True)
+                ]
+            )
             for number, source in enumerate(sources)
         ]
         weights = [source.weight for source in sources]

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attnres_train.data.held_out import Cut, is_held_out
-from attnres_train.data.samples import EpochSamples, Source, build_indices, open_samples
+from attnres_train.data.samples import Source, build_indices, open_samples
 from attnres_train.data.token_range import look_through
 from attnres_train.errors import UserError
 from tests.data.tiny import run_config, write_indexed
@@ -100,7 +98,7 @@ def test_where_sequences_end_in_a_sample(tmp_path):
     stream_ends = np.zeros(sum(lengths), bool)
     stream_ends[np.cumsum(lengths) - 1] = True
     for i in range(2 * n):
-        place = samples.place_in_first_epoch(*divmod(i, n))
+        _, place = samples.order(i)
         start = int(samples.dataset.shuffle_index[place]) * T
         assert samples[i]["sequence_ends"].tolist() == stream_ends[start : start + T].tolist()
 
@@ -111,25 +109,6 @@ def test_every_epoch_has_every_sample_once_in_another_order(tmp_path):
     epochs = [rows(samples, e * n, (e + 1) * n) for e in range(4)]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len({str(epoch) for epoch in epochs}) == 4
-
-
-class OfLength:
-    index_split = unique_identifiers = None
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-
-@given(st.integers(1, 300), st.integers(0, 2**32 - 1), st.integers(0, 50))
-def test_an_epoch_is_a_permutation(size, seed, epoch):
-    samples = EpochSamples(OfLength(size), seed)
-    places = [samples.place_in_first_epoch(epoch, place) for place in range(size)]
-    assert sorted(places) == list(range(size))
-    if epoch == 0:
-        assert places == list(range(size))
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3), (1.0, 2.0, 5.0)])
