@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
 from attnres_train import identity, run_folder
 from attnres_train.checkpoint import drift, folders, rng, store
 from attnres_train.checkpoint.manifest import BrokenCheckpoint, read_manifest
-from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer, training_state
+from attnres_train.checkpoint.names import (
+    MASTER,
+    OPTIMIZER,
+    SavedOptimizer,
+    parameter_of,
+    training_state,
+)
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.checkpoint.saver import Outcome, Saver
 from attnres_train.config.loader import plain_values
@@ -25,7 +31,9 @@ from attnres_train.config.origin import has_begun
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
 from attnres_train.errors import UserError
+from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import expert_parameters
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
 from attnres_train.screen import say
@@ -104,7 +112,7 @@ class Checkpoints:
         config: RunConfig,
         ranks: Ranks,
         folder: Path,
-        chunks: Sequence[nn.Module],
+        chunks: Sequence[ModelChunk],
         optimizer: SavedOptimizer,
         prepared: Prepared,
         files: Mapping[str, Sequence[Sequence[object]]] | None = None,
@@ -113,9 +121,17 @@ class Checkpoints:
         self.config, self.ranks, self.run_folder = config, ranks, folder
         self.folder = folder / "checkpoints"
         named = [item for chunk in chunks for item in chunk.state_dict(keep_vars=True).items()]
+        first_expert = next((c.ports.exchange.experts.start for c in chunks), 0)
+        released = partial(released_tensors, first_expert=first_expert)
         self.tensors = training_state(
-            [(name, tensor.detach()) for name, tensor in named], optimizer, released_tensors
+            [(name, tensor.detach()) for name, tensor in named], optimizer, released
         )
+        experts = set(dict(released(pair for chunk in chunks for pair in expert_parameters(chunk))))
+        self.replicas: dict[dist.ProcessGroup, dict[str, Tensor]] = {}
+        """The tensors by who holds the same."""
+        for name, tensor in self.tensors.items():
+            group = ranks.replicas(parameter_of(name) in experts)
+            self.replicas.setdefault(group, {})[name] = tensor
         self.prepared, self.files = prepared, files or {}
         self.record = identity.data_record(config, prepared)
         self.loaded_from: Path | None = None
@@ -267,9 +283,11 @@ class Checkpoints:
 
     def compare_replicas(self, step: int) -> None:
         """Tell where replicas of the model are not equal any more. Collective."""
-        found = drift.drifted(self.tensors, self.ranks.data, self.ranks.device)
-        # Of every stage one, the first replica's, has something to say.
-        mine = found if self.ranks.dp_rank == 0 else {}
+        mine: dict[str, list[int]] = {}
+        for group, tensors in self.replicas.items():
+            found = drift.drifted(tensors, group, self.ranks.device)
+            # Of those that hold the same, one has something to say.
+            mine |= found if group.rank() == 0 else {}
         told = Peers(self.ranks.control).decide(mine, lambda all_: drift.told(all_, step))
         if told and self.ranks.is_main:
             logger.warning(told)

@@ -18,13 +18,15 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
 from attnres_train.model.parameters import parameter_rules
+from attnres_train.model.ports import Ports
 from attnres_train.observe.build import build_observers
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
+from attnres_train.parallel.experts import token_exchange
 from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.ranks import Ranks, join_run
-from attnres_train.parallel.replicas import broadcast_from_first
+from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
 from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
@@ -32,7 +34,7 @@ from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
-from attnres_train.planning.facts import facts
+from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.preparation import Lists
 from attnres_train.run_state import Checkpoints
 from attnres_train.screen import say
@@ -110,6 +112,7 @@ def build_parts(
     chunks = build_chunks(config, plan, ranks)
     named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
     rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
+    replicated = by_replicas([(p, rules[name].is_expert) for name, p in named.items()], ranks)
     optimizer = build_optimizer(named.items(), rules, config.optimizer, ranks.device)
     kind: PipelineSchedule = kind_of(config, "pipeline.schedule")
     engine = Engine(
@@ -140,6 +143,7 @@ def build_parts(
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
+        replicated=replicated,
         pulse=pulse,
     )
 
@@ -151,10 +155,9 @@ def run_context(
     chunks: dict[int, ModelChunk],
     prepared: Prepared,
 ) -> RunContext:
-    """What this rank's observers know of the run. Collective."""
-    num_parameters = sum(p.numel() for chunk in chunks.values() for p in chunk.parameters())
+    """What this rank's observers know of the run."""
     info = RunInfo(
-        num_parameters=ranks.sum_over_pipeline(num_parameters),
+        num_parameters=count_parameters(config.model).total,
         num_tokens=prepared.num_tokens,
         unigram_entropy=prepared.unigram_entropy_nats,
     )
@@ -176,6 +179,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     """This rank's chunks by index, with initial weights that do not depend on the layout, and are
     the same on all replicas. Collective."""
     chunks = {}
+    ports = Ports(exchange=token_exchange(config.model.moe.num_experts, ranks.experts))
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
         chunk = ModelChunk(
@@ -187,8 +191,12 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
             autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
             device=ranks.device,
             dtype=PARAMETER_DTYPE[config.train.precision],
+            ports=ports,
         )
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk
-        broadcast_from_first([*chunk.parameters(), *chunk.buffers()], ranks.data)
+        rules = parameter_rules(chunk)
+        named = [(p, rules[name].is_expert) for name, p in chunk.named_parameters()]
+        for part in by_replicas([*named, *((b, False) for b in chunk.buffers())], ranks):
+            broadcast_from_first(part.parameters, part.replicas)
     return chunks

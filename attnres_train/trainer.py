@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,12 @@ from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
+from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.optim.schedules import LRSchedule
+from attnres_train.parallel.expert_record import ExpertRecord
 from attnres_train.parallel.gradients import average_gradients, sum_over
 from attnres_train.parallel.ranks import Ranks
+from attnres_train.parallel.replicas import Replicated
 from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
 from attnres_train.supervise.recorder import Recorder
@@ -43,16 +46,6 @@ class SaveFailed(UserError):
     """The state that a run ends with could not be saved: the disk is full, or gone."""
 
 
-class Optimizer(Protocol):
-    """What the loop asks of an optimizer over this rank's parameters."""
-
-    def step(self, lr: float) -> None:
-        """Update the parameters by their gradients, with learning rate ``lr``."""
-
-    def zero_grad(self) -> None:
-        """Free all gradients."""
-
-
 @dataclass
 class Parts:
     """What the loop drives, already built for this rank."""
@@ -60,13 +53,15 @@ class Parts:
     chunks: Mapping[int, ModelChunk]
     """By index, in model order."""
     engine: Engine
-    optimizer: Optimizer
+    optimizer: HybridOptimizer
     data: BatchSource
     checkpoints: Checkpoints
     observers: Observers
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+    replicated: Sequence[Replicated]
+    """All parameters of the chunks, by who holds their replicas."""
     pulse: Pulse = field(default_factory=Pulse)
 
 
@@ -101,6 +96,9 @@ class Trainer:
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
+        # All chunks have the same exchange.
+        exchange = next(iter(parts.chunks.values())).ports.exchange
+        self.expert_record = ExpertRecord(exchange, ranks)
         self.parameters = [p for chunk in self.chunks for p in chunk.parameters()]
 
     def fit(self) -> Progress:
@@ -166,8 +164,10 @@ class Trainer:
         step = progress.step + 1
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+        self.expert_record.begin()
         result = parts.engine.train_step(micro_batches)
-        average_gradients(self.parameters, self.ranks.data)
+        for part in parts.replicated:
+            average_gradients(part.parameters, part.replicas, self.ranks.dp_size)
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
         grad_norm = self._clip()
         totals = self._over_ranks(result, micro_batches)
@@ -178,7 +178,7 @@ class Trainer:
         if taken:
             parts.optimizer.step(lr)
         parts.optimizer.zero_grad()
-        self._update_router_biases(taken)
+        of_experts = self._update_router_biases(taken)
 
         samples = self.config.train.global_batch_size
         progress.step = step
@@ -186,7 +186,7 @@ class Trainer:
         progress.tokens += samples * self.config.train.seq_length
         progress.skipped += not taken
         parts.pulse.rest()
-        record = self._record(totals, grad_norm, lr, time.perf_counter() - started)
+        record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
         return record, totals
 
     @torch.no_grad()
@@ -225,19 +225,26 @@ class Trainer:
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
-        squares = grad_square_sum(self.parameters, self.ranks.device)
+        device = self.ranks.device
+        squares = torch.zeros((), dtype=torch.float64, device=device)
+        for part in self.parts.replicated:  # every parameter of the model counts once
+            squares += part.sum_over_shares(grad_square_sum(part.parameters, device))
         norm = sum_over(squares, self.ranks.pipeline).sqrt().item()
         factor = clip_factor(norm, self.config.train.clip_grad)
         if factor < 1:
             scale_grads(self.parameters, factor)
         return norm
 
-    def _update_router_biases(self, taken: bool) -> None:
-        """By the loads of the step, which are forgotten if it is not ``taken``."""
-        for load in (load for chunk in self.chunks for load in router_loads(chunk)):
+    def _update_router_biases(self, taken: bool) -> dict[str, float]:
+        """By the loads of the step, which are forgotten if it is not ``taken``. Returns what is
+        logged of the experts."""
+        loads = [load for chunk in self.chunks for load in router_loads(chunk)]
+        for load in loads:
             sum_over(load, self.ranks.data)
+        record = self.expert_record.of_step(loads)
         rate = self.config.model.moe.bias_update_rate if taken else 0.0
         update_router_biases(self.chunks, rate)
+        return record
 
     def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
         """The totals of a step of ``micro_batches``, by one gather."""

@@ -73,19 +73,19 @@ def connect(
         store, timeout = dist.PrefixStore("groups", meeting.store), timedelta(seconds=TIMEOUT)
         dist.init_process_group("gloo", None, timeout, world_size, rank, store)
         done()
-        pipelines, replicas = lay_out(parallel, world_size)
+        grid = lay_out(parallel, world_size)
         if all_groups:
             parallel_state.initialize_model_parallel(
                 pipeline_model_parallel_size=stages, create_gloo_process_groups=False
             )
         else:
-            build_groups(pipelines, replicas, timeout)
+            build_groups(grid, timeout)
         done()
         dist.new_group(backend="gloo", timeout=timeout)
         done()
         edges = [(a, b) for a in range(stages) for b in range(stages) if abs(a - b) == 1]
         channels = [Channel(a, b, "F" if b > a else "B") for a, b in edges]
-        P2PTransport(channels, pipelines, timeout)
+        P2PTransport(channels, grid.pipelines, timeout)
         done()
         dist.barrier()
         pipe.send([after - before for before, after in pairwise(times)])

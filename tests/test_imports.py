@@ -24,7 +24,7 @@ ALLOWED = {
     "model": ("config",),
     "pipeline.plan": ("config.kinds", "model.blocks"),
     "pipeline.run": ("pipeline.plan",),
-    "parallel": ("config", "megatron"),
+    "parallel": ("config", "megatron", "model"),
     "optim": ("config", "model.naming", "model.parameters"),
     "data": ("config", "megatron"),
     "checkpoint": ("config", "model.naming"),

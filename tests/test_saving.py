@@ -110,14 +110,16 @@ def test_a_save_that_fails_is_told_and_made_at_the_next_interval(tiny, pool):
 
 
 def test_a_run_whose_end_cannot_be_saved_ends_in_an_error_on_all_ranks(tiny, pool):
-    (error, _), (other, _) = run(tiny, pool, "full", full, "checkpoint.save_interval=1")
+    (error, _), (other, _) = run(tiny, pool, "full-at-the-end", full, "checkpoint.save_interval=1")
     assert error == other
     assert error.startswith(f"SaveFailed: the checkpoint of step {STEPS} could not be written")
     assert "No space left on device" in error
-    assert steps_of(tiny.folder / "runs" / "full") == [step_name(1)]
-    screen, _ = run(tiny, pool, "full", WRITE)[0]
-    assert f"resumed from {tiny.folder / 'runs/full/checkpoints' / step_name(1)}" in screen
-    assert column(tiny.folder / "runs" / "full", "step") == list(range(1, STEPS + 1))
+    assert steps_of(tiny.folder / "runs" / "full-at-the-end") == [step_name(1)]
+    screen, _ = run(tiny, pool, "full-at-the-end", WRITE)[0]
+    assert (
+        f"resumed from {tiny.folder / 'runs/full-at-the-end/checkpoints' / step_name(1)}" in screen
+    )
+    assert column(tiny.folder / "runs" / "full-at-the-end", "step") == list(range(1, STEPS + 1))
 
 
 def flip_a_byte(folder: Path, step: int) -> Path:
@@ -131,15 +133,15 @@ def flip_a_byte(folder: Path, step: int) -> Path:
     return path
 
 
-def train_drifting(arguments: list[str], port: int) -> tuple[str, list[str]]:
-    """Rank 1 computes something else from the second step on."""
+def train_drifting(arguments: list[str], port: int, rank: int, name: str) -> tuple[str, list[str]]:
+    """On ``rank``, the parameter that ``name`` ends is another from the second step on."""
     update, steps = trainer.update_router_biases, []
 
     def update_wrongly(chunks, rate) -> None:
         update(chunks, rate)
         steps.append(rate)
-        if torch.distributed.get_rank() == 1 and len(steps) == 2:
-            dict(chunks[0].named_parameters())["norm.weight"].data[0] += 1
+        if torch.distributed.get_rank() == rank and len(steps) == 2:
+            next(p for n, p in chunks[0].named_parameters() if n.endswith(name)).data[0] += 1
 
     with mock.patch.object(trainer, "update_router_biases", update_wrongly):
         return train_watched(arguments, port, WRITE)
@@ -152,12 +154,32 @@ def test_replicas_that_drift_apart_are_told_and_saved(tiny, pool):
         "checkpoint.drift_interval=1",
         "log.observers=[]",
     ]
-    (_, logged), (_, other) = pool.run(train_drifting, 2, arguments, free_port())
+    drift = (free_port(), 1, "layers.3.input_layernorm.weight")
+    (_, logged), (_, other) = pool.run(train_drifting, 2, arguments, *drift)
     assert other == []
     first, *rest = [line for line in logged if "replicas of the model differ" in line]
     assert len(rest) == STEPS - 2
-    assert first.startswith("after step 2 ") and "model.norm.weight on rank 1" in first
+    assert (
+        first.startswith("after step 2 ")
+        and "model.layers.3.input_layernorm.weight on rank 1" in first
+    )
     assert steps_of(tiny.folder / "runs" / "drift") == [step_name(HALF), step_name(STEPS)]
+
+
+def test_an_expert_is_compared_with_those_who_have_it_too(tiny, pool):
+    """Ranks 0 and 2 of four hold experts 0 and 1."""
+    arguments = [
+        str(tiny.path),
+        "run.name=expert-drift",
+        "checkpoint.drift_interval=1",
+        "train.train_iters=2",
+        "parallel.expert_model_parallel_size=2",
+        "log.observers=[]",
+    ]
+    found = pool.run(train_drifting, 4, arguments, free_port(), 2, "experts.w1")
+    (told,) = [line for line in found[0][1] if "replicas of the model differ" in line]
+    assert told.startswith("after step 2 ") and told.count(" on rank ") == 1
+    assert "block_sparse_moe.experts.0.w1.weight on rank 2." in told
 
 
 @pytest.fixture

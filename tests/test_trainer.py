@@ -35,6 +35,10 @@ LOGGED = {
     "step_seconds",
     "p2p_bytes",
     "memory_bytes",
+    "expert_entropy",
+    "expert_violation",
+    "expert_rank_load",
+    "expert_bytes",
 }
 PIPELINE = grid(2, 2)
 

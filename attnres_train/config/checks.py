@@ -17,14 +17,15 @@ Problems = Iterator[str]
 def check_config(config: RunConfig, world_size: int | None = None, *, files: bool = True) -> None:
     """Raise ConfigError with every relation that does not hold.
 
-    ``world_size`` is the number of processes the run has; None takes as many as one replica of the
-    model needs. Without ``files`` a tokenizer's may be missing: those of another machine.
+    ``world_size`` is the number of processes the run has; None takes as many as the model needs at
+    least. Without ``files`` a tokenizer's may be missing: those of another machine.
     """
     problems = [
         *_not_there_yet(config),
         *_model(config),
         *_layout(config),
         *_processes(config, world_size),
+        *_experts(config, world_size),
         *_batch(config, world_size),
         *_data(config),
         *_kinds(config, files),
@@ -37,13 +38,14 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
 
 
 def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:
-    """Replicas of the model among ``world_size`` processes, at least 1."""
-    needed = config.parallel.model_parallel_size
-    return max(1, (world_size or needed) // needed)
+    """Replicas of the model, but for shared experts, among ``world_size`` processes (None: the
+    least that hold the model), at least 1."""
+    parallel = config.parallel
+    return max(1, (world_size or parallel.least_processes) // parallel.model_parallel_size)
 
 
 def _not_there_yet(config: RunConfig) -> Problems:
-    sizes = ("tensor_model_parallel_size", "expert_model_parallel_size", "context_parallel_size")
+    sizes = ("tensor_model_parallel_size", "context_parallel_size")
     for key in sizes:
         size, name = getattr(config.parallel, key), key.partition("_")[0]
         if size > 1:
@@ -127,6 +129,28 @@ def _processes(config: RunConfig, world_size: int | None) -> Problems:
         f"model takes {needed}, one per pipeline stage: {remedy}, or change "
         "parallel.pipeline_model_parallel_size"
     )
+
+
+def _experts(config: RunConfig, world_size: int | None) -> Problems:
+    parallel, experts = config.parallel, config.model.moe.num_experts
+    key, size = "parallel.expert_model_parallel_size", parallel.expert_model_parallel_size
+    if experts % size:
+        fitting = [n for n in range(1, experts + 1) if experts % n == 0]
+        near = [max(n for n in fitting if n < size), *[n for n in fitting if n > size][:1]]
+        yield (
+            f"{key} is {size}, but model.moe.num_experts {experts} / {size} leaves "
+            f"{experts % size} over, and every rank has as many: take "
+            f"{' or '.join(map(str, near))}"
+        )
+    replicas, replica = data_parallel_size(config, world_size), parallel.model_parallel_size
+    if world_size and world_size % replica == 0 and replicas % size:
+        least = parallel.least_processes
+        below = world_size - world_size % least
+        yield (
+            f"{key} is {size}, but {world_size} processes / {replica} per replica = {replicas} "
+            f"data-parallel replicas, of which {size} at a time share the experts: start "
+            f"{f'{below} or ' if below else ''}{below + least} processes, or change it"
+        )
 
 
 def _batch(config: RunConfig, world_size: int | None) -> Problems:

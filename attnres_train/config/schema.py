@@ -3,6 +3,7 @@ JSON schema; relations between fields are checked in `config.checks`."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -38,7 +39,8 @@ class ParallelConfig(Section):
     tensor_model_parallel_size: int = Field(1, ge=1)
     """Tensor-parallel size."""
     expert_model_parallel_size: int = Field(1, ge=1)
-    """Expert-parallel size."""
+    """Expert-parallel size: data-parallel ranks that share the routed experts of a layer, each with
+    as many of them."""
     context_parallel_size: int = Field(1, ge=1)
     """Context-parallel size."""
     layout: Literal["even", "auto"] | list[int] | str = "even"
@@ -58,6 +60,13 @@ class ParallelConfig(Section):
             * self.tensor_model_parallel_size
             * self.context_parallel_size
         )
+
+    @property
+    def least_processes(self) -> int:
+        """Processes that hold all of the model: experts may be shared by several replicas of the
+        rest of it."""
+        rest = self.pipeline_model_parallel_size * self.tensor_model_parallel_size
+        return rest * math.lcm(self.context_parallel_size, self.expert_model_parallel_size)
 
 
 class PipelineConfig(Section):

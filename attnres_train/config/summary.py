@@ -46,11 +46,19 @@ def derived(
         f"{_chunks(chunk_layers)}",
         "processes": f"{processes} / {parallel.model_parallel_size} per replica = "
         f"{_count(replicas, 'data-parallel replica')}",
+        **_experts(config),
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
         "optimizer": kind_of(config, "optimizer.kind").summary(),
         "learning rate": kind_of(config, "lr_schedule.kind").summary(config),
     }
+
+
+def _experts(config: RunConfig) -> dict[str, str]:
+    experts, size = config.model.moe.num_experts, config.parallel.expert_model_parallel_size
+    if size == 1:
+        return {}
+    return {"experts": f"{experts} / {size} ranks = {experts // size} per rank and layer"}
 
 
 def _count(number: int, noun: str) -> str:

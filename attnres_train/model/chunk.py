@@ -21,6 +21,7 @@ from attnres_train.model.head import linear_cross_entropy
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, normal
+from attnres_train.model.ports import Ports
 from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import build_residual
 
@@ -55,7 +56,8 @@ class ModelChunk(nn.Module):
     ``dtype``), ``autocast_dtype`` that of matmuls (by torch.autocast; default: no autocast of its
     own). ``recompute`` is `train.recompute`: with
     ``full`` each decoder layer keeps its inputs only and is rerun in the backward pass, with
-    ``selective`` what is read from the stream, and the norm after it.
+    ``selective`` what is read from the stream, and the norm after it. ``ports`` are the chunk's
+    peers (default: none, all experts are here).
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ModelChunk(nn.Module):
         autocast_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        ports: Ports | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= first_layer <= last_layer <= config.num_layers:
@@ -76,6 +79,7 @@ class ModelChunk(nn.Module):
                 f"layers {first_layer}..{last_layer} do not lie in a model of {config.num_layers}"
             )
         self.config = config
+        self.ports = ports or Ports.of_one_process(config)
         self.residual = build_residual(config)
         self.plan = self.residual.plan
         self.output_read = Read(self.residual, config.num_sublayers + 1, _OUTPUT_READ)
@@ -96,7 +100,10 @@ class ModelChunk(nn.Module):
         if self.is_first:
             self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
         self.layers = nn.ModuleDict(
-            {str(i): DecoderLayer(config, i) for i in range(self.first_layer, self.last_layer)}
+            {
+                str(i): DecoderLayer(config, i, self.ports)
+                for i in range(self.first_layer, self.last_layer)
+            }
         )
         if self.is_last:
             self.output_read.create(self)

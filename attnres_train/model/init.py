@@ -22,9 +22,9 @@ def init_weights(chunk: ModelChunk, seed: int) -> None:
     Each parameter begins as its `ParameterRule` says, drawn in fp32 on the CPU with one generator
     per released tensor. Raises ValueError for a parameter without a rule.
     """
-    rules = parameter_rules(chunk)
+    rules, first_expert = parameter_rules(chunk), chunk.ports.exchange.experts.start
     for name, parameter in chunk.named_parameters():
-        for released, tensor in released_tensors([(name, parameter)]):
+        for released, tensor in released_tensors([(name, parameter)], first_expert):
             tensor.copy_(initial_value(rules[name], released, tensor.shape, seed))
     for router in routers(chunk):
         router.e_score_correction_bias.zero_()

@@ -13,6 +13,7 @@ from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule
+from attnres_train.model.ports import Ports
 from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import ResidualStream, build_residual
 
@@ -24,11 +25,13 @@ class DecoderLayer(nn.Module):
     """Decoder layer ``index`` (0-based): sublayers ``2 * index + 1`` and ``2 * index + 2``.
 
     Attention is KDA or MLA, the MLP dense (`mlp`) or experts (`block_sparse_moe`), by the config.
-    What the two reads of the stream learn, if anything, is up to the residual's kind.
+    What the two reads of the stream learn, if anything, is up to the residual's kind. ``ports`` are
+    the layer's peers (default: none).
     """
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, config: ModelConfig, index: int, ports: Ports | None = None) -> None:
         super().__init__()
+        ports = ports or Ports.of_one_process(config)
         hidden = config.hidden_size
         self.config, self.index = config, index
         self.input_layernorm = RMSNorm(hidden, config.norm_eps)
@@ -41,7 +44,7 @@ class DecoderLayer(nn.Module):
         if config.is_dense(index):
             self.mlp = SwiGLU(hidden, config.intermediate_size)
         else:
-            self.block_sparse_moe = MixtureOfExperts(hidden, config.moe)
+            self.block_sparse_moe = MixtureOfExperts(hidden, config.moe, ports.exchange)
         residual = build_residual(config)
         self.reads = [
             Read(residual, sublayer, prefix)

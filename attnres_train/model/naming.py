@@ -12,20 +12,23 @@ if TYPE_CHECKING:
 _STACKED = (".experts.w1", ".experts.w2", ".experts.w3")
 
 
-def released_tensors(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def released_tensors(
+    named_tensors: Iterable[tuple[str, Tensor]], first_expert: int = 0
+) -> Iterator[tuple[str, Tensor]]:
     """Released names and views for tensors named as a chunk's parameters are.
 
     ``layers.i.block_sparse_moe.experts.w1`` [E, ...] becomes E views named
-    ``model.layers.i.block_sparse_moe.experts.e.w1.weight``; every other tensor is one view of
-    itself under its name after ``model.`` (``lm_head.weight`` has no such prefix). Works for
-    parameters, buffers, gradients and any optimizer state of a parameter's shape.
+    ``model.layers.i.block_sparse_moe.experts.e.w1.weight``, counted from ``first_expert`` where a
+    stack holds only some of the layer's; every other tensor is one view of itself under its name
+    after ``model.`` (``lm_head.weight`` has no such prefix). Works for parameters, buffers,
+    gradients and any optimizer state of a parameter's shape.
     """
     for name, tensor in named_tensors:
         released = name if name.startswith("lm_head.") else f"model.{name}"
         if name.endswith(_STACKED):
             prefix, matrix = released.rsplit(".", 1)
             # Views, so that loading writes through to the stack.
-            for expert, view in enumerate(tensor.unbind(0)):
+            for expert, view in enumerate(tensor.unbind(0), first_expert):
                 yield f"{prefix}.{expert}.{matrix}.weight", view
         else:
             yield released, tensor

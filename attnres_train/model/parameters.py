@@ -31,6 +31,8 @@ class ParameterRule:
     not guessed: a pseudo-query [1, D] is a vector, a convolution [C, 1, 4] a set of filters."""
     weight_decay: bool = True
     """Whether it decays."""
+    is_expert: bool = False
+    """Whether it is a stack of routed experts, of which every rank may hold some."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ def uniform(bound: float) -> Initialiser:
     return lambda tensor, rng: tensor.uniform_(-bound, bound, generator=rng)
 
 
-def matrices(std: float, names: Iterable[str]) -> dict[str, ParameterRule]:
+def matrices(std: float, names: Iterable[str], is_expert: bool = False) -> dict[str, ParameterRule]:
     """Rules of linear maps that begin as N(0, ``std``^2)."""
-    return dict.fromkeys(names, ParameterRule(normal(std), is_matrix=True))
+    rule = ParameterRule(normal(std), is_matrix=True, is_expert=is_expert)
+    return dict.fromkeys(names, rule)
 
 
 @runtime_checkable
@@ -113,3 +116,9 @@ def parameter_rules(module: ModelPart) -> dict[str, ParameterRule]:
                 "parameter_rules say how it begins and whether it is a matrix and decays"
             )
     return {name: rules[name] for name in names}
+
+
+def expert_parameters(module: ModelPart) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters of ``module`` that are stacks of routed experts."""
+    rules = parameter_rules(module)
+    return [(name, p) for name, p in module.named_parameters() if rules[name].is_expert]

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 Record = dict[str, float]
 """What is logged of a step, flat: ``step, tokens, loss, grad_norm, lr, tokens_per_second,
-step_seconds, p2p_bytes, memory_bytes``, ``mfu`` where the device's peak is known,
+step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, expert_rank_load,
+expert_bytes`` of a model with experts, ``mfu`` where the device's peak is known,
 ``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
 number so far; of such a step ``loss`` or ``grad_norm`` is not finite), and what observers of the
 user's add. Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before
-clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA)."""
+clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly
+tokens were spread over the experts as `model.moe.balance.Balance` says, and the bytes that the
+ranks which share them sent each other."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class RunContext:
     device: torch.device
     chunks: Mapping[int, nn.Module]
     """The model's chunks on this process by index, in model order. Names of their parameters are
-    those of the released checkpoint without ``model.``, so with global layer numbers."""
+    those of the released checkpoint without ``model.``, so with global layer numbers. Stacks of
+    experts hold those of ``chunk.ports.exchange.experts``."""
     control: ProcessGroup
     """All processes, for tensors and objects on the CPU: `torch.distributed` calls of an
     observer's own."""

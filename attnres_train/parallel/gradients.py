@@ -13,19 +13,26 @@ BUCKET_ELEMENTS = 16 * 2**20
 """In one reduction: few calls, and of all gradients only so many are copied at a time."""
 
 
-def average_gradients(parameters: Iterable[Tensor], group: ProcessGroup) -> None:
-    """Average every ``.grad`` over the data-parallel ``group``, in place, in flat buckets.
+def average_gradients(
+    parameters: Iterable[Tensor], group: ProcessGroup, replicas: int | None = None
+) -> None:
+    """Sum every ``.grad`` over ``group``, which holds the same parameters, and divide it by
+    ``replicas`` (default: the size of the group), in place, in flat buckets.
+
+    ``replicas`` is that of the model: a rank that computes experts for others has their gradients
+    for the others' tokens already.
 
     A missing gradient becomes zero first (the first sublayer's pseudo-query never gets one), so
     that all replicas reduce the same tensors.
     """
     gradients = [_gradient(parameter) for parameter in parameters]
-    if group.size() == 1:
+    replicas = replicas or group.size()
+    if replicas == 1:
         return
     for bucket in in_buckets(gradients):
         flat = torch.cat([g.reshape(-1) for g in bucket])
-        dist.all_reduce(flat, group=group)
-        flat /= group.size()
+        sum_over(flat, group)
+        flat /= replicas
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 

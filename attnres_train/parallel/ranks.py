@@ -27,6 +27,10 @@ class Ranks:
     device: torch.device
     pipeline: ProcessGroup
     data: ProcessGroup
+    experts: ProcessGroup
+    """The ranks that share the routed experts of this stage among them."""
+    expert_data: ProcessGroup
+    """The ranks with this one's routed experts; ``data`` itself where each rank has all."""
     pipelines: tuple[tuple[int, ...], ...]
     control: ProcessGroup
     """All processes, CPU-capable: checkpoints and other coordination beside training."""
@@ -49,16 +53,15 @@ class Ranks:
     def dp_size(self) -> int:
         return self.data.size()
 
+    def replicas(self, is_expert: bool) -> ProcessGroup:
+        """Who holds the replicas of a parameter (``ParameterRule.is_expert``). Its gradient is
+        summed over them, and divided by `dp_size` whichever they are."""
+        return self.expert_data if is_expert else self.data
+
     @property
     def is_main(self) -> bool:
         """The one process that writes files and prints."""
         return self.rank == 0
-
-    def sum_over_pipeline(self, value: int) -> int:
-        """``value`` summed over the stages of this pipeline."""
-        total = torch.tensor(value, dtype=torch.int64, device=self.device)
-        dist.all_reduce(total, group=self.pipeline)
-        return int(total)
 
 
 def choose_device(device: str) -> torch.device:
@@ -99,15 +102,13 @@ def join_run(config: RunConfig, meeting: Meeting) -> Iterator[Ranks]:
 
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
-    pipelines, replicas = lay_out(config.parallel, dist.get_world_size())
-    pipeline, data = build_groups(pipelines, replicas, timeout)
+    grid = lay_out(config.parallel, dist.get_world_size())
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
-        pipeline=pipeline,
-        data=data,
-        pipelines=tuple(map(tuple, pipelines)),
+        **build_groups(grid, timeout)._asdict(),
+        pipelines=tuple(map(tuple, grid.pipelines)),
         # NCCL moves nothing that lies in the CPU's memory.
         control=dist.new_group(backend="gloo", timeout=timeout),
         timeout=timeout,

@@ -20,6 +20,7 @@ from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.kinds import optimizer_kind
+from attnres_train.planning.experts import exchange_bytes
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 4, "bf16_params": 2}
 GRADIENT_BYTES = 4
@@ -29,7 +30,8 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class ChunkCosts:
-    """One chunk. FLOPs and activations are per micro-batch; a unit is one [B, T, D] tensor."""
+    """One chunk on one rank. FLOPs and activations are per micro-batch; a unit is one [B, T, D]
+    tensor. Load of the experts is even."""
 
     parameters: int
     optimizer_bytes: int
@@ -41,6 +43,9 @@ class ChunkCosts:
     """Kept from forward to backward pass, besides the blocks (an estimate)."""
     recompute_bytes: float
     """Extra at a time for what the backward pass recomputes (an estimate)."""
+    forward_exchange: float
+    """Bytes to the other ranks that share the experts, as those of the backward pass."""
+    backward_exchange: float
 
 
 class _Parameters(NamedTuple):
@@ -54,6 +59,7 @@ class CostModel:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.model = config, config.model
         self.tokens = config.train.micro_batch_size * config.train.seq_length
+        self.exchange = exchange_bytes(config, self.stream_bytes)
         self.unit_bytes = self.tokens * self.model.stream_size * self.stream_bytes
         self._layers: dict[Hashable, _Parameters] = {}
         end = self.model.num_layers
@@ -75,6 +81,7 @@ class CostModel:
         kept = sum(
             activation_bytes(model, layer, self.stream_bytes, train.recompute) for layer in layers
         )
+        experts = sum(not model.is_dense(layer) for layer in layers)
         head_bytes = 0
         if layers.start == 0:
             parts.append(self._embedding)
@@ -91,6 +98,8 @@ class CostModel:
             backward_flops=backward * tokens,
             activation_bytes=kept * tokens + head_bytes,
             recompute_bytes=self._rerun_bytes(layers) * tokens,
+            forward_exchange=experts * self.exchange.forward,
+            backward_exchange=experts * self.exchange.backward,
         )
 
     def _rerun_bytes(self, layers: range) -> float:
@@ -122,8 +131,11 @@ class CostModel:
         for name, parameter in module.named_parameters():
             part = optimizer.part(name, tuple(parameter.shape), rules[name])
             states = len(optimizer.states(part))
-            elements += parameter.numel()
-            optimizer_bytes += (states * _FP32 + masters) * parameter.numel()
+            here = parameter.numel()
+            if rules[name].is_expert:
+                here //= self.exchange.ranks
+            elements += here
+            optimizer_bytes += (states * _FP32 + masters) * here
         return _Parameters(elements, optimizer_bytes)
 
 

@@ -50,11 +50,12 @@ class Planner:
         return self.schedules[self.config.pipeline.schedule]
 
     def pass_costs(self) -> Costs:
-        rate = self.machine.flops_rate
+        rate, link = self.machine.flops_rate, self.machine.link_bandwidth
+        # As if nothing were computed while tokens are under way: that is the shared experts alone.
         return Costs(
-            [chunk.forward_flops / rate for chunk in self.chunks],
-            [chunk.backward_flops / rate for chunk in self.chunks],
-            self.model.unit_bytes / self.machine.link_bandwidth,
+            [c.forward_flops / rate + c.forward_exchange / link for c in self.chunks],
+            [c.backward_flops / rate + c.backward_exchange / link for c in self.chunks],
+            self.model.unit_bytes / link,
         )
 
     def report(self) -> dict:
@@ -69,6 +70,7 @@ class Planner:
             "micro_batches": self.micro_batches,
             "unit_bytes": unit,
             "units": asdict(self.plan.units()),
+            "experts": asdict(self.model.exchange),
             "hops": _hops(self.plan, unit),
             "peak_blocks": own.peak_blocks,
             "peak_partials": own.peak_partials,
@@ -86,6 +88,7 @@ class Planner:
             "layers": [_span(self.layout.layers(chunk)) for chunk in chunks],
             "parameters": sum(cost.parameters for cost in costs),
             "flops": sum(cost.forward_flops + cost.backward_flops for cost in costs),
+            "exchange_bytes": sum(cost.forward_exchange + cost.backward_exchange for cost in costs),
             "memory": self._memory(rank, self.schedule, stored),
         }
 

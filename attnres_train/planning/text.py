@@ -9,8 +9,8 @@ _SHOWN_ROWS = 40  # of ranks and hops; --json has all
 
 def as_text(report: dict) -> str:
     """The whole report, one titled table after the other."""
-    parts = (_head, _ranks, _memory, _hops, _units, _schedules, _steps)
-    return "\n\n".join(part(report) for part in parts)
+    parts = (_head, _ranks, _memory, _hops, _units, _experts, _schedules, _steps)
+    return "\n\n".join(filter(None, (part(report) for part in parts)))
 
 
 def _head(report: dict) -> str:
@@ -84,6 +84,28 @@ def _units(report: dict) -> str:
     ]
     header = ("transport", "units", "per step")
     return _table("Traffic (units per micro-batch and direction)", header, rows, left=1)
+
+
+def _experts(report: dict) -> str:
+    one, micro_batches = report["experts"], report["micro_batches"]
+    if one["ranks"] == 1:
+        return ""
+    layer = one["forward"] + one["backward"]
+    # Of the pipeline rank that sends most.
+    step = max(rank["exchange_bytes"] for rank in report["ranks"]) * micro_batches
+    rows = [
+        ("exact: a token once per rank", _bytes(layer), _bytes(step)),
+        (
+            "a token once per expert",
+            _bytes(one["per_pair"]),
+            _bytes(step * one["per_pair"] / layer),
+        ),
+    ]
+    title = (
+        f"Experts ({one['experts_per_rank']} per rank and layer, {one['ranks']} ranks; a token "
+        f"goes to {one['ranks_per_token']:.3g} others; even load, bytes that a rank sends)"
+    )
+    return _table(title, ("exchange", "layer and micro-batch", "per step"), rows, left=1)
 
 
 def _schedules(report: dict) -> str:

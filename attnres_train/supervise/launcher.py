@@ -48,13 +48,13 @@ def started_by_us() -> bool:
 
 
 def default_world_size(config: RunConfig) -> int:
-    """Processes for a run on this machine: one replica on CPU, as many as fit on its GPUs."""
+    """Processes for a run on this machine: as few as hold the model on CPU, as many as its GPUs."""
     import torch
 
-    replica = config.parallel.model_parallel_size
+    least = config.parallel.least_processes
     if config.train.device == "cpu" or not torch.cuda.is_available():
-        return replica
-    return max(1, torch.cuda.device_count() // replica) * replica
+        return least
+    return max(1, torch.cuda.device_count() // least) * least
 
 
 def launch(command: list[str], world_size: int, folder: Path) -> int:

@@ -11,9 +11,7 @@ def test_nothing_wrong(problems):
     assert problems("parallel.layout=[4]", "model.full_attention_layers=[1, 4]", world_size=2) == []
 
 
-@pytest.mark.parametrize(
-    "key", ["tensor_model_parallel_size", "expert_model_parallel_size", "context_parallel_size"]
-)
+@pytest.mark.parametrize("key", ["tensor_model_parallel_size", "context_parallel_size"])
 def test_parallelism_that_is_not_there_yet(problems, key):
     says(problems(f"parallel.{key}=2"), f"parallel.{key} is 2", "is not there yet", "set it to 1")
 
@@ -136,6 +134,41 @@ class TestProcesses:
         overrides = ("parallel.pipeline_model_parallel_size=2",)
         assert problems(*overrides, world_size=2) == problems(*overrides, world_size=8) == []
         assert data_parallel_size(small) == 1
+        assert data_parallel_size(small, 8) == 8
+
+
+class TestExperts:
+    SIZE = "parallel.expert_model_parallel_size="
+
+    @pytest.mark.parametrize(
+        ("size", "parts"),
+        [
+            (3, ["num_experts 256 / 3 leaves 1 over", "take 2 or 4"]),
+            (512, ["num_experts 256 / 512 leaves 256 over", "take 256"]),
+        ],
+    )
+    def test_every_rank_has_as_many(self, problems, size, parts):
+        found = problems(f"{self.SIZE}{size}", "train.global_batch_size=1536")
+        says(found, f"expert_model_parallel_size is {size}, but", *parts)
+
+    @pytest.mark.parametrize(
+        ("world_size", "parts"),
+        [
+            (4, ["4 processes / 2 per replica = 2 data-parallel replicas", "start 8 processes"]),
+            (12, ["12 processes / 2 per replica = 6 data-parallel", "start 8 or 16 processes"]),
+        ],
+    )
+    def test_replicas_share_them(self, problems, world_size, parts):
+        overrides = ("parallel.pipeline_model_parallel_size=2", "train.global_batch_size=24")
+        found = problems(*overrides, f"{self.SIZE}4", world_size=world_size)
+        says(found, "expert_model_parallel_size is 4, but", *parts)
+
+    def test_right(self, problems, small):
+        overrides = ("parallel.pipeline_model_parallel_size=2", f"{self.SIZE}4")
+        for world_size in (None, 8, 16):
+            assert problems(*overrides, world_size=world_size) == []
+        small.parallel.expert_model_parallel_size = 4
+        assert data_parallel_size(small) == small.parallel.least_processes == 4
         assert data_parallel_size(small, 8) == 8
 
 

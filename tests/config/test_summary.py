@@ -93,6 +93,13 @@ def test_batch(small_file):
     assert found["tokens"].strip() == "8 samples x 32 = 256 per step, x 100 steps = 25,600"
     alone = lines(small_file, *overrides)
     assert "x 1 replica) = 4 per step" in alone["micro-batches"]
+    assert "experts" not in alone
+
+
+def test_shared_experts(small_file):
+    found = lines(small_file, "parallel.expert_model_parallel_size=4")
+    assert found["experts"].strip() == "256 / 4 ranks = 64 per rank and layer"
+    assert found["processes"].strip() == "4 / 1 per replica = 4 data-parallel replicas"
 
 
 @pytest.mark.parametrize(

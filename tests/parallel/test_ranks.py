@@ -16,24 +16,27 @@ from attnres_train.parallel.ranks import choose_device, join_run
 from tests.tiny import free_port, torchrun_environment
 
 
-def config(stages: int) -> RunConfig:
+def config(stages: int, experts: int = 1) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {"hidden_size": 8, "num_layers": 4, "vocab_size": 300},
             "train": {"train_iters": 1, "seq_length": 8, "global_batch_size": 4, "device": "cpu"},
-            "parallel": {"pipeline_model_parallel_size": stages},
+            "parallel": {
+                "pipeline_model_parallel_size": stages,
+                "expert_model_parallel_size": experts,
+            },
             "pipeline": {"timeout_seconds": 300},
         }
     )
 
 
-def place(stages: int, port: int) -> dict[str, Any]:
+def place(stages: int, experts: int, port: int) -> dict[str, Any]:
     """Runs on every rank: join, and say where this process stands."""
     with (
         torchrun_environment(port),
         redirect_stderr(io.StringIO()) as warned,
         meet(300) as meeting,
-        join_run(config(stages), meeting) as ranks,
+        join_run(config(stages, experts), meeting) as ranks,
     ):
         assert ranks.control.size() == ranks.world_size
         found = {
@@ -45,7 +48,13 @@ def place(stages: int, port: int) -> dict[str, Any]:
             "pipelines": ranks.pipelines,
             "pipeline": dist.get_process_group_ranks(ranks.pipeline),
             "data": dist.get_process_group_ranks(ranks.data),
-            "sum": ranks.sum_over_pipeline(10**ranks.pp_rank),
+            "experts": dist.get_process_group_ranks(ranks.experts),
+            "expert_data": dist.get_process_group_ranks(ranks.replicas(is_expert=True)),
+            "dense_data": dist.get_process_group_ranks(ranks.replicas(is_expert=False)),
+            "timeouts": [
+                group._get_backend(ranks.device).options._timeout.total_seconds()
+                for group in (ranks.pipeline, ranks.data, ranks.experts, ranks.expert_data)
+            ],
         }
     assert not dist.is_initialized()
     return found | {"warned": warned.getvalue()}
@@ -53,7 +62,7 @@ def place(stages: int, port: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("stages", "world_size"), [(1, 2), (2, 4), (4, 4)])
 def test_the_grid(pool, stages, world_size):
-    found = pool.run(place, world_size, stages, free_port())
+    found = pool.run(place, world_size, stages, 1, free_port())
     replicas = world_size // stages
     for rank, here in enumerate(found):
         assert here["rank"] == rank
@@ -64,7 +73,6 @@ def test_the_grid(pool, stages, world_size):
         assert len(here["pipeline"]) == stages and len(here["data"]) == replicas
         assert tuple(here["pipeline"]) in here["pipelines"]
         assert here["pipelines"] == found[0]["pipelines"]
-        assert here["sum"] == int("1" * stages)
         # Replicas of a stage hold the same layers.
         assert {found[peer]["stage"] for peer in here["data"]} == {here["stage"]}
     assert sorted(r for pipeline in found[0]["pipelines"] for r in pipeline) == list(
@@ -73,6 +81,21 @@ def test_the_grid(pool, stages, world_size):
     assert {(here["stage"], here["replica"]) for here in found} == {
         (stage, replica) for stage in range(stages) for replica in range(replicas)
     }
+
+
+@pytest.mark.parametrize(
+    ("stages", "world_size", "shared", "copies"),
+    [(1, 2, [[0, 1]], [[0], [1]]), (2, 8, [[0, 1], [2, 3]], [[0, 2], [1, 3]])],
+)
+def test_experts_are_shared_by_neighbours(pool, stages, world_size, shared, copies):
+    found = pool.run(place, world_size, stages, 2, free_port())
+    replicas = world_size // stages
+    for rank, here in enumerate(found):
+        first = rank // replicas * replicas  # the ranks of a stage are adjacent
+        assert [r - first for r in here["experts"]] in shared and rank in here["experts"]
+        assert [r - first for r in here["expert_data"]] in copies and rank in here["expert_data"]
+        assert here["dense_data"] == here["data"] == list(range(first, first + replicas))
+        assert here["timeouts"] == [300] * 4
 
 
 def join_twice_alone() -> list[int]:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torch", "torch.distributed", "attnres_train.model.chunk"]
+PRELOADED = ["torch", "torch.distributed", "tests.parity.preloaded"]
 GRACE_SECONDS = 3.0
 
 

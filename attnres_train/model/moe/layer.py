@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from attnres_train.config.model_schema import MoEConfig
 from attnres_train.model.mlp import SwiGLU, swiglu_flops_per_token
-from attnres_train.model.moe.grouped import Permutation, combine, dispatch, grouped_linear
+from attnres_train.model.moe.grouped import grouped_linear
+from attnres_train.model.moe.permutation import combine, dispatch
 from attnres_train.model.parameters import ParameterRule, matrices
+from attnres_train.model.ports import AllHere, Routed, TokenExchange
 
 
 class Router(nn.Module):
@@ -52,11 +54,12 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed SwiGLU experts: ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` [E, D, F]."""
+    """The routed SwiGLU experts that are here, E of them: ``w1`` (gate) and ``w3`` (up) [E, F, D],
+    ``w2`` [E, D, F]."""
 
-    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+    def __init__(self, hidden_size: int, config: MoEConfig, experts: int) -> None:
         super().__init__()
-        experts, width = config.num_experts, config.intermediate_size
+        width = config.intermediate_size
         self.w1 = nn.Parameter(torch.empty(experts, width, hidden_size))
         self.w2 = nn.Parameter(torch.empty(experts, hidden_size, width))
         self.w3 = nn.Parameter(torch.empty(experts, width, hidden_size))
@@ -76,16 +79,20 @@ class Experts(nn.Module):
         return grouped_linear(hidden, self.w2.to(dtype), ends)
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        return matrices(std, ["w1", "w2", "w3"])
+        return matrices(std, ["w1", "w2", "w3"], is_expert=True)
 
 
 class MixtureOfExperts(nn.Module):
-    """``sum_k weight_k * expert_k(x) + shared_experts(x)``."""
+    """``sum_k weight_k * expert_k(x) + shared_experts(x)``. Tokens go to their experts by way of
+    ``exchange`` (default: all experts are here)."""
 
-    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+    def __init__(
+        self, hidden_size: int, config: MoEConfig, exchange: TokenExchange | None = None
+    ) -> None:
         super().__init__()
+        self.exchange = exchange or AllHere(config.num_experts)
         self.gate = Router(hidden_size, config)
-        self.experts = Experts(hidden_size, config)
+        self.experts = Experts(hidden_size, config, len(self.exchange.experts))
         width = config.num_shared_experts * config.intermediate_size
         self.shared_experts = SwiGLU(hidden_size, width) if width else None
 
@@ -93,14 +100,18 @@ class MixtureOfExperts(nn.Module):
         """[..., D] -> [..., D] and the load of this call, int64 [E] tokens per expert."""
         tokens = x.flatten(0, -2)
         weights, experts = self.gate(tokens)
-        permutation = Permutation.sort(experts, self.gate.config.num_experts)
-        row_weights = weights.flatten().index_select(0, permutation.order)
-        rows = self.experts(dispatch(tokens, permutation), row_weights, permutation.ends)
-        y = combine(rows, permutation).view_as(x)
-        if self.shared_experts is not None:
-            y = y + self.shared_experts(x)
+        sent = self.exchange.send(tokens, experts, weights, _compute_dtype(tokens))
+        # Meanwhile. In the backward pass too, which runs in the reverse order.
+        shared = self.shared_experts(x) if self.shared_experts is not None else None
+        y = sent.back(self._routed(sent.arrived())).view_as(x)
         # Handed up and not counted here: a forward pass that is recomputed would count twice.
-        return y, permutation.load
+        return y if shared is None else y + shared, sent.load
+
+    def _routed(self, here: Routed) -> Tensor:
+        """The weighted sum over each token's experts here, [M, D] -> [M, D]."""
+        row_weights = here.weights.index_select(0, here.pairs.order)
+        rows = self.experts(dispatch(here.tokens, here.pairs), row_weights, here.pairs.ends)
+        return combine(rows, here.pairs)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnres_train.model.moe.grouped import Permutation, combine, dispatch, grouped_linear
+from attnres_train.model.moe.grouped import grouped_linear
+from attnres_train.model.moe.permutation import Permutation, combine, dispatch
 
 EXPERTS = torch.tensor([[3, 0], [0, 3], [3, 5], [5, 0]])  # experts 1, 2 and 4 get no token
 

@@ -1,0 +1,113 @@
+"""What a model asks of its peers, and the answers of one process that has none.
+
+The model is single-process code. Where it depends on other ranks it asks a port; `parallel/` has
+those that talk to peers, and `train.build_chunks` hands them in.
+
+Shapes: N tokens, D hidden size, K experts per token, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attnres_train.config.model_schema import ModelConfig
+from attnres_train.model.moe.permutation import Copies, Permutation
+
+
+class SortedPairs(Copies, Protocol):
+    """(Token, expert) pairs sorted by expert: ``order`` int64 [pairs], which pair each row is;
+    ``ends`` int32 [experts here], the end of each expert's rows."""
+
+    @property
+    def order(self) -> Tensor: ...
+
+    @property
+    def ends(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the experts here are to compute: ``tokens`` [M, D], of whichever rank, and pairs of them
+    and experts here, with a weight each, [pairs]."""
+
+    tokens: Tensor
+    weights: Tensor
+    pairs: SortedPairs
+
+
+class Sent(Protocol):
+    """Tokens of this rank on their way to their experts, and those of others on their way here."""
+
+    @property
+    def load(self) -> Tensor:
+        """Tokens of this rank per expert, int64 [E]."""
+        ...
+
+    def arrived(self) -> Routed:
+        """Wait for what comes here."""
+        ...
+
+    def back(self, sums: Tensor) -> Tensor:
+        """From the weighted sums over the experts here, [M, D], those over all experts, [N, D]."""
+        ...
+
+
+class TokenExchange(Protocol):
+    """Where tokens meet their experts."""
+
+    @property
+    def experts(self) -> range:
+        """The experts of every layer that are here."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank has sent to others so far."""
+        ...
+
+    def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
+        """Send ``tokens`` [N, D] to the ranks of their ``experts``, int64 [N, K], whose outputs are
+        to be summed with ``weights`` [N, K]; ``dtype`` is that in which experts compute.
+
+        Returns at once: what the caller does before `Sent.arrived` is done meanwhile.
+        """
+        ...
+
+
+class AllHere:
+    """The exchange of one process: all experts are here, and tokens stay where they are."""
+
+    def __init__(self, num_experts: int) -> None:
+        self.experts = range(num_experts)
+        self.bytes_sent = 0
+
+    def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
+        permutation = Permutation.sort(experts, len(self.experts))
+        return _Stayed(Routed(tokens, weights.flatten(), permutation), permutation.load)
+
+
+@dataclass(frozen=True)
+class _Stayed:
+    routed: Routed
+    load: Tensor
+
+    def arrived(self) -> Routed:
+        return self.routed
+
+    def back(self, sums: Tensor) -> Tensor:
+        return sums
+
+
+@dataclass(frozen=True)
+class Ports:
+    """All that a chunk asks of its peers."""
+
+    exchange: TokenExchange
+
+    @classmethod
+    def of_one_process(cls, model: ModelConfig) -> Ports:
+        return cls(exchange=AllHere(model.moe.num_experts))

@@ -1,0 +1,202 @@
+"""Training runs in fp64 whose routed experts are shared by ranks, and what is compared of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from attnres_train import train
+from attnres_train.model.naming import released_tensors
+from attnres_train.observe.observer import Observer
+from tests.tiny import TinyRuns, column, free_port, saved_tensors, train_rank
+
+STEPS = 3
+OVERRIDES = (
+    "model.moe.num_experts=8",
+    "model.moe.num_experts_per_token=3",
+    "model.moe.bias_update_rate=0.05",
+    "model.initializer_range=0.1",
+    f"train.train_iters={STEPS}",
+    "train.seq_length=16",
+    "train.micro_batch_size=1",
+    "train.eval_interval=0",
+    "train.clip_grad=0.5",
+    "optimizer.ns_dtype=fp64",
+    "checkpoint.save_interval=0",
+    "log.plot=false",
+    "log.observers=[tests.parity.expert_runs:Gradients]",
+)
+RESIDUALS = {"block": "{kind: block, block_size: 3}", "standard": "{kind: standard}"}
+
+
+class Gradients(Observer):
+    """Writes every gradient of every step into the run folder, a file per step and rank."""
+
+    everywhere = True
+
+    def on_backward(self, step: int, chunks: Mapping[int, nn.Module]) -> None:
+        found: dict[str, Tensor] = {}
+        for chunk in chunks.values():
+            named = [(name, p.grad) for name, p in chunk.named_parameters()]
+            found |= released_tensors(named, chunk.ports.exchange.experts.start)
+        folder = self.run.folder / "gradients"
+        folder.mkdir(exist_ok=True)
+        torch.save(found, folder / f"{step}-{self.run.rank}.pt")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A grid and what runs on it; ``dp`` counts replicas, of which ``ep`` share the experts."""
+
+    ep: int = 1
+    dp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    residual: str = "block"
+    packed: bool = False
+    recompute: str = "none"
+    precision: str = "fp64"
+
+    def __str__(self) -> str:
+        grid = f"EP{self.ep}-DP{self.dp}-PP{self.pp}V{self.vpp}"
+        extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
+        return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
+
+    @property
+    def alone(self) -> Case:
+        """The same model and data in one process."""
+        return Case(residual=self.residual, packed=self.packed, precision=self.precision)
+
+    @property
+    def overrides(self) -> list[str]:
+        precision = "fp32" if self.precision == "fp64" else self.precision
+        return [
+            *OVERRIDES,
+            f"parallel.expert_model_parallel_size={self.ep}",
+            f"parallel.pipeline_model_parallel_size={self.pp}",
+            f"parallel.virtual_pipeline_model_parallel_size={self.vpp}",
+            f"model.residual={RESIDUALS[self.residual]}",
+            f"data.reset_at_documents={str(self.packed).lower()}",
+            f"train.recompute={self.recompute}",
+            f"train.precision={precision}",
+        ]
+
+
+@dataclass
+class Outcome:
+    losses: list[float]
+    norms: list[float]
+    gradients: list[dict[str, Tensor]]
+    """Of each step, by released name."""
+    balance: list[list[float]]
+    saved: dict[str, Tensor]
+    """The last checkpoint: parameters, biases of the routers, state of the optimizer."""
+
+
+def run_rank(case: Case, arguments: list[str], port: int, fault: str | None) -> None:
+    """One rank of ``case``, with a fault of `FAULTS` if that is wanted."""
+    dtypes = {"fp32": torch.float64} if case.precision == "fp64" else {}
+    with (
+        mock.patch.dict(train.PARAMETER_DTYPE, dtypes),
+        mock.patch.dict(train.STREAM_DTYPE, dtypes),
+        FAULTS[fault]() if fault else mock.patch.dict({}),
+    ):
+        train_rank(arguments, port)
+
+
+def run(tiny: TinyRuns, case: Case, fault: str | None = None) -> Outcome:
+    name = f"{case}-{fault}" if fault else str(case)
+    folder = tiny.folder / "runs" / name
+    if not folder.exists():
+        arguments = [str(tiny.path), f"run.name={name}", *case.overrides]
+        tiny.pool.run(run_rank, case.dp * case.pp, case, arguments, free_port(), fault)
+    return outcome(folder)
+
+
+def run_in_turns(tiny: TinyRuns, name: str, cases: Sequence[Case]) -> Outcome:
+    """One run, of which each case but the last does one step."""
+    for done, case in enumerate(cases, 1):
+        end = done if done < len(cases) else STEPS
+        arguments = [str(tiny.path), f"run.name={name}", *case.overrides, f"train.stop_after={end}"]
+        tiny.pool.run(run_rank, case.dp * case.pp, case, arguments, free_port(), None)
+    return outcome(tiny.folder / "runs" / name)
+
+
+def outcome(folder: Path) -> Outcome:
+    gradients = []
+    for step in range(1, STEPS + 1):
+        found: dict[str, Tensor] = {}
+        for file in sorted((folder / "gradients").glob(f"{step}-*.pt")):
+            mine = torch.load(file)
+            # Replicas have the same: whoever differs would be a rank that trains another model.
+            assert all(torch.equal(found[name], mine[name]) for name in found.keys() & mine.keys())
+            found |= mine
+        gradients.append(found)
+    saved = saved_tensors(folder, STEPS)
+    balance = [column(folder, f"expert_{key}") for key in ("entropy", "violation")]
+    return Outcome(column(folder, "loss"), column(folder, "grad_norm"), gradients, balance, saved)
+
+
+def worst(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest relative error, of norms, of any tensor."""
+    assert found.keys() == expected.keys()
+    errors = []
+    for name, value in expected.items():
+        norm = value.double().norm().clamp(min=1e-12)
+        errors.append(((found[name].double() - value.double()).norm() / norm).item())
+    return max(errors)
+
+
+def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Relative error of all tensors as one vector."""
+    assert found.keys() == expected.keys()
+    off = sum((found[name].double() - value).square().sum() for name, value in expected.items())
+    return math.sqrt(off / sum(value.square().sum() for value in expected.values()))
+
+
+def _doubled_expert_gradient() -> Any:
+    """Summed over the ranks that have the experts, but divided by their number alone."""
+    from attnres_train import trainer
+    from attnres_train.parallel.gradients import average_gradients
+
+    return mock.patch.object(
+        trainer,
+        "average_gradients",
+        lambda parameters, group, _: average_gradients(parameters, group),
+    )
+
+
+def _norm_without_experts() -> Any:
+    """On all ranks alike: else they drift apart, which saving would tell."""
+    from attnres_train.parallel.replicas import Replicated
+
+    def dense_alone(self: Replicated, value: Tensor) -> Tensor:
+        return value * (self.shares is None)
+
+    return mock.patch.object(Replicated, "sum_over_shares", dense_alone)
+
+
+def _forgotten_expert() -> Any:
+    """The last expert of every rank computes nothing."""
+    from attnres_train.model.moe import layer
+
+    def forward(self: layer.Experts, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        last = torch.arange(len(rows)) >= ends[-2]
+        return original(self, rows, weights.masked_fill(last, 0), ends)
+
+    original = layer.Experts.forward
+    return mock.patch.object(layer.Experts, "forward", forward)
+
+
+FAULTS = {
+    "doubled-gradient": _doubled_expert_gradient,
+    "norm-without-experts": _norm_without_experts,
+    "forgotten-expert": _forgotten_expert,
+}
