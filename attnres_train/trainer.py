@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,21 +27,11 @@ from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedules import LRSchedule
 from attnres_train.parallel.expert_record import ExpertRecord
-from attnres_train.parallel.gradients import average_gradients, sum_over
+from attnres_train.parallel.gradients import sum_over
+from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
-from attnres_train.parallel.replicas import Replicated
 from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
-
-
-class Optimizer(Protocol):
-    """What the loop asks of an optimizer over this rank's parameters."""
-
-    def step(self, lr: float) -> None:
-        """Update the parameters by their gradients, with learning rate ``lr``."""
-
-    def zero_grad(self) -> None:
-        """Free all gradients."""
 
 
 @dataclass
@@ -51,15 +41,13 @@ class Parts:
     chunks: Mapping[int, ModelChunk]
     """By index, in model order."""
     engine: Engine
-    optimizer: Optimizer
+    optimizer: OwnedOptimizer
     data: BatchSource
     checkpoints: Checkpoints
     observers: Observers
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
-    replicated: Sequence[Replicated]
-    """All parameters of the chunks, by who holds their replicas."""
 
 
 class StepTotals(NamedTuple):
@@ -91,7 +79,6 @@ class Trainer:
         # All chunks have the same exchange.
         exchange = next(iter(parts.chunks.values())).ports.exchange
         self.expert_record = ExpertRecord(exchange, ranks)
-        self.parameters = [p for chunk in self.chunks for p in chunk.parameters()]
 
     def fit(self) -> Progress:
         """Run the loop. Returns the progress reached, which is also what was saved last."""
@@ -108,9 +95,12 @@ class Trainer:
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record["validation_loss"] = loss = self.validate()
                     observers.tell(Observer.on_validation, step, loss)
+                if self.config.log.observers:  # they may look at parameters
+                    self.parts.optimizer.wait()
                 observers.tell_step_end(record)
                 interval = self.config.checkpoint.save_interval
                 if step == end or stopping or (interval and step % interval == 0):
+                    self.parts.optimizer.wait()
                     path = self.parts.checkpoints.save(self.progress)
                     saved = step
                     observers.tell(Observer.on_save, step, path)
@@ -130,9 +120,9 @@ class Trainer:
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
         self.expert_record.begin()
-        result = parts.engine.train_step(micro_batches)
-        for part in parts.replicated:
-            average_gradients(part.parameters, part.replicas, self.ranks.dp_size)
+        reduction = parts.optimizer.reduction
+        result = parts.engine.train_step(micro_batches, reduction.last_backward)
+        reduction.finish()
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
         grad_norm = self._clip()
         if not math.isfinite(grad_norm):
@@ -191,14 +181,12 @@ class Trainer:
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
-        device = self.ranks.device
-        squares = torch.zeros((), dtype=torch.float64, device=device)
-        for part in self.parts.replicated:  # every parameter of the model counts once
-            squares += part.sum_over_shares(grad_square_sum(part.parameters, device))
-        norm = sum_over(squares, self.ranks.pipeline).sqrt().item()
+        optimizer = self.parts.optimizer
+        squares = grad_square_sum(optimizer.counted, self.ranks.device)
+        norm = sum_over(squares).sqrt().item()
         factor = clip_factor(norm, self.config.train.clip_grad)
         if factor < 1:
-            scale_grads(self.parameters, factor)
+            scale_grads(optimizer.owned, factor)
         return norm
 
     def _update_router_biases(self) -> dict[str, float]:

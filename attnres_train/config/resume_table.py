@@ -73,6 +73,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "tensor_model_parallel_size expert_model_parallel_size context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
         "train": "micro_batch_size stop_after recompute eval_interval device",
+        "optimizer": "sharded",
         "data.corpus": "path",
         "data.tokenizer": "path",
         "data": "cache_dir verify",

@@ -123,6 +123,9 @@ class OptimizerConfig(Section):
     """Newton-Schulz steps."""
     ns_dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """Dtype of Newton-Schulz; `auto`: bf16 on CUDA, fp32 on CPU."""
+    sharded: bool = True
+    """Each data-parallel replica keeps the optimizer's state (and fp32 masters) of the matrices
+    that it owns, updates those and sends them to the others (ZeRO-1); else each does all."""
     options: Annotated[KindOptions, OptionsOf("optimizer.kind")] = Field(
         default_factory=NoOptions, validate_default=True
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from attnres_train.config.kinds import Kind, resolve
@@ -49,6 +50,11 @@ class OptimizerKind(Kind, ABC):
         shape, fp32 and zero before the first step. They are saved and restored, as is the number of
         steps (``step``); other state is an error."""
         return ()
+
+    def work(self, part: Part, shape: tuple[int, ...]) -> float:
+        """FLOPs of one update of a parameter of ``part``, where they count beside reading and
+        writing its state. Replicas share these out evenly (`optimizer.sharded`)."""
+        return 0.0
 
     @abstractmethod
     def build(
@@ -106,6 +112,13 @@ class MuonKind(AdamWKind):
         if len(shape) not in (2, 3):
             raise ValueError(f"Muon parameter {name!r} is no matrix: shape {shape}")
         return Part("muon", rest.weight_decay)
+
+    def work(self, part: Part, shape: tuple[int, ...]) -> float:
+        """Newton-Schulz's products X X^T, S^2 and S X of matrices of ``A <= B``."""
+        if part.optimizer != "muon":
+            return super().work(part, shape)
+        short, long = sorted(shape[-2:])
+        return self.section.ns_steps * prod(shape[:-2]) * (4 * short**2 * long + 2 * short**3)
 
     def states(self, part: Part) -> tuple[str, ...]:
         return ("momentum_buffer",) if part.optimizer == "muon" else super().states(part)
