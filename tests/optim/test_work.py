@@ -22,3 +22,10 @@ def test_muons_work_is_the_products_of_newton_schulz():
 def test_adamw_has_none_beside_its_memory():
     kind = AdamWKind(OptimizerConfig(), "optimizer")
     assert kind.work(kind.part("w", (4, 10), MATRIX), (4, 10)) == 0
+
+
+def test_head_by_head_the_matrices_are_smaller():
+    rule = ParameterRule(constant(0.0), is_matrix=True, heads=5)
+    kind = MuonKind(OptimizerConfig(ns_steps=1, per_head=True), "optimizer")
+    part = kind.part("w", (20, 10), rule)
+    assert kind.work(part, (20, 10)) == 5 * kind.work(kind.part("w", (4, 10), MATRIX), (4, 10))
