@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,10 +146,42 @@ def sent_bytes() -> int:
     raise RuntimeError("no loopback interface")
 
 
+def collectives(rounds: int) -> Iterator[str]:
+    """Ways to bring sums to owners, and values from them: 4 MiB to each rank."""
+    ranks = dist.get_world_size()
+    whole, own = torch.zeros(ranks * 2**20), torch.zeros(2**20)
+    shares = whole.chunk(ranks)
+    ways: dict[str, Callable[[], object]] = {
+        "reduce, to each owner": lambda: [
+            work.wait() for work in [dist.reduce(s, r, async_op=True) for r, s in enumerate(shares)]
+        ],
+        "reduce-scatter": lambda: dist.reduce_scatter_tensor(own, whole),
+        "all-reduce": lambda: dist.all_reduce(whole),
+        "broadcast, from each owner": lambda: [
+            work.wait()
+            for work in [dist.broadcast(s, r, async_op=True) for r, s in enumerate(shares)]
+        ],
+        "all-gather": lambda: dist.all_gather_into_tensor(whole, own),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            dist.barrier()
+            before, started = sent_bytes(), time.perf_counter()
+            way()
+            dist.barrier()
+            spent[name].append(time.perf_counter() - started)
+            if len(spent[name]) == rounds + 1:
+                sent = (sent_bytes() - before) / ranks / whole.nbytes
+                middle = 1000 * statistics.median(spent[name][1:])
+                yield f"| {name} | {ranks} | {middle:.1f} | {sent:.2f} |"
+
+
 def rank_main(rank: int, ranks: int, port: int, kind: str, rounds: int, quick: bool) -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that 2.13 renames
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
-    for line in measure(kind, rounds, quick):
+    for line in measure(kind, rounds, quick) if kind else collectives(rounds):
         if rank == 0:
             print(line, flush=True)
     dist.destroy_process_group()
@@ -206,7 +239,9 @@ def main() -> None:
     head += ["to every replica all", "sent / parameters"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     port = args.port
-    for kind in ("muon", "adamw"):
+    for kind in ("muon", "adamw", ""):
+        if not kind:
+            print("\n| operation | ranks | ms | sent / tensor |\n|---|---|---|---|", flush=True)
         for ranks in [2] if args.quick else args.replicas:
             port += 1
             rounds = 1 if args.quick else args.rounds

@@ -114,7 +114,7 @@ def bucketed(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             yield [piece]
             continue
         way = piece.group, piece.owner, piece.tensor.dtype, piece.parameter.grad_dtype
-        if sizes.get(way, 0) + size > BUCKET_ELEMENTS:
+        if way in filling and sizes[way] + size > BUCKET_ELEMENTS:
             yield filling.pop(way)
             sizes[way] = 0
         filling.setdefault(way, []).append(piece)
