@@ -129,9 +129,9 @@ def command_module(name: str) -> ModuleType:
 
 def main(arguments: list[str] | None = None) -> int:
     _open_standard_streams()
-    _find_own_modules()
     args = build_parser().parse_args(arguments)
     try:
+        _find_own_modules()
         if hasattr(args, "overrides"):
             _check_words(args)
         return command_module(args.command).run(args)
@@ -164,7 +164,10 @@ def _find_own_modules() -> None:
     """Put the working directory on the path, as ``python -m attnres_train`` does: a console script
     has its own folder there instead, and ``module:Name`` of the user's would be found one way and
     not the other."""
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working directory is not there any more: cd to one that is") from None
     if not sys.flags.safe_path and not {"", here} & set(sys.path):
         sys.path.insert(0, here)
 

@@ -12,7 +12,9 @@ from attnres_train.config.kinds import kind_of
 from attnres_train.config.resume_table import REFUSED, Change, Effect, changes
 from attnres_train.config.saved import saved_config, upgraded
 from attnres_train.config.schema import RunConfig
+from attnres_train.data.held_out import held_out_share
 from attnres_train.data.prepare import Prepared
+from attnres_train.data.samples import SAMPLES_VERSION, Source
 from attnres_train.errors import UserError
 
 Extras = Mapping[str, Any]
@@ -25,6 +27,9 @@ _INSISTED = {
     "come again, others never",
     Effect.TOKENIZER: "token ids mean other text than the weights have learnt",
 }
+BEGINS_ANEW = "the data begin anew, at sample 0 of their new order"
+RESTART = "If this is meant: data.new=restart goes on with these data from their beginning"
+APPEND = ", data.new=append mixes new files into the rest of the epoch"
 
 
 def data_record(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
@@ -34,15 +39,25 @@ def data_record(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     return {
         "tokenizer": {"kind": config.data.tokenizer.kind, "sha256": content, "eod": prepared.eod},
         "corpora": [
-            {"key": s.key, "name": s.name, "digest": s.content, "weight": s.weight}
-            for s in prepared.sources
+            {"key": source.key, "name": source.name, "weight": source.weight}
+            | _files(source)
+            | {"later": [{"start": one.start} | _files(one) for one in source.later]}
+            for source in prepared.sources
         ],
         "num_tokens": prepared.num_tokens,
         "num_valid_tokens": prepared.num_valid_tokens,
         "seed": config.run.seed,
         "seq_length": config.train.seq_length,
         "split": list(config.data.split),
-    }
+    } | _sampling(config)
+
+
+def _sampling(config: RunConfig) -> dict[str, Any]:
+    return {"samples": SAMPLES_VERSION, "held_out": held_out_share(config)}
+
+
+def _files(source: Source) -> dict[str, Any]:
+    return {"digest": source.content, "files": source.files, "num_files": source.num_files}
 
 
 def nothing_left(config: RunConfig, path: Path, extras: Extras) -> str | None:
@@ -78,18 +93,15 @@ def compare(
     Raises UserError where model, tokenizer or order of the data are others, and
     `checkpoint.allow` does not name them.
     """
-    progress, found = extras["progress"], []
-    lines = []
-    if "config" in extras:
-        found += changes(upgraded(extras["config"]), config.model_dump(mode="json"))
-    if record is not None and "data" in extras:
-        found += list(_data_changes(extras["data"], record))
-    elif record is not None and progress["samples"]:
+    progress, lines = extras["progress"], []
+    found = _changes(config, extras, record)
+    if record is not None and "data" not in extras and progress["samples"]:
         lines.append(f"{path} has no record of its tokenizer and data: they could not be compared")
-    if not progress["samples"]:  # no position yet that an order could be another of
-        found = [c if c.effect != Effect.DATA else _as_recipe(c) for c in found]
+    if begins_data_anew(config, extras, record):
+        lines.append(f"data.new=restart: {BEGINS_ANEW}")
+        found = [_as_recipe(change) for change in found]
     refused = [change for change in found if change.effect in REFUSED]
-    _refuse([c for c in refused if c.effect.value not in config.checkpoint.allow], path)
+    refuse([c for c in refused if c.effect.value not in config.checkpoint.allow], path)
     for effect in dict.fromkeys(change.effect for change in refused):
         told = _INSISTED[effect].format(**progress)
         lines.append(f"checkpoint.allow: {_count(refused, effect)}; {told}")
@@ -103,8 +115,46 @@ def compare(
     return lines
 
 
+def begins_data_anew(config: RunConfig, extras: Extras, record: Mapping[str, Any] | None) -> bool:
+    """Whether the run goes on with sample 0 of other data (`data.new: restart`)."""
+    asked = config.data.new == "restart" and extras["progress"]["samples"]
+    return bool(asked) and any(c.effect == Effect.DATA for c in _changes(config, extras, record))
+
+
+def order_changes(config: RunConfig, extras: Extras) -> list[Change]:
+    """What else than files makes the order of the data another: known before they are prepared."""
+    found = [c for c in _changes(config, extras, None) if c.effect == Effect.DATA]
+    return found + list(_sampling_changes(extras.get("data", {}), _sampling(config)))
+
+
+def data_history(config: RunConfig, extras: Extras, record: Mapping[str, Any]) -> list[str]:
+    """What becomes of the data of the run at this step, for its history: a line each."""
+    told = [BEGINS_ANEW] if begins_data_anew(config, extras, record) else []
+    if "data" in extras:
+        told += [str(c) for c in _data_changes(extras["data"], record) if _is_of_files(c)]
+    return told
+
+
+def _is_of_files(change: Change) -> bool:
+    return "(files of " in change.key or "(content of " in change.key
+
+
+def _changes(config: RunConfig, extras: Extras, record: Mapping[str, Any] | None) -> list[Change]:
+    """All that differs, whether it is refused or not."""
+    found = []
+    if "config" in extras:
+        found += changes(upgraded(extras["config"]), config.model_dump(mode="json"))
+    if record is not None and "data" in extras:
+        found += list(_data_changes(extras["data"], record))
+    if not extras["progress"]["samples"]:  # no position yet that an order could be another of
+        found = [_as_recipe(change) for change in found]
+    return found
+
+
 def _as_recipe(change: Change) -> Change:
-    return Change(change.key, change.before, change.after, Effect.RECIPE)
+    """What becomes of a change of the data where there is no position in them."""
+    effect = Effect.RECIPE if change.effect == Effect.DATA else change.effect
+    return Change(change.key, change.before, change.after, effect)
 
 
 def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
@@ -115,14 +165,47 @@ def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
             key = f"data.tokenizer ({shown})"
             yield Change(key, _short(old), _short(new), Effect.TOKENIZER)
     old_corpora, new_corpora = before["corpora"], now["corpora"]
+    grown = False
     for number in range(max(len(old_corpora), len(new_corpora))):
         old, new = (c[number] if number < len(c) else {} for c in (old_corpora, new_corpora))
-        if old.get("digest") != new.get("digest"):
-            name = new.get("name") or old.get("name")
+        known, have = _generations(old), _generations(new)
+        if known == have:
+            continue
+        name = new.get("name") or old.get("name")
+        if known and have[: len(known)] == known:
+            grown = True
+            added = new["later"][-1]
+            count = sum(one["num_files"] for one in (new, *new["later"][:-1]))
+            now_there = (
+                f"{count + added['num_files']} (the new from its sample {added['start']:,} on)"
+            )
+            key = f"data.corpus.{number} (files of {name})"
+            yield Change(key, count, now_there, Effect.RECIPE)
+        else:
             key = f"data.corpus.{number} (content of {name})"
             yield Change(key, _short(old.get("digest")), _short(new.get("digest")), Effect.DATA)
-    if before["num_tokens"] != now["num_tokens"]:
+    yield from _sampling_changes(before, now)
+    if before["num_tokens"] != now["num_tokens"] and not grown:
         yield Change("training tokens", before["num_tokens"], now["num_tokens"], Effect.DATA)
+
+
+def _sampling_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
+    # Of runs of before these were kept: 1, and what the split says.
+    old, new = (record.get("samples", 1) for record in (before, now))
+    if old != new:
+        key = "samples (how documents are cut, shuffled and held out)"
+        yield Change(key, f"version {old}", f"version {new}", Effect.DATA)
+    old, new = (record.get("held_out") for record in (before, now))
+    if None not in (old, new) and bool(old) != bool(new):
+        key = "share held out for validation, 0 where train.eval_interval is 0,"
+        yield Change(key, old, new, Effect.DATA)
+
+
+def _generations(corpus: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """(first sample, content) of the files of a corpus by when they came; [] of none."""
+    if not corpus:
+        return []
+    return [(0, corpus["digest"]), *((g["start"], g["digest"]) for g in corpus.get("later", ()))]
 
 
 def _short(value: Any) -> Any:
@@ -134,13 +217,17 @@ def _count(refused: list[Change], effect: Effect) -> str:
     return f"another {effect.value} ({count} {'change' if count == 1 else 'changes'})"
 
 
-def _refuse(refused: list[Change], path: Path) -> None:
+def refuse(refused: list[Change], path: Path) -> None:
+    """Raise UserError for the changes of run ``path`` that are ``refused``, if any."""
     if not refused:
         return
     kinds = [e.value for e in REFUSED if any(change.effect == e for change in refused)]
     listing = "".join(f"\n  {change} ({change.effect.value})" for change in refused)
+    way_on = ""
+    if Effect.DATA.value in kinds:
+        way_on = f"{RESTART}{APPEND if any(map(_is_of_files, refused)) else ''}. "
     raise UserError(
-        f"{path} is of another {' and '.join(kinds)} than this configuration:{listing}\n"
+        f"{path} is of another {' and '.join(kinds)} than this configuration:{listing}\n{way_on}"
         "Change them back, or begin a run of its own under another run.name. To go on all the "
         f"same: checkpoint.allow=[{','.join(kinds)}] (see docs/checkpoints.md)"
     )

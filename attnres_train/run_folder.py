@@ -2,7 +2,9 @@
 run's things there when another one begins.
 
 history/step_00000060.yaml  the configuration with which the steps after 60 were made
+history/step_00000060.json  what became of the data at step 60, if anything
 tokenizer/                  the tokenizer's file
+files/<digest>.jsonl.gz     the files of a corpus: name, bytes, hash of some blocks
 data.json                   what the tokens depend on (`identity.data_record`)
 origin.json                 where the run began, if `checkpoint.resume` said so (`config.origin`)
 before-1/                   an earlier run that `checkpoint.resume` made way for
@@ -10,9 +12,12 @@ before-1/                   an earlier run that `checkpoint.resume` made way for
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,8 @@ from attnres_train.checkpoint.folders import find_latest, scan, step_name
 from attnres_train.config.loader import as_yaml
 from attnres_train.config.origin import FILE, Origin, as_asked, has_begun, write_origin
 from attnres_train.config.schema import RunConfig
+from attnres_train.data.corpora.content import digest_of
+from attnres_train.data.corpora.reader import FileRow
 from attnres_train.errors import UserError
 
 # All that a run of ours leaves; the user's own files stay where they are. Checkpoints go last: with
@@ -31,6 +38,7 @@ _LEFT_BY_A_RUN = (
     "starts.jsonl",
     "data.json",
     "tokenizer",
+    "files",
     "history",
     "loss.png",
     "tensorboard",
@@ -40,8 +48,9 @@ _LEFT_BY_A_RUN = (
     FILE,
     "checkpoints",
 )
+_UNTIL = re.compile(r"\.until-step_\d+")
 # What a run that goes back to a checkpoint of its own keeps, up to the step of that.
-_GOES_ON = ("metrics.jsonl", "history", "starts.jsonl")
+_GOES_ON = ("metrics.jsonl", "history", "starts.jsonl", "tokenizer", "files")
 
 
 def begin(folder: Path, resume: str, loaded: Path | None) -> Path | None:
@@ -103,10 +112,16 @@ def _copy(aside: Path, folder: Path) -> None:
 
 
 def keep_identity(
-    folder: Path, step: int, config: RunConfig, record: Mapping[str, Any], tokenizer: str | None
+    folder: Path,
+    step: int,
+    config: RunConfig,
+    record: Mapping[str, Any],
+    tokenizer: str | None,
+    data_history: Sequence[str] = (),
 ) -> None:
     """Write down what the steps after ``step`` are made with: ``config``, the data of ``record``
-    and the file ``tokenizer``. What was written for later steps, which are gone, goes too."""
+    and the file ``tokenizer``; and what has become of the data there. What was written for later
+    steps, which are gone, goes too."""
     history = folder / "history"
     history.mkdir(parents=True, exist_ok=True)
     entries = sorted(history.glob("step_*.yaml"))
@@ -115,12 +130,40 @@ def keep_identity(
     for entry in [entry for entry in entries if _step_of(entry) >= step]:
         entry.unlink()
         entries.remove(entry)
+    for told in history.glob("step_*.json"):
+        if _step_of(told) >= step:
+            told.unlink()
+    if data_history:
+        told = history / f"{step_name(step)}.json"
+        told.write_text(json.dumps({"data": list(data_history)}) + "\n", encoding="utf-8")
     text = as_yaml(config)
     if not entries or entries[-1].read_text(encoding="utf-8") != text:
         (history / f"{step_name(step)}.yaml").write_text(text, encoding="utf-8")
     (folder / "data.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         _keep_tokenizer(folder / "tokenizer", step, Path(tokenizer))
+
+
+def keep_files(folder: Path, lists: Mapping[str, Sequence[Sequence[object]]]) -> None:
+    """Keep ``lists`` of files by their digests, a line of JSON for each file."""
+    for digest, rows in lists.items():
+        path = folder / "files" / f"{digest}.jsonl.gz"
+        if read_files(folder, digest) is None:  # or damaged
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+            partial.replace(path)
+
+
+def read_files(folder: Path, digest: str) -> list[FileRow] | None:
+    """The list of files with ``digest``; None where it is not there, or damaged."""
+    try:
+        text = gzip.decompress((folder / "files" / f"{digest}.jsonl.gz").read_bytes())
+        rows = [FileRow(*json.loads(line)) for line in text.splitlines()]
+    except (OSError, EOFError, ValueError, TypeError, zlib.error):
+        return None
+    return rows if digest_of(rows) == digest else None
 
 
 def _step_of(entry: Path) -> int:
@@ -130,12 +173,13 @@ def _step_of(entry: Path) -> int:
 def _keep_tokenizer(folder: Path, step: int, file: Path) -> None:
     """A file that was another one until ``step`` is kept too, under a name that says so."""
     folder.mkdir(exist_ok=True)
-    content, kept = file.read_bytes(), folder / file.name
+    # Of a run that goes back to before another was taken, it is one that was kept so.
+    content, kept = file.read_bytes(), folder / _UNTIL.sub("", file.name)
     if kept.exists() and kept.read_bytes() == content:
         return
     for other in list(folder.iterdir()):
         if ".until-" not in other.name and other.suffix != ".partial":
             other.rename(other.with_name(f"{other.stem}.until-{step_name(step)}{other.suffix}"))
-    partial = folder / f"{file.name}.partial"
+    partial = folder / f"{kept.name}.partial"
     partial.write_bytes(content)
     partial.replace(kept)

@@ -88,7 +88,9 @@ class Checkpoints:
         chunks: Sequence[ModelChunk],
         optimizer: SavedOptimizer,
         prepared: Prepared,
+        files: Mapping[str, Sequence[Sequence[object]]] | None = None,
     ) -> None:
+        """``files`` are the lists of the files of the corpora by digest, on the first rank."""
         self.config, self.ranks, self.run_folder = config, ranks, folder
         self.folder = folder / "checkpoints"
         named = [item for chunk in chunks for item in chunk.state_dict(keep_vars=True).items()]
@@ -98,7 +100,7 @@ class Checkpoints:
             optimizer,
             partial(released_tensors, first_expert=first_expert),
         )
-        self.prepared = prepared
+        self.prepared, self.files = prepared, files or {}
         self.record = identity.data_record(config, prepared)
         self.loaded_from: Path | None = None
 
@@ -111,13 +113,12 @@ class Checkpoints:
         found, told = peers.on_first(self._find)
         if found is not None:
             self._load(found)
-            progress = Progress(**found.extras["progress"])
+            progress = self._position(found)
             if self.ranks.is_main:
                 verb = "weights of" if found.is_new else "resumed from"
                 print("\n".join([f"{verb} {found.path}", *told]), flush=True)
-        path = found.path if found and not found.is_new else None
         # Only now: an attempt that cannot resume leaves the folder as it was.
-        self.loaded_from = peers.on_first(lambda: self._begin(path, progress))
+        self.loaded_from = peers.on_first(lambda: self._begin(found, progress))
         return progress
 
     def _load(self, found: Standing) -> None:
@@ -139,11 +140,23 @@ class Checkpoints:
         path, extras, goes_on = found.path, found.extras, not found.is_new
         return found, identity.compare(self.config, path, extras, self.record, goes_on=goes_on)
 
-    def _begin(self, path: Path | None, progress: Progress) -> Path | None:
+    def _position(self, found: Standing) -> Progress:
+        progress = Progress(**found.extras["progress"])
+        if identity.begins_data_anew(self.config, found.extras, self.record):
+            progress.samples = 0
+        return progress
+
+    def _begin(self, found: Standing | None, progress: Progress) -> Path | None:
+        told = []
+        if found is not None:
+            told = identity.data_history(self.config, found.extras, self.record)
+        path = found.path if found and not found.is_new else None
         path = run_folder.begin(self.run_folder, self.config.checkpoint.resume, path)
+        tokenizer = self.prepared.tokenizer_path
         run_folder.keep_identity(
-            self.run_folder, progress.step, self.config, self.record, self.prepared.tokenizer_path
+            self.run_folder, progress.step, self.config, self.record, tokenizer, told
         )
+        run_folder.keep_files(self.run_folder, self.files)
         return path
 
     def save(self, progress: Progress) -> Path:

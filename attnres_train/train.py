@@ -13,7 +13,7 @@ from attnres_train.config import describe
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
-from attnres_train.data.prepare import Prepared, check_alike, prepare
+from attnres_train.data.prepare import Prepared, check_alike
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -42,6 +42,7 @@ from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
+from attnres_train.preparation import Lists, prepare_run
 from attnres_train.run_state import Checkpoints, nothing_left
 from attnres_train.supervise import failures
 from attnres_train.supervise.run_lock import owned
@@ -69,15 +70,16 @@ def train(config: RunConfig) -> int:
     # One process per machine prepares; the others wait for it in join_run. Nothing to do where the
     # local launcher or `attnres-train data` has prepared already.
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    made_here = prepare(config, progress=False) if first_here else None
+    made_here = prepare_run(config, progress=False) if first_here else None
     with (
         owned(folder),
         join_run(config) as ranks,
         failures.recorded(folder, ranks.rank, ranks.own_pipeline, ranks.world_size),
     ):
-        prepared, by_machine = hand_over(made_here, ranks)
+        prepared, by_machine = hand_over(made_here.prepared if made_here else None, ranks)
         check_alike(by_machine)
-        parts = build_parts(config, ranks, prepared)
+        files = made_here.files if made_here else None  # rank 0 is the first of its machine
+        parts = build_parts(config, ranks, prepared, files)
         if ranks.is_main:
             more = facts(config, ranks.device)
             print(describe(config, chunk_layers(config), ranks.world_size, more), flush=True)
@@ -87,8 +89,11 @@ def train(config: RunConfig) -> int:
     return 0
 
 
-def build_parts(config: RunConfig, ranks: Ranks, prepared: Prepared) -> Parts:
-    """Data, chunks, engine, optimizer, checkpoints and observers of this rank."""
+def build_parts(
+    config: RunConfig, ranks: Ranks, prepared: Prepared, files: Lists | None = None
+) -> Parts:
+    """Data, chunks, engine, optimizer, checkpoints and observers of this rank. ``files``: those of
+    the corpora, for the run folder."""
     plan = build_plan(config)
     chunks = build_chunks(config, plan, ranks)
     optimizer, update = build_update(config, chunks, ranks)
@@ -116,7 +121,7 @@ def build_parts(config: RunConfig, ranks: Ranks, prepared: Prepared) -> Parts:
         engine=engine,
         optimizer=update,
         data=open_data(config, prepared),
-        checkpoints=Checkpoints(config, ranks, folder, saved, optimizer, prepared),
+        checkpoints=Checkpoints(config, ranks, folder, saved, optimizer, prepared, files),
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),

@@ -155,7 +155,8 @@ def test_a_run_folder_in_use(refuse, tmp_path):
 
 def test_validation_data_that_is_too_short(refuse):
     message = refuse("train.seq_length=4000", "train.global_batch_size=8")
-    assert "train.seq_length" in message and "too few" in message
+    assert "train.seq_length + 1 = 4001" in message and "data.corpus.0 (text " in message
+    assert "no corpus is large enough to validate on" in message
 
 
 def test_config_prints_derived_values(tiny, capsys):
@@ -276,3 +277,20 @@ def test_help_and_version_in_their_own_process():
     for name in ("train", "data", "config", "options", "plan", "schema", "report", "doctor"):
         assert f"  {name} " in listing.stdout
     assert run_cli("--version").stdout.strip().count(".") == 2
+
+
+@pytest.mark.parametrize("key", ["run.name", "run.dir"])
+def test_a_run_folder_that_is_imported_into_has_its_name(tmp_path, capsys, key):
+    assert main(["import", "weights", str(tmp_path), f"{key}=x"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {key}=x: {tmp_path} is a run folder, which has a name: ")
+    assert f"name its config, {tmp_path}/config.yaml, instead of the folder" in told
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["config", "quickstart"]) == 2
+    told = "error: the working directory is not there any more: cd to one that is\n"
+    assert capsys.readouterr().err == told

@@ -34,6 +34,8 @@ RECORD: dict[str, Any] = {
     "seed": 1234,
     "seq_length": 32,
     "split": [0.8, 0.2],
+    "samples": 2,
+    "held_out": 0.2,
 }
 
 
@@ -111,12 +113,30 @@ class TestComparison:
             ({"corpora": [RECORD["corpora"][0] | {"digest": "d" * 16}]}, "content of corpus) ccc"),
             ({"corpora": RECORD["corpora"] * 2}, "data.corpus.1"),
             ({"num_tokens": 999}, "training tokens 1000 -> 999 (data)"),
+            (
+                {"samples": 3},
+                "shuffled and held out) version 2 -> version 3",
+            ),
+            (
+                {"held_out": 0.0},
+                "0 where train.eval_interval is 0, 0.2 -> 0.0 (data)",
+            ),
         ],
     )
     def test_other_content_behind_the_same_keys(self, config, change, told):
         with pytest.raises(UserError) as refused:
             compare(config, PLACE, extras(config), RECORD | change)
         assert told in str(refused.value)
+
+    def test_samples_of_before_they_had_a_version(self, config):
+        before = {key: RECORD[key] for key in RECORD if key not in ("samples", "held_out")}
+        with pytest.raises(UserError) as refused:
+            compare(config, PLACE, extras(config, data=before), RECORD)
+        first, *listing, _ = str(refused.value).splitlines()
+        assert first.endswith("is of another data than this configuration:")
+        assert listing == [
+            "  samples (how documents are cut, shuffled and held out) version 1 -> version 2 (data)"
+        ]
 
     def test_before_the_first_sample_any_order_will_do(self, config):
         saved = extras(config, samples=0)
@@ -199,17 +219,35 @@ def test_a_corpus_that_has_grown_is_refused_before_a_worker_starts(runs, monkeyp
     files = whole(run)
     assert main(["train", str(runs.path), "run.name=grown"]) == 2
     error = capsys.readouterr().err.partition("error: ")[2]
-    assert "is of another data and tokenizer than this configuration" in error
-    assert "  data.corpus.0 (content of " in error and "  training tokens " in error
-    with pytest.raises(RankFailedError, match="is of another data and tokenizer"):
+    assert "is of another data than this configuration" in error
+    assert f"(files of text {runs.folder}/corpus; 8 new: 016.txt, 017.txt, 018.txt, ...)" in error
+    with pytest.raises(RankFailedError, match="is of another data than"):
         runs.train("grown", "log.interval=1")
     assert whole(run).keys() >= files.keys() and column(run, "step") == [1, 2, 3]
     screen = runs.screen("grown", "checkpoint.allow=[data,tokenizer]")
     assert f"the next sample is number {8 * HALF} of the new order" in screen
     assert column(run, "step") == list(range(1, STEPS + 1))
     assert json.loads((run / "data.json").read_text())["num_tokens"] > kept["num_tokens"]
-    names = sorted(path.name for path in (run / "tokenizer").iterdir())
-    assert names == ["tokenizer.json", f"tokenizer.until-{folders.step_name(HALF)}.json"]
+    # What the run has learnt with is what it goes on with: none is trained anew.
+    assert [path.name for path in (run / "tokenizer").iterdir()] == ["tokenizer.json"]
+    sizes = [
+        run / "tokenizer" / "tokenizer.json",
+        *(runs.folder / "cache" / "tokenizers").iterdir(),
+    ]
+    assert len(sizes) == 2
+
+
+def test_validation_switched_off_is_other_data(tiny):
+    """Told by its key: what was held out would be trained on."""
+    run = tiny.train("unvalidated", STOP)
+    held_out = json.loads((run / "data.json").read_text())["held_out"]
+    assert held_out == pytest.approx(0.2)
+    with pytest.raises(RankFailedError) as refused:
+        tiny.train("unvalidated", "train.eval_interval=0")
+    assert f"0 where train.eval_interval is 0, {held_out} -> 0.0 (data)" in str(refused.value)
+    assert "  training tokens " in str(refused.value)
+    screen = tiny.screen("unvalidated", "train.eval_interval=999")
+    assert f"changed since step {HALF}: train.eval_interval 3 -> 999" in screen
 
 
 def test_insisting_on_another_model(tiny):

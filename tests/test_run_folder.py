@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
 from attnres_train.config.origin import Origin, read_origin
+from attnres_train.data.corpora.content import digest_of
+from attnres_train.data.corpora.reader import FileRow
 from attnres_train.errors import UserError
-from attnres_train.run_folder import begin, keep_identity
+from attnres_train.run_folder import begin, keep_files, keep_identity, read_files
 
 
 @pytest.fixture
@@ -84,3 +87,29 @@ def test_configurations_by_step(folder, tiny):
         keep_identity(folder, step, config, {}, None)
         assert names(history) == kept
     assert "lr: 0.5" in (history / "step_00000000.yaml").read_text()
+
+
+def test_lists_of_files_are_read_as_they_were_kept(tmp_path):
+    rows = [FileRow(f"é {number}.txt", number, "ab" * 32) for number in range(2000)]
+    digest = digest_of(rows)
+    keep_files(tmp_path, {digest: rows})
+    (file,) = (tmp_path / "files").iterdir()
+    assert file.stat().st_size < 40 * len(rows)
+    assert read_files(tmp_path, digest) == rows
+    assert read_files(tmp_path, "0" * 16) is None
+    for damage in (file.read_bytes()[:-9], b"", b"nothing", gzip.compress(b'["a", 1, "b"]\n')):
+        file.write_bytes(damage)
+        assert read_files(tmp_path, digest) is None
+        keep_files(tmp_path, {digest: rows})
+        assert read_files(tmp_path, digest) == rows
+
+
+def test_back_to_a_tokenizer_of_before_another(folder, tiny, tmp_path):
+    config, kept = tiny.config(), folder / "tokenizer"
+    for step, text in ((0, "first"), (4, "second")):
+        (tmp_path / "tokenizer.json").write_text(text)
+        keep_identity(folder, step, config, {}, str(tmp_path / "tokenizer.json"))
+    assert names(kept) == ["tokenizer.json", "tokenizer.until-step_00000004.json"]
+    keep_identity(folder, 2, config, {}, str(kept / "tokenizer.until-step_00000004.json"))
+    assert (kept / "tokenizer.json").read_text() == "first"
+    assert (kept / "tokenizer.until-step_00000002.json").read_text() == "second"

@@ -85,13 +85,21 @@ def _stands(config: RunConfig, step: int) -> str:
 def changed(run: Path) -> list[str]:
     """What was changed while the run in ``run`` went on, a line per change."""
     entries = sorted((run / "history").glob("step_*.yaml"))
-    configs = [(int(path.stem.removeprefix("step_")), saved_values(path)) for path in entries]
-    return [
-        f"{change} after step {step}"
+    configs = [(_step_of(path), saved_values(path)) for path in entries]
+    found = [
+        (step, str(change))
         for (_, before), (step, after) in pairwise(configs)
         for change in changes(before, after)
         if change.effect != Effect.NONE
     ]
+    for path in sorted((run / "history").glob("step_*.json")):
+        lines = json.loads(path.read_text(encoding="utf-8"))["data"]
+        found += [(_step_of(path), line) for line in lines]
+    return [f"{text} after step {step}" for step, text in sorted(found, key=lambda one: one[0])]
+
+
+def _step_of(entry: Path) -> int:
+    return int(entry.stem.removeprefix("step_"))
 
 
 def _traffic(config: RunConfig, sent: float) -> str:

@@ -58,12 +58,12 @@ def prepare_once(config: RunConfig) -> str | None:
     Raises UserError where one of them is not to be had, or the checkpoint is of another run.
     """
     from attnres_train import identity
-    from attnres_train.data.prepare import prepare
+    from attnres_train.preparation import prepare_run
     from attnres_train.run_state import nothing_left, standing
 
     if done := nothing_left(config):
         return done
-    prepared = prepare(config)
+    prepared = prepare_run(config).prepared
     folder = Path(config.run.dir) / config.run.name
     if found := standing(config):
         record = identity.data_record(config, prepared)

@@ -29,6 +29,7 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
         *_batch(config, world_size),
         *_data(config),
         *_kinds(config, files),
+        *_reset(config),
         *checkpoint_problems(config),
     ]
     if problems:
@@ -166,6 +167,15 @@ def _data(config: RunConfig) -> Problems:
         yield (
             f"train.eval_interval is {train.eval_interval}, but data.split {list(split)} leaves "
             "nothing for validation: set it to 0, or give validation a share"
+        )
+
+
+def _reset(config: RunConfig) -> Problems:
+    section = config.checkpoint
+    if section.load is None and section.reset != type(section)().reset:
+        yield (
+            f"checkpoint.reset is {section.reset}, but it says what starts anew with "
+            "checkpoint.load, which is not set: name a checkpoint there, or leave reset out"
         )
 
 

@@ -71,7 +71,9 @@ class DataConfig(Section):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     """The tokenizer."""
     split: tuple[float, float] = (0.98, 0.02)
-    """Shares of the documents for training and validation."""
+    """Shares of the documents for training and validation. A hash of what a document holds says on
+    which side it is, so that a corpus may grow; small corpora lend the end of their longest one.
+    Nothing is held out where `train.eval_interval` is 0 (docs/data.md)."""
     reset_at_documents: bool = False
     """Keep the documents of a sample apart: attention, KDA state and convolutions start anew after
     each end of a document. Off by default, as in most published pretraining, whose losses then
@@ -80,6 +82,11 @@ class DataConfig(Section):
     """Leave the last token of each document out of the loss: what it is to predict, the first token
     of another document, is chance. The loss is then the mean over the others of a step. Off by
     default: losses of runs with and without `reset_at_documents` compare."""
+    new: Literal["append", "restart"] | None = None
+    """What a run does that goes on when the files of its corpora are others now. Unset: it is
+    refused. `append`: files that are new are mixed into the rest of the epoch, those that the run
+    has read must be there as they were. `restart`: the data begin anew (see docs/checkpoints.md).
+    """
     verify: Literal["sampled", "full"] = "sampled"
     """How corpora are told apart: by the names and sizes of their files and the hash of 16 blocks
     of 4 KiB of each (`sampled`; files up to 64 KiB whole), or by the hash of every byte (`full`)

@@ -59,7 +59,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.TOKENIZER: {"data.tokenizer": "kind vocab_size eod pattern special_tokens options"},
     Effect.RECIPE: {
         "model.moe": "bias_update_rate",
-        "train": "train_iters global_batch_size precision clip_grad eval_iters",
+        "train": "train_iters global_batch_size precision clip_grad eval_interval eval_iters",
         "optimizer": "kind lr weight_decay betas eps momentum ns_steps ns_dtype per_head "
         "adamw_matrices options",
         "lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio options",
@@ -73,11 +73,11 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "parallel": "pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
         "tensor_model_parallel_size expert_model_parallel_size context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
-        "train": "micro_batch_size stop_after recompute eval_interval device",
+        "train": "micro_batch_size stop_after recompute device",
         "optimizer": "sharded",
         "data.corpus": "path",
         "data.tokenizer": "path",
-        "data": "cache_dir verify",
+        "data": "new cache_dir verify",
         "checkpoint": "save_interval keep_last resume load reset allow",
         "log": "interval progress tensorboard plot",
         "log.wandb": "enabled project mode",
@@ -91,6 +91,9 @@ EFFECTS: dict[str, Effect] = {
     for name in names.split()
 }
 """By key, list elements without their index."""
+
+_SAME: dict[str, tuple[Any, Any]] = {"data.tokenizer.pattern": (None, "gpt2")}
+"""By key, two values that mean the same."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     return [
         Change(dotted(path), old.get(path), new.get(path), effect_of(path))
         for path in dict.fromkeys([*new, *old])
-        if old.get(path) != new.get(path)
+        if not _same(path, old.get(path), new.get(path))
     ]
+
+
+def _same(path: KeyPath, old: Any, new: Any) -> bool:
+    alike = _SAME.get(dotted(path), ())
+    return old == new or (old in alike and new in alike)
 
 
 def effect_of(path: KeyPath) -> Effect:

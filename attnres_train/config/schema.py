@@ -12,7 +12,7 @@ from attnres_train.config.data_schema import DataConfig
 from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
 from attnres_train.config.kinds import NoOptions
 from attnres_train.config.model_schema import ModelConfig
-from attnres_train.config.paths import holding_paths
+from attnres_train.config.paths import holding_names, holding_paths
 from attnres_train.config.section import Section
 
 
@@ -25,6 +25,7 @@ class RunSection(Section):
     """Seed of initial weights and data order."""
 
     _paths = holding_paths("dir")
+    _names = holding_names("name")
 
 
 class ParallelConfig(Section):
@@ -99,7 +100,7 @@ class TrainSection(Section):
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
     eval_interval: int = Field(0, ge=0)
-    """Steps between validations; 0: none."""
+    """Steps between validations; 0: none, and nothing is held out (`data.split`)."""
     eval_iters: int = Field(10, ge=1)
     """Global batches per validation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -177,7 +178,7 @@ class CheckpointConfig(Section):
     def _one_alone(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    _paths = holding_paths("resume")
+    _paths = holding_paths("resume", "load")
 
 
 class WandbConfig(Section):

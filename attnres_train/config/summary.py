@@ -40,7 +40,7 @@ def derived(
     processes = replicas * parallel.model_parallel_size
     return {
         "model": _model(config),
-        "residual": kind_of(config, "model.residual.kind").summary(),
+        "residual": _residual(config),
         "pipeline": f"{_count(parallel.pipeline_model_parallel_size, 'rank')} x "
         f"{_count(parallel.virtual_pipeline_model_parallel_size, 'virtual stage')} = "
         f"{_chunks(chunk_layers)}",
@@ -74,6 +74,16 @@ def _model(config: RunConfig) -> str:
         f"{model.num_layers - full} KDA + {full} MLA, MLP {dense} dense + "
         f"{model.num_layers - dense} MoE"
     )
+
+
+def _residual(config: RunConfig) -> str:
+    """What the kind says of itself; of a block size that it does not read, that it does not. Files
+    that differ in the kind alone may share one, so it is no error."""
+    section = config.model.residual
+    kind, size = kind_of(config, "model.residual.kind"), section.block_size
+    asked = size != type(section).model_fields["block_size"].default
+    unread = f"; block_size {size} is not read" if asked and kind.block_size != size else ""
+    return kind.summary() + unread
 
 
 def _chunks(layers: Sequence[int]) -> str:

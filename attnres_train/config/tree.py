@@ -7,6 +7,7 @@ over the other. What the keys mean is the business of `config.loader`.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def read_tree(path: Path, wanted_by: str = "", chain: tuple[Path, ...] = ()) -> 
     ``wanted_by`` names the place of the ``extends`` that led here, ``chain`` the files on the way.
     """
     chain = (*chain, path)
-    if path.resolve() in [file.resolve() for file in chain[:-1]]:
+    # A link that leads to itself is told when it is read.
+    if os.path.realpath(path) in map(os.path.realpath, chain[:-1]):
         circle = " -> ".join(map(str, chain))
         raise ConfigError(f"{wanted_by}extends goes round in a circle: {circle}")
     values, places = parse(_read(path, wanted_by), lambda line: f"{path}:{line}")

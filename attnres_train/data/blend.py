@@ -57,3 +57,14 @@ class Blend:
         )
         size = min(num_samples, self.num_samples)
         return blended_dataset.BlendedDataset(self.datasets, self.weights, size, settings)
+
+
+def taken(weights: Sequence[float], num_samples: int) -> list[int]:
+    """How many of the first ``num_samples`` samples of a `Blend` come from each corpus."""
+    if len(weights) == 1 or not num_samples:
+        return [num_samples] + [0] * (len(weights) - 1)
+    shares = np.array(weights, np.float64) / sum(weights)
+    dealt, of_corpus = np.empty(num_samples, np.int16), np.empty(num_samples, np.int64)
+    helpers = megatron_datasets("helpers")
+    helpers.build_blending_indices(dealt, of_corpus, shares, len(weights), num_samples, False)
+    return np.bincount(dealt, minlength=len(weights)).tolist()

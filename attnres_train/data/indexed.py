@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attnres_train.data.held_out import Cut
 from attnres_train.errors import UserError
 
 HEADER = struct.Struct("<9sQBQQ")
@@ -117,6 +118,39 @@ def token_type(prefix: str) -> type[np.integer]:
         return TOKEN_TYPES[HEADER.unpack(stream.read(HEADER.size))[2]]
 
 
+def document_starts(prefix: str) -> np.ndarray:
+    """The sequences of ``prefix`` at which documents begin, int64, ascending, 0 the first of them:
+    every document has a sequence at least. ``prefix`` has passed `check_indexed`.
+
+    Raises UserError where the index names sequences that it does not have.
+    """
+    with open(f"{prefix}.idx", "rb") as stream:
+        *_, n, d = HEADER.unpack(stream.read(HEADER.size))
+    marks = np.fromfile(f"{prefix}.idx", np.int64, d, offset=HEADER.size + 12 * n)
+    wrong = (marks < 0) | (marks > n)
+    if wrong.any():
+        raise UserError(
+            f"{prefix}.idx is damaged: document {int(np.argmax(wrong))} begins at sequence "
+            f"{marks[wrong][0]} of {n}; make it again"
+        )
+    starts = np.unique(np.append(marks, 0))  # an end is a beginning, of nothing
+    return starts[starts < n]
+
+
+def write_index(
+    prefix: Path, dtype: type[np.integer], lengths: np.ndarray, marks: np.ndarray
+) -> None:
+    """Write ``prefix``.idx for a .bin of sequences one after another; ``lengths`` int32 in tokens,
+    ``marks`` int64: the sequences at which documents begin, and their number."""
+    code = {found: code for code, found in TOKEN_TYPES.items()}[dtype]
+    size = np.dtype(dtype).itemsize
+    offsets = (np.cumsum(lengths, dtype=np.int64) - lengths) * size
+    with open(f"{prefix}.idx", "wb") as stream:
+        stream.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(marks)))
+        for values in (lengths.astype("<i4"), offsets.astype("<i8"), marks.astype("<i8")):
+            stream.write(values.tobytes())
+
+
 class Shard:
     """A .bin/.idx pair, mapped into memory: it takes two file descriptors while it lives."""
 
@@ -136,10 +170,8 @@ class Shard:
         """Tokens of the sequence at ``place``."""
         return int(self._lengths[place])
 
-    def get(self, place: int, offset: int, length: int | None) -> np.ndarray:
-        """Token ids of the sequence at ``place`` from ``offset``: ``length`` of them, or all."""
-        if length is None:
-            length = self.length(place) - offset
+    def get(self, place: int, offset: int, length: int) -> np.ndarray:
+        """``length`` token ids of the sequence at ``place`` from ``offset``."""
         start = int(self._offsets[place]) + offset * self._dtype.itemsize
         return np.frombuffer(self._tokens, self._dtype, length, start)
 
@@ -155,11 +187,21 @@ def keep_open(most: int = MAX_OPEN_SHARDS) -> OpenShard:
 
 
 class TokenSequences:
-    """The sequences of several .bin/.idx pairs, one after another: what GPTDataset reads from."""
+    """The sequences of several .bin/.idx pairs, one after another: what GPTDataset reads from.
 
-    def __init__(self, prefixes: Sequence[str], open_shard: OpenShard | None = None) -> None:
+    One of them may be ``cut``: its number then stands for its beginning, and the number after the
+    last sequence's for the rest.
+    """
+
+    def __init__(
+        self,
+        prefixes: Sequence[str],
+        open_shard: OpenShard | None = None,
+        cut: Cut | None = None,
+    ) -> None:
         """Raises UserError when a file is missing or truncated."""
         self.prefixes = list(prefixes)
+        self.cut = cut
         self._open_shard = open_shard or keep_open()
         self._sizes = [check_indexed(prefix).num_sequences for prefix in prefixes]
         self._starts = np.cumsum([0, *self._sizes])
@@ -167,20 +209,40 @@ class TokenSequences:
     @cached_property
     def sequence_lengths(self) -> np.ndarray:
         """Tokens of each sequence, int32. Only building indices needs them."""
-        return np.concatenate(
-            [
-                np.fromfile(prefix + ".idx", np.int32, count, offset=HEADER.size)
-                for prefix, count in zip(self.prefixes, self._sizes, strict=True)
-            ]
-        )
+        lengths = [
+            np.fromfile(prefix + ".idx", np.int32, count, offset=HEADER.size)
+            for prefix, count in zip(self.prefixes, self._sizes, strict=True)
+        ]
+        if self.cut is None:
+            return np.concatenate(lengths)
+        found = np.concatenate([*lengths, np.zeros(1, np.int32)])
+        found[-1] = found[self.cut.sequence] - self.cut.tokens
+        found[self.cut.sequence] = self.cut.tokens
+        return found
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """The sequences at which documents begin, int64, ascending. Only building indices needs
+        them."""
+        starts = zip(self._starts, self.prefixes, strict=False)
+        return np.concatenate([first + document_starts(prefix) for first, prefix in starts])
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Token ids of sequence ``index`` from ``offset``: ``length`` of them, or all."""
+        if length is None:
+            length = self.length(index) - offset
+        if self.cut and index == self._starts[-1]:
+            index, offset = self.cut.sequence, offset + self.cut.tokens
         prefix, place = self._locate(index)
         return self._open_shard(prefix).get(place, offset, length)
 
     def length(self, index: int) -> int:
         """Tokens of sequence ``index``."""
+        if self.cut and index == self.cut.sequence:
+            return self.cut.tokens
+        if self.cut and index == self._starts[-1]:
+            prefix, place = self._locate(self.cut.sequence)
+            return self._open_shard(prefix).length(place) - self.cut.tokens
         prefix, place = self._locate(index)
         return self._open_shard(prefix).length(place)
 

@@ -83,7 +83,7 @@ class BatchSource:
             name: torch.stack([row[name] for row in rows])
             for name in ("tokens", "labels", "loss_mask")
         }
-        # Indexed files are not read to their end when a run is prepared.
+        # Files may have changed since the run was prepared.
         for name in ("tokens", "labels"):
             check_ids(batch[name], self.vocab_size, f"the batch of samples {start} to {stop - 1}")
         if self.data.tells_documents_apart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,3 +44,21 @@ def _place(kind: Kind, error: BaseException) -> str:
     file = getattr(sys.modules.get(type(kind).__module__), "__file__", None)
     last = ([frame for frame in frames if frame.filename == file] or frames)[-1]
     return f"{last.filename}, line {last.lineno}"
+
+
+def interruptible(work: Callable[[], None]) -> None:
+    """Do ``work``, and raise what it raises; Ctrl-C is heard at once, also while a library that is
+    not Python computes. What it then does is ended with the process."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # a panic is no Exception
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]

@@ -7,15 +7,18 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import locked
 from attnres_train.data.corpora.reader import find_corpora
+from attnres_train.data.generations import Part, RunData
+from attnres_train.data.held_out import Cut
 from attnres_train.data.samples import Source
-from attnres_train.data.steps import Desk, make_indices, make_source, make_tokenizer
+from attnres_train.data.steps import Desk, make_indices, make_sources, make_tokenizer
 from attnres_train.data.tokenizers.kind import tokenizer_kind
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
@@ -39,9 +42,10 @@ class Prepared:
     """Id of the token that ends a document; None: unknown, and not needed."""
 
 
-def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
+def prepare(config: RunConfig, *, progress: bool = True, run: RunData | None = None) -> Prepared:
     """Build what `open_data` reads, or find it built; ``progress`` tells about it on stderr. Where
-    all is there, the cache is neither locked nor written to.
+    all is there, the cache is neither locked nor written to. ``run`` is what a run has that goes
+    on; None: a new one.
 
     Call it once on a machine, before workers start and before torch.distributed is initialised, and
     hand what it returns to all that read the data. Runs that start together wait for each other.
@@ -49,27 +53,34 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Prepared:
     """
     say: Callable[[str], None] = _say if progress else lambda line: None
     cache = Path(config.data.cache_dir)
-    corpora = find_corpora(config.data)
+    if run is None:
+        run = RunData([[Part(0, reader)] for reader in find_corpora(config.data)])
+    corpora = [generations[0].reader for generations in run.corpora]
     for note in (note for corpus in corpora for note in corpus.notes):
         say(note)
     with ExitStack() as held:
         lock = lru_cache(lambda: held.enter_context(locked(cache, say)))  # once
         desk = Desk(cache, say, progress, lock)
-        tokenizer = make_tokenizer(config, corpora, desk)
+        tokenizer = make_tokenizer(config, corpora, desk, run.tokenizer)
         eod = _end_of_document(config, tokenizer)
-        sources = [make_source(corpus, tokenizer, desk) for corpus in corpora]
+        sources = [make_sources(generations, tokenizer, desk) for generations in run.corpora]
         indices, summary = make_indices(config, sources, desk)
-    _check_validation(config, sources, summary["valid_tokens"])
+    found = summary["sources"]
+    sources = [replace(s, **_validation(one)) for s, one in zip(sources, found, strict=True)]
+    _check_validation(config, sources, found)
     prepared = Prepared(
         tokenizer_path=str(tokenizer.path) if tokenizer and tokenizer.path else None,
         sources=sources,
         indices=str(indices),
-        num_tokens=sum(summary["train_tokens"]),
-        num_valid_tokens=sum(summary["valid_tokens"]),
+        num_tokens=sum(one["train_tokens"] for one in found),
+        num_valid_tokens=sum(one["valid_tokens"] for one in found),
         unigram_entropy_nats=summary["unigram_entropy_nats"],
         eod=eod,
     )
-    _tell_epochs(config, sources, summary["train_samples"], desk)
+    if config.train.eval_interval:
+        for source, one in zip(sources, found, strict=True):
+            say(f"{source.key}: {_held_out(one)}")
+    _tell_epochs(config, sources, [one["train_samples"] for one in found], desk)
     desk.say(
         f"{prepared.num_tokens:,} training tokens; unigram entropy "
         f"{prepared.unigram_entropy_nats:.3f} nats, ln model.vocab_size "
@@ -88,7 +99,7 @@ def check_alike(by_machine: Mapping[str, Prepared]) -> None:
         keys = [
             mine.key
             for mine, theirs in zip(wanted.sources, found.sources, strict=True)
-            if mine.content != theirs.content
+            if _content(mine) != _content(theirs)
         ]
         if keys or found.eod != wanted.eod:
             what = " and ".join(keys) or "the end of a document"
@@ -96,6 +107,10 @@ def check_alike(by_machine: Mapping[str, Prepared]) -> None:
                 f"machine {name} has other data than machine {first}: {what} differs in files or "
                 "tokenizer. Give all machines the same files"
             )
+
+
+def _content(source: Source) -> list[tuple[int, str]]:
+    return [(one.start, one.content) for one in source.generations]
 
 
 def open_tokenizer(config: RunConfig, prepared: Prepared) -> Tokenizer | None:
@@ -127,21 +142,45 @@ def _end_of_document(config: RunConfig, tokenizer: Tokenizer | None) -> int | No
     return None
 
 
-def _check_validation(config: RunConfig, sources: list[Source], tokens: list[int]) -> None:
+def _validation(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `Source` says of it, from its `SourceSummary` in JSON."""
+    cut = summary["cut"]
+    return {"validates": summary["valid_tokens"] > 0, "cut": Cut(**cut) if cut else None}
+
+
+def _check_validation(
+    config: RunConfig, sources: list[Source], summaries: list[dict[str, Any]]
+) -> None:
+    """Raise UserError where there is to be validation, and no corpus that it can be of."""
+    if not config.train.eval_interval or any(source.validates for source in sources):
+        return
     needed = config.train.seq_length + 1
-    for source, found in zip(sources, tokens, strict=True):
-        if config.train.eval_interval and found < needed:
-            # Where there are two documents, one is held out, whatever the share.
-            remedy = (
-                "raise the second share of data.split"
-                if found
-                else "it is a single document, of which nothing can be held out: bring a second one"
-            )
-            raise UserError(
-                f"{source.key} ({source.name}) has {found} validation tokens, too few for one "
-                f"sample of train.seq_length + 1 = {needed}: {remedy}, lower train.seq_length, or "
-                "set train.eval_interval to 0"
-            )
+    sizes = ", ".join(
+        f"{source.key} ({source.name}) has {one['train_tokens']:,} training tokens in "
+        f"{one['documents']:,} documents"
+        for source, one in zip(sources, summaries, strict=True)
+    )
+    raise UserError(
+        f"train.eval_interval is {config.train.eval_interval}, but no corpus is large enough to "
+        f"validate on: of one, the longest document must leave a sample of train.seq_length + 1 = "
+        f"{needed} tokens to training and lend one to validation, and {sizes}. Bring more text, "
+        "lower train.seq_length, or set train.eval_interval to 0"
+    )
+
+
+def _held_out(summary: Mapping[str, Any]) -> str:
+    """What is held out of a corpus."""
+    held, documents, lent = (summary[key] for key in ("held_out", "documents", "lent_tokens"))
+    if not summary["valid_tokens"]:
+        left = "left out of validation: too small to hold out a sample and keep one for training"
+        return f"{left}; {held:,} of {documents:,} documents are held out, unused" if held else left
+    share = summary["valid_tokens"] / (summary["valid_tokens"] + summary["train_tokens"])
+    told = f"{held:,} of {documents:,} documents held out"
+    if lent:
+        told += (
+            f", too few for a sample: so are the last {lent:,} tokens of the longest of the others"
+        )
+    return f"{told} ({100 * share:.1f} % of its tokens)"
 
 
 def _tell_epochs(

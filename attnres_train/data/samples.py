@@ -8,10 +8,8 @@ must see the same samples whatever its `train_iters`, batch size or number of ra
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -20,6 +18,8 @@ import numpy as np
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.blend import Blend
+from attnres_train.data.epochs import EpochSamples
+from attnres_train.data.held_out import Cut, held_out_share, part
 from attnres_train.data.indexed import OpenShard, TokenSequences
 from attnres_train.data.megatron import megatron_datasets
 from attnres_train.data.unigrams import count_unigrams
@@ -27,8 +27,12 @@ from attnres_train.errors import UserError
 
 Split = Literal["train", "valid"]
 
-# What is held out does not change with `run.seed`: losses of runs with other seeds compare.
+# The order of what is held out does not change with `run.seed`: losses of runs with other seeds
+# compare.
 HELD_OUT_SEED = 0
+# Raised when the same corpora give other samples, or others are held out: a run that resumes
+# compares it. 1: documents were cut at 64 Ki characters, and dealt by their number.
+SAMPLES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,112 +51,115 @@ class Source:
     content: str = ""
     """Stands for what its files hold, how they are read and what tokenised them, whatever the
     format of the cache and `data.verify`: of equal ``content``, a corpus has equal tokens."""
+    hashes_text: bool = False
+    """Whether the hashes of its documents' texts lie beside its shards; else those of their tokens
+    are what is held out by."""
+    validates: bool = False
+    """Whether some of it is held out, and makes a sample."""
+    cut: Cut | None = None
+    start: int = 0
+    """From which sample of the corpus on these files belong to it (`data.generations`)."""
+    files: str = ""
+    """Digest of the list of its files (`CorpusReader.rows`)."""
+    num_files: int = 0
+    later: tuple[Source, ...] = ()
+    """Files that came to the corpus while the run was on its way."""
+
+    @property
+    def generations(self) -> tuple[Source, ...]:
+        """All its files, by when they came."""
+        return (self, *self.later)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Source:
+        """The source of which `dataclasses.asdict` gave ``plain``, be it by way of JSON."""
+        cut, later = plain["cut"], map(cls.of, plain["later"])
+        return cls(**{**plain, "cut": Cut(**cut) if cut else None, "later": tuple(later)})
 
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What a corpus gives to a run. ``unigrams``: counts [vocab_size] of its training tokens."""
+    """What a corpus gives to a run."""
 
+    documents: int
+    held_out: int
+    """Documents that are held out whole."""
+    lent_tokens: int
+    """Last tokens of its longest document that are held out."""
+    cut: Cut | None
     train_tokens: int
     valid_tokens: int
     train_samples: int
-    unigrams: np.ndarray
 
 
-class EpochSamples:
-    """The samples of a corpus, epoch after epoch without end: item i is a pure function of
-    (seed, i).
+def build_indices(
+    source: Source,
+    number: int,
+    hashes: np.ndarray | None,
+    config: RunConfig,
+    folder: Path,
+    *,
+    lends: bool = True,
+) -> tuple[SourceSummary, np.ndarray]:
+    """Build GPTDataset's indices of corpus ``number``, whose documents have ``hashes`` (needed
+    where some are held out), in ``folder``, for `open_samples` to read. Returns also counts
+    [vocab_size] of its training tokens. Without ``lends`` they are files that came later, which
+    lend nothing to validation (`part`).
 
-    Epoch 0 has the dataset's own random order. Later epochs walk that order in random strides
-    (x -> a x + b modulo its length, a and b drawn from the seed and the epoch), which is another
-    order of the same samples and, unlike a stored permutation, takes no memory.
-    """
-
-    def __init__(self, dataset: Any, seed: int, with_ends: bool = False) -> None:
-        """``with_ends`` adds ``sequence_ends`` to every sample (see `sequence_ends`)."""
-        self.dataset = dataset
-        self.seed = seed
-        self.with_ends = with_ends
-        self.samples_per_epoch = len(dataset)
-        # What BlendedDataset asks of its members.
-        self.index_split = dataset.index_split
-        self.unique_identifiers = dataset.unique_identifiers
-
-    def __len__(self) -> int:
-        return 1 << 62
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, place = divmod(int(index), self.samples_per_epoch)
-        place = self.place_in_first_epoch(epoch, place)
-        sample = self.dataset[place]
-        if self.with_ends:
-            sample["sequence_ends"] = sequence_ends(self.dataset, place)
-        return sample
-
-    def place_in_first_epoch(self, epoch: int, place: int) -> int:
-        """Where epoch 0 has the sample that ``epoch`` has at ``place``."""
-        if epoch == 0:
-            return place
-        size = self.samples_per_epoch
-        draw = random.Random(f"seed {self.seed} epoch {epoch}")
-        offset, stride = draw.randrange(size), draw.randrange(size)
-        while math.gcd(stride, size) != 1:
-            stride = draw.randrange(size)
-        return (stride * place + offset) % size
-
-
-def sequence_ends(dataset: Any, place: int) -> np.ndarray:
-    """Bool [seq_length]: the tokens of sample ``place`` of a GPTDataset that are the last ones of a
-    stored sequence. What follows such a token in the sample comes from elsewhere in the corpus,
-    even where no document ends: of a long text, each passage is a sequence (see `corpora.text`)."""
-    sample = dataset.shuffle_index[place]
-    (first, offset), (last, _) = (dataset.sample_index[i].tolist() for i in (sample, sample + 1))
-    lengths = [dataset.dataset.length(i) for i in dataset.document_index[first:last]]
-    ends = np.zeros(dataset.config.sequence_length, dtype=bool)
-    starts_after = np.cumsum(lengths, dtype=np.int64) - offset
-    ends[starts_after[starts_after > 0] - 1] = True
-    return ends
-
-
-def split_sequences(num_sequences: int, shares: tuple[float, float]) -> dict[Split, np.ndarray]:
-    """Deal sequences at random to training and validation. Each int32, ascending.
-
-    A share above 0 gets a sequence at least, where there are two.
-    """
-    share = shares[1] / sum(shares)
-    num_valid = round(num_sequences * share)
-    if share > 0:
-        num_valid = min(max(num_valid, 1), num_sequences - 1)
-    order = np.random.default_rng(HELD_OUT_SEED).permutation(num_sequences).astype(np.int32)
-    return {"train": np.sort(order[num_valid:]), "valid": np.sort(order[:num_valid])}
-
-
-def build_indices(source: Source, number: int, config: RunConfig, folder: Path) -> SourceSummary:
-    """Build GPTDataset's indices of corpus ``number`` in ``folder``, for `open_samples` to read.
-
-    Raises UserError when its training share is smaller than one sample, or holds a token id outside
-    the model's vocabulary.
+    Raises UserError when it is smaller than one sample, or holds a token id outside the model's
+    vocabulary.
     """
     data = TokenSequences(source.prefixes)
-    needed = config.train.seq_length + 1
-    parts = split_sequences(len(data.sequence_lengths), config.data.split)
+    needed, where = config.train.seq_length + 1, f"{source.key} ({source.name})"
+    starts, share = data.document_starts, held_out_share(config)
+    if hashes is None:
+        hashes = np.zeros(len(starts), np.uint64)
+    sides = part(data.sequence_lengths, starts, hashes, share, needed if lends else None)
+    data = TokenSequences(source.prefixes, cut=sides.cut)
+    parts: dict[Split, np.ndarray] = {"train": sides.train, "valid": sides.valid}
+    if not lends:
+        del parts["valid"]
     tokens = {
         split: int(data.sequence_lengths[part].sum(dtype=np.int64)) for split, part in parts.items()
     }
     if tokens["train"] < needed:
+        remedy = "bring more text, or lower train.seq_length"
+        if not lends:
+            held = int(data.sequence_lengths[sides.valid].sum(dtype=np.int64))
+            remedy = f"{held} are held out by the hash of their document; add more files with them"
         raise UserError(
-            f"{source.key} ({source.name}) has {tokens['train']} training tokens, too few for one "
-            f"sample of train.seq_length + 1 = {needed}: bring more text, or lower train.seq_length"
+            f"{where} has {tokens['train']} training tokens, too few for one "
+            f"sample of train.seq_length + 1 = {needed}: {remedy}"
         )
     built = {
         split: _gpt_dataset(data, source, number, split, config, folder, parts[split])
         for split in parts
-        if tokens[split] >= needed
+        if tokens[split]
     }
-    unigrams = count_unigrams(
-        built["train"], config.model.vocab_size, f"{source.key} ({source.name})"
+    summary = SourceSummary(
+        documents=sides.documents,
+        held_out=sides.held_out,
+        lent_tokens=sides.lent_tokens,
+        cut=sides.cut,
+        train_tokens=tokens["train"],
+        valid_tokens=tokens.get("valid", 0),
+        train_samples=len(built["train"]),
     )
-    return SourceSummary(tokens["train"], tokens["valid"], len(built["train"]), unigrams)
+    return summary, count_unigrams(built["train"], config.model.vocab_size, where)
+
+
+def together(
+    generations: Sequence[tuple[SourceSummary, np.ndarray]],
+) -> tuple[SourceSummary, np.ndarray]:
+    """What the ``generations`` of a corpus give, of `build_indices`: the first alone to validation,
+    all to training."""
+    summaries = [summary for summary, _ in generations]
+    whole = replace(
+        summaries[0],
+        train_tokens=sum(one.train_tokens for one in summaries),
+        train_samples=sum(one.train_samples for one in summaries),
+    )
+    return whole, np.sum([counts for _, counts in generations], axis=0)
 
 
 def open_samples(
@@ -163,29 +170,47 @@ def open_samples(
     folder: Path,
     open_shard: OpenShard | None = None,
 ) -> Any:
-    """The blend of ``sources``: item i < ``num_samples`` is a dict with ``tokens`` and ``labels``
-    int64 [seq_length], ``loss_mask`` float32 [seq_length], ``sequence_ends`` bool [seq_length] if
-    documents are told apart and, where there are several sources, the source's number
-    ``dataset_id``. A larger ``num_samples`` extends the same sequence. ``open_shard``: see
-    `keep_open`.
+    """The blend of ``sources``, for validation of those that are validated on: item
+    i < ``num_samples`` is a dict with ``tokens`` and ``labels`` int64 [seq_length], ``loss_mask``
+    float32 [seq_length], ``sequence_ends`` bool [seq_length] if documents are told apart and, where
+    several are blended, the number among them ``dataset_id``. A larger ``num_samples`` extends the
+    same sequence. ``open_shard``: see `keep_open`.
 
     Raises UserError when the indices or the token files are missing or damaged.
     """
     samples = []
+    weights = []
     for number, source in enumerate(sources):
-        data = TokenSequences(source.prefixes, open_shard)
-        try:
-            dataset = _gpt_dataset(data, source, number, split, config, folder, None)
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(
-                f"the sample indices in {folder} are missing or damaged ({error}): remove that "
-                "folder and run `attnres-train data CONFIG` again"
-            ) from error
+        if split == "valid" and not source.validates:
+            continue
+        weights.append(source.weight)
+        # What is held out is the first files': losses compare when others come.
+        generations = source.generations if split == "train" else (source,)
+        datasets = [_opened(one, number, split, config, folder, open_shard) for one in generations]
+        later = [(one.start, d) for one, d in zip(generations[1:], datasets[1:], strict=True)]
         seed, with_ends = _seed(number, split, config), config.data.tells_documents_apart
-        samples.append(EpochSamples(dataset, seed, with_ends))
+        samples.append(EpochSamples(datasets[0], seed, with_ends, later))
     if len(samples) == 1:
         return samples[0]
-    return Blend(samples, [source.weight for source in sources], num_samples)
+    return Blend(samples, weights, num_samples)
+
+
+def _opened(
+    source: Source,
+    number: int,
+    split: Split,
+    config: RunConfig,
+    folder: Path,
+    open_shard: OpenShard | None,
+) -> Any:
+    data = TokenSequences(source.prefixes, open_shard, source.cut)
+    try:
+        return _gpt_dataset(data, source, number, split, config, folder, None)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"the sample indices in {folder} are missing or damaged ({error}): remove that "
+            "folder and run `attnres-train data CONFIG` again"
+        ) from error
 
 
 def _gpt_dataset(
@@ -218,5 +243,5 @@ def _gpt_dataset(
 
 def _seed(number: int, split: Split, config: RunConfig) -> int:
     """Seed of a corpus's order, 32 bits."""
-    seed = config.run.seed if split == "train" else HELD_OUT_SEED
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    seed = [config.run.seed, number] if split == "train" else [HELD_OUT_SEED]
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])

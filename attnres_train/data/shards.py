@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from attnres_train.data.cache import published, write_json
 from attnres_train.data.corpora.reader import CorpusReader, Passage
+from attnres_train.data.document_hashes import SUFFIX
 from attnres_train.data.indexed import check_indexed
-from attnres_train.data.megatron import megatron_datasets
+from attnres_train.data.shard_writer import Counts, ShardWriter
 from attnres_train.data.tokenizers.kind import Backend
 from attnres_train.errors import UserError
 
@@ -28,18 +29,6 @@ PART_BYTES = 16 << 20
 MAX_PARTS = 256
 # Characters that are tokenised at once: what bounds memory.
 BATCH_CHARS = 1 << 20
-# Tokens of a shard, at least: what bounds the index that its writer holds in memory.
-SHARD_TOKENS = 1 << 28
-
-
-@dataclass
-class Counts:
-    """What a part holds. ``empty_documents`` were skipped, ``dropped_characters`` had no token."""
-
-    documents: int = 0
-    empty_documents: int = 0
-    tokens: int = 0
-    dropped_characters: int = 0
 
 
 def tokenise(
@@ -93,6 +82,11 @@ def shard_prefixes(folder: Path) -> list[str]:
     return [str(file.with_suffix("")) for file in sorted(folder.glob("part_*[0-9]/*.idx"))]
 
 
+def text_hashes(prefixes: Iterable[str]) -> np.ndarray:
+    """The hash of each document's text in ``prefixes``' shards, uint64."""
+    return np.concatenate([np.fromfile(prefix + SUFFIX, "<u8") for prefix in prefixes])
+
+
 def group_files(sized: list[tuple[Path, int]]) -> list[list[Path]]:
     """Cut (file, bytes) pairs into runs of at least PART_BYTES (the last may be smaller)."""
     least = max(PART_BYTES, sum(size for _, size in sized) // MAX_PARTS)
@@ -109,12 +103,15 @@ def group_files(sized: list[tuple[Path, int]]) -> list[list[Path]]:
 
 def is_whole(part: Path) -> bool:
     """Whether ``part`` was finished, and none of its files was cut short since."""
+    prefixes = [str(file.with_suffix("")) for file in part.glob("*.idx")]
     try:
         counts = json.loads((part / "part.json").read_text(encoding="utf-8"))
-        sizes = [check_indexed(str(file.with_suffix(""))) for file in part.glob("*.idx")]
+        sizes = [check_indexed(prefix) for prefix in prefixes]
+        hashed = sum(Path(prefix + SUFFIX).stat().st_size for prefix in prefixes)
     except (FileNotFoundError, UserError):
         return False
-    return counts["tokens"] == sum(size.num_tokens for size in sizes)
+    whole = 8 * counts["documents"] == hashed
+    return whole and counts["tokens"] == sum(size.num_tokens for size in sizes)
 
 
 def write_part(
@@ -124,11 +121,12 @@ def write_part(
     passages = (passage for file in files for passage in corpus.read(file))
     dropped = getattr(tokenizer, "dropped", 0)
     with published(part) as scratch:
-        writer = ShardWriter(scratch, tokenizer.vocab_size, tokenizer.eod)
+        unknown = getattr(tokenizer, "unknown", None)
+        writer = ShardWriter(scratch, tokenizer.vocab_size, tokenizer.eod, unknown)
         for batch in batches(passages):
             encoded = tokenizer.encode_batch([passage.text for passage in batch])
             for passage, ids in zip(batch, encoded, strict=True):
-                writer.add(ids, passage.ends_document)
+                writer.add(ids, passage.ends_document, passage.text)
             bar.update(sum(passage.num_bytes for passage in batch))
         writer.close()
         corpus.check_unchanged(files)
@@ -149,64 +147,3 @@ def batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
             batch, chars = [], 0
     if batch:
         yield batch
-
-
-class ShardWriter:
-    """Writes token sequences to ``00000.bin/.idx``, ``00001.bin/.idx``, ... in ``folder``: a new
-    shard at the first document after every SHARD_TOKENS tokens. Ids are uint16 where the
-    vocabulary fits, as in Megatron's own files, else int32.
-    """
-
-    def __init__(self, folder: Path, vocab_size: int, eod: int) -> None:
-        self.folder = folder
-        self.vocab_size = vocab_size
-        self.eod = eod
-        self.counts = Counts()
-        self._num_shards = 0
-        self._shard_tokens = 0
-        self._in_document = False
-        self._builder: Any = None
-
-    def add(self, ids: list[int], ends_document: bool) -> None:
-        """Append a document, or the next part of one. Documents without tokens are left out."""
-        if ends_document and (ids or self._in_document):
-            ids = [*ids, self.eod]
-            self.counts.documents += 1
-        elif ends_document:
-            self.counts.empty_documents += 1
-        if ids:
-            self._write(ids)
-        self._in_document = bool(ids or self._in_document) and not ends_document
-        if ids and ends_document:
-            self._builder.end_document()
-            if self._shard_tokens >= SHARD_TOKENS:
-                self.close()
-
-    def close(self) -> None:
-        """Write the index of the open shard."""
-        if self._builder is not None:
-            self._builder.finalize(f"{self._prefix()}.idx")
-            self._builder, self._shard_tokens = None, 0
-            self._num_shards += 1
-
-    def _write(self, ids: list[int]) -> None:
-        import torch
-
-        if self._builder is None:
-            indexed_dataset = megatron_datasets("indexed_dataset")
-            dtype = indexed_dataset.DType.optimal_dtype(self.vocab_size)
-            self._builder = indexed_dataset.IndexedDatasetBuilder(f"{self._prefix()}.bin", dtype)
-        tensor = torch.tensor(ids, dtype=torch.int64)
-        low, high = map(int, tensor.aminmax())
-        if low < 0 or high >= self.vocab_size:
-            # Stored in two bytes, it would become another token.
-            raise UserError(
-                f"data.tokenizer gave the token id {low if low < 0 else high}, but its vocabulary "
-                f"has the ids 0 to {self.vocab_size - 1}"
-            )
-        self._builder.add_item(tensor.int())
-        self._shard_tokens += len(ids)
-        self.counts.tokens += len(ids)
-
-    def _prefix(self) -> Path:
-        return self.folder / f"{self._num_shards:05d}"

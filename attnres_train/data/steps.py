@@ -4,30 +4,36 @@ cache under a name made from all it depends on, and does nothing when that is th
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.cache import digest, published, write_json
+from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader
+from attnres_train.data.generations import Part
+from attnres_train.data.held_out import held_out_share
 from attnres_train.data.indexed import check_indexed
-from attnres_train.data.own_code import errors_of
-from attnres_train.data.samples import Source, build_indices
-from attnres_train.data.shards import shard_prefixes, tokenise
-from attnres_train.data.token_range import check_vocabulary
+from attnres_train.data.own_code import errors_of, interruptible
+from attnres_train.data.samples import Source, build_indices, together
+from attnres_train.data.shard_writer import SEQUENCE_TOKENS, Counts
+from attnres_train.data.shards import shard_prefixes, text_hashes, tokenise
+from attnres_train.data.token_range import check_vocabulary, token_hashes
+from attnres_train.data.tokenizer_sample import EXCERPT_BYTES, SAMPLE_BYTES, sample
 from attnres_train.data.tokenizers.kind import TokenizerKind, tokenizer_kind, too_many_tokens
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.data.unigrams import unigram_entropy
 from attnres_train.errors import UserError
 
-# Raised when the files in the cache change their meaning: old ones are then no longer found.
-CACHE_VERSION = 2
-# Text that a tokenizer is trained on, at most: random files of every corpus by weight. More costs
-# time and hardly changes a vocabulary of thousands.
-SAMPLE_CHARS = 16 << 20
+# Raised when the files in the cache change their meaning: old ones are then no longer found. Where
+# samples change, raise `samples.SAMPLES_VERSION` too.
+CACHE_VERSION = 3
+# Share of a text that is not worth a warning.
+MOST_WITHOUT_TOKEN = 1e-3
 TRAINED_FILE = "tokenizer.json"
 
 
@@ -54,9 +60,10 @@ class Desk:
 
 
 def make_tokenizer(
-    config: RunConfig, corpora: Sequence[CorpusReader], desk: Desk
+    config: RunConfig, corpora: Sequence[CorpusReader], desk: Desk, trained: Path | None = None
 ) -> Tokenizer | None:
-    """Train or open the tokenizer; None for a kind that encodes no text.
+    """Train or open the tokenizer; None for a kind that encodes no text. ``trained`` is the file of
+    one that the run has trained.
 
     Raises UserError when it has more tokens than the model has embeddings.
     """
@@ -66,7 +73,8 @@ def make_tokenizer(
         return None
     if kind.reads_vocab_size:
         check_vocab_size("data.tokenizer.vocab_size is", settings.vocab_size, limit)
-    tokenizer = Tokenizer(_tokenizer_file(kind, corpora, desk), settings)
+    file = trained if kind.trains_on_corpora else None
+    tokenizer = Tokenizer(file or _tokenizer_file(kind, corpora, desk), settings)
     named = "path" if tokenizer.path else "kind"
     told = f"data.tokenizer.{named} {tokenizer.source} has a vocabulary of"
     check_vocab_size(told, tokenizer.vocab_size, limit)
@@ -102,7 +110,7 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
             "none"
         )
     content = [[corpus.fingerprint(), corpus.section.weight] for corpus in texts]
-    asked = [kind.section.vocab_size, SAMPLE_CHARS, content]
+    asked = [kind.section.vocab_size, SAMPLE_BYTES, EXCERPT_BYTES, content]
     key = digest([CACHE_VERSION, kind.kind, *asked, *kind.fingerprint()])
     folder = desk.cache / "tokenizers" / key
 
@@ -110,7 +118,7 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
         desk.say(f"training {kind.name}")
         started = time.perf_counter()
         with errors_of(kind, "training"):
-            kind.train(_sample(texts), scratch / TRAINED_FILE)
+            interruptible(lambda: kind.train(sample(texts), scratch / TRAINED_FILE))
         for corpus in texts:
             corpus.check_unchanged(corpus.files)
         desk.say(f"trained {folder} in {time.perf_counter() - started:.1f} s")
@@ -119,18 +127,12 @@ def _trained(kind: TokenizerKind, corpora: Sequence[CorpusReader], desk: Desk) -
     return folder / TRAINED_FILE
 
 
-def _sample(corpora: Sequence[CorpusReader]) -> Iterator[str]:
-    """What a tokenizer is trained on: SAMPLE_CHARS characters or little more."""
-    total = sum(corpus.section.weight for corpus in corpora)
-    for corpus in corpora:
-        left = SAMPLE_CHARS * corpus.section.weight / total
-        files = random.Random(0).sample(corpus.files, len(corpus.files))
-        passages = (passage for file in files for passage in corpus.read(file))
-        for passage in passages:
-            if left <= 0:
-                break
-            yield passage.text
-            left -= len(passage.text)
+def make_sources(generations: Sequence[Part], tokenizer: Tokenizer | None, desk: Desk) -> Source:
+    """`make_source` of the ``generations`` of a corpus: the first, with the others in it."""
+    first, *later = (
+        replace(make_source(part.reader, tokenizer, desk), start=part.start) for part in generations
+    )
+    return replace(first, later=tuple(later))
 
 
 def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -> Source:
@@ -162,14 +164,45 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         told = f"{counts.tokens:,} tokens in {counts.documents:,} documents"
         if counts.empty_documents:
             told += f" ({counts.empty_documents:,} empty ones skipped)"
-        if counts.dropped_characters:
+        if counts.cut_documents:
             told += (
-                f". WARNING: {counts.dropped_characters:,} characters were left out: "
-                f"data.tokenizer.{_leaves_out(tokenizer)}"
+                f" ({counts.cut_documents:,} longer than {SEQUENCE_TOKENS:,} tokens, cut there and "
+                "shuffled apart)"
             )
+        told += "".join(_without_token(counts, tokenizer))
     desk.say(f"{corpus.name}: {told}")
-    content = digest([corpus.identity(), made_by])
-    return Source(corpus.key, corpus.name, key, corpus.section.weight, prefixes, content)
+    return Source(
+        corpus.key,
+        corpus.name,
+        key,
+        corpus.section.weight,
+        prefixes,
+        content=digest([corpus.identity(), made_by]),
+        hashes_text=not corpus.holds_tokens,
+        files=digest_of(corpus.rows),
+        num_files=len(corpus.rows),
+    )
+
+
+def _without_token(counts: Counts, tokenizer: Tokenizer) -> Iterator[str]:
+    """What of a text no token, or that for the unknown, stands for."""
+    dropped, characters = counts.dropped_characters, counts.characters
+    unknown, tokens = counts.unknown_tokens, counts.tokens
+    if dropped:
+        yield (
+            f". {_share(dropped, characters, 'characters')} were left out: "
+            f"data.tokenizer.{_leaves_out(tokenizer)}"
+        )
+    if unknown:
+        yield (
+            f". {_share(unknown, tokens, 'tokens')} are the unknown one, id {tokenizer.unknown}: "
+            f"data.tokenizer.path {tokenizer.source} has no other for what stands there"
+        )
+
+
+def _share(part: int, whole: int, what: str) -> str:
+    warning = "WARNING: " if part > MOST_WITHOUT_TOKEN * whole else ""
+    return f"{warning}{part:,} of {whole:,} {what} ({100 * part / whole:.2g} %)"
 
 
 def _leaves_out(tokenizer: Tokenizer) -> str:
@@ -180,30 +213,51 @@ def _leaves_out(tokenizer: Tokenizer) -> str:
 
 
 def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[Path, dict]:
-    """Index the samples of every source: the folder, and a summary with lists ``train_tokens``,
-    ``valid_tokens`` and ``train_samples`` (one entry per source) and ``unigram_entropy_nats``.
+    """Index the samples of every source: the folder, and a summary with ``sources`` (a
+    `samples.SourceSummary` of each, as a dict) and ``unigram_entropy_nats``.
     """
-    content = [[source.digest, source.weight] for source in sources]
-    sizes = [config.run.seed, config.train.seq_length, config.model.vocab_size, config.data.split]
-    folder = desk.cache / "indices" / digest([CACHE_VERSION, content, sizes])
+    content = [
+        [source.digest, source.weight, *(one.digest for one in source.later)] for source in sources
+    ]
+    sizes = [config.run.seed, config.train.seq_length, config.model.vocab_size]
+    key = digest([CACHE_VERSION, content, sizes, held_out_share(config)])
+    folder = desk.cache / "indices" / key
 
     def build(scratch: Path) -> None:
-        for source in sources:
-            where = f"{source.key} ({source.name})"
-            seen = desk.cache / "token_ranges" / f"{source.digest}.json"
-            check_vocabulary(source.prefixes, config.model.vocab_size, where, seen)
+        if any(not source.hashes_text for source in sources):
+            desk.say("looking through the tokens of indexed corpora, once")
+        hashes = [
+            [_hashes(one, config, desk.cache) for one in source.generations] for source in sources
+        ]
         desk.say("indexing samples")
         built = [
-            build_indices(source, number, config, scratch) for number, source in enumerate(sources)
+            together(
+                [
+                    build_indices(one, number, known, config, scratch, lends=one is source)
+                    for one, known in zip(source.generations, hashes[number], strict=True)
+                ]
+            )
+            for number, source in enumerate(sources)
         ]
         weights = [source.weight for source in sources]
         summary = {
-            "train_tokens": [one.train_tokens for one in built],
-            "valid_tokens": [one.valid_tokens for one in built],
-            "train_samples": [one.train_samples for one in built],
-            "unigram_entropy_nats": unigram_entropy([one.unigrams for one in built], weights),
+            "sources": [asdict(one) for one, _ in built],
+            "unigram_entropy_nats": unigram_entropy([counts for _, counts in built], weights),
         }
         write_json(scratch / "summary.json", summary)
 
     desk.make(folder, build)
     return folder, json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def _hashes(source: Source, config: RunConfig, cache: Path) -> np.ndarray | None:
+    """The hash of each document of ``source``, whose token ids are found to be within the
+    vocabulary: one pass over its tokens does both where they are not known yet. None where nothing
+    is held out."""
+    where, seen = f"{source.key} ({source.name})", cache / "token_ranges" / source.digest
+    wanted = held_out_share(config) > 0
+    hashed = wanted and not source.hashes_text
+    check_vocabulary(source.prefixes, config.model.vocab_size, where, seen, hashed=hashed)
+    if not wanted:
+        return None
+    return token_hashes(source.prefixes, seen) if hashed else text_hashes(source.prefixes)

@@ -3,7 +3,7 @@ beat. And which ids a corpus has at all: those that no embedding is there for en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,30 @@ def count_unigrams(dataset: Any, vocab_size: int, where: str) -> np.ndarray:
     counts = np.zeros(vocab_size, np.int64)
     pending: list[np.ndarray] = []
     num_pending = num_counted = 0
-    last = len(dataset.document_index) - 1
-    for place, sequence in enumerate(dataset.document_index):
-        pending.append(dataset.dataset.get(int(sequence)))
-        num_pending += len(pending[-1])
-        if num_pending >= COUNT_AT_ONCE or place == last:
-            ids = np.concatenate(pending)
-            check_ids(ids, vocab_size, where)
-            counts += np.bincount(ids, minlength=vocab_size)
+    for piece in _pieces(dataset):
+        pending.append(piece)
+        num_pending += len(piece)
+        if num_pending >= COUNT_AT_ONCE:
+            counts += _counted(pending, vocab_size, where)
             num_counted += num_pending
             pending, num_pending = [], 0
             if num_counted >= UNIGRAM_TOKENS:
                 break
-    return counts
+    return counts + _counted(pending, vocab_size, where) if pending else counts
+
+
+def _pieces(dataset: Any) -> Iterator[np.ndarray]:
+    """The tokens of a GPTDataset's documents in its order, a long one in pieces."""
+    for sequence in map(int, dataset.document_index):
+        length = dataset.dataset.length(sequence)
+        for start in range(0, length, COUNT_AT_ONCE):
+            yield dataset.dataset.get(sequence, start, min(COUNT_AT_ONCE, length - start))
+
+
+def _counted(pieces: list[np.ndarray], vocab_size: int, where: str) -> np.ndarray:
+    ids = np.concatenate(pieces)
+    check_ids(ids, vocab_size, where)
+    return np.bincount(ids, minlength=vocab_size)
 
 
 def check_ids(ids: Any, vocab_size: int, where: str) -> None:

@@ -60,7 +60,8 @@ class RunContext:
     device: torch.device
     chunks: Mapping[int, nn.Module]
     """The model's chunks on this process by index, in model order. Names of their parameters are
-    those of the released checkpoint without ``model.``, so with global layer numbers."""
+    those of the released checkpoint without ``model.``, so with global layer numbers. Stacks of
+    experts hold those of ``chunk.ports.exchange.experts``."""
     control: ProcessGroup
     """All processes, for tensors and objects on the CPU: `torch.distributed` calls of an
     observer's own."""

@@ -128,8 +128,13 @@ class WarmupStableDecay(LRSchedule):
         return peak + (low - peak) * _progress(step, self._start(train_iters), train_iters)
 
     def then(self, peak: float, train_iters: int) -> str:
-        low = peak * self.section.min_lr_ratio
-        return f"linear from step {self._start(train_iters):,} to {low:g} at step {train_iters:,}"
+        low, asked = peak * self.section.min_lr_ratio, self.section.wsd_decay_iters or 0
+        there = train_iters - self.section.warmup_iters
+        short = (
+            f" (not over wsd_decay_iters {asked:,}: the run is shorter)" if asked > there else ""
+        )
+        line = f"linear from step {self._start(train_iters):,} to {low:g} at step {train_iters:,}"
+        return line + short
 
     def _start(self, train_iters: int) -> int:
         """The last step at the peak."""

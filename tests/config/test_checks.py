@@ -256,3 +256,9 @@ def test_all_problems_at_once(problems):
     assert [text.split()[0] for text in found] == ["parallel.pipeline_model_parallel_size", "the"]
     found = problems("model.moe.num_experts=1", "data.split=[0, 0]", "optimizer.betas=[2, 2]")
     assert len(found) == 3
+
+
+def test_what_starts_anew_without_a_checkpoint_to_start_from(problems):
+    found = problems("checkpoint.reset=[optimizer]")
+    says(found, "checkpoint.reset is ['optimizer']", "checkpoint.load, which is not set")
+    assert problems("checkpoint.reset=[optimizer,schedule,data]") == []

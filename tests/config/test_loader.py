@@ -103,7 +103,7 @@ class TestMessages:
 
 class TestSave:
     @given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1))
-    def test_round_trip_of_any_name(self, tmp_path_factory, name):
+    def test_round_trip_of_any_text(self, tmp_path_factory, text):
         folder = tmp_path_factory.getbasetemp()
         source = folder / "source.yaml"
         source.write_text(
@@ -111,7 +111,7 @@ class TestSave:
             " train: {train_iters: 1, seq_length: 1, global_batch_size: 1}}"
         )
         config = load_config(source)
-        config.run.name = name
+        config.log.wandb.project = text
         save_config(config, folder / "saved.yaml")
         assert load_config(folder / "saved.yaml") == config
 
@@ -164,12 +164,12 @@ class TestPlaces:
 
     @pytest.mark.parametrize("name", ["a: b # c", "- x", "two\nlines", "'", "  ", "x" * 300, "#"])
     def test_any_text_keeps_its_line(self, tmp_path, small_file, name):
-        config, places = load_with_places(small_file, [f"run.name={json.dumps(name)}"])
+        config, places = load_with_places(small_file, [f"log.wandb.project={json.dumps(name)}"])
         text = as_yaml(config, places)
-        (line,) = [line for line in text.splitlines() if line.lstrip().startswith("name: ")]
+        (line,) = [line for line in text.splitlines() if line.lstrip().startswith("project: ")]
         assert line.endswith("  # command line")
         (tmp_path / "again.yaml").write_text(text)
-        assert load_config(tmp_path / "again.yaml").run.name == name
+        assert load_config(tmp_path / "again.yaml").log.wandb.project == name
 
 
 class TestJsonSchema:

@@ -17,6 +17,7 @@ PATHS = {
     "data.corpus.0.path": 'data.corpus=[{{kind: text, path: "{}"}}]',
     "data.tokenizer.path": "data.tokenizer.path={}",
     "checkpoint.resume": "checkpoint.resume={}",
+    "checkpoint.load": "checkpoint.load={}",
 }
 
 
@@ -79,6 +80,26 @@ def test_what_can_be_no_path_and_no_layer_count(small_file):
     assert "an integer of at least 1 and at most 10000" in error_of(
         small_file, "model.num_layers=1000000000000"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (r'"a\0b"', "a folder's name cannot hold the character U+0000"),
+        (r'"a\nb"', "a folder's name cannot hold the character U+000A"),
+        ("/tmp/a", "a folder below run.dir has no"),
+        ("sweep/", "a folder below run.dir has no"),
+        ("../a", "a folder below run.dir has no"),
+        ("x" * 256, "a folder's name cannot be longer than 255 bytes"),
+    ],
+)
+def test_names_that_no_folder_below_another_can_have(small_file, name, told):
+    found = error_of(small_file, f"run.name={name}")
+    assert found.startswith("run.name (command line) is ") and told in found
+
+
+def test_a_name_of_several_folders(small_file):
+    assert load_config(small_file, ["run.name=sweep/é 1"]).run.name == "sweep/é 1"
 
 
 def test_options_without_a_kind_and_modules_without_a_file(small_file):

@@ -65,6 +65,15 @@ def test_keys_that_came_later_had_their_default(plain):
     assert "model.kda.gate softplus -> lower_bound" in map(str, changes(older, newer))
 
 
+@pytest.mark.parametrize(("old", "new"), [(None, "gpt2"), ("gpt2", None)])
+def test_two_ways_to_say_the_same_are_no_change(plain, old, new):
+    before, after = (RunConfig.model_validate(plain).model_dump(mode="json") for _ in range(2))
+    before["data"]["tokenizer"]["pattern"], after["data"]["tokenizer"]["pattern"] = old, new
+    assert changes(before, after) == []
+    after["data"]["tokenizer"]["pattern"] = "kimi"
+    assert [change.key for change in changes(before, after)] == ["data.tokenizer.pattern"]
+
+
 def test_another_number_of_corpora(plain):
     more = RunConfig.model_validate(plain).model_dump(mode="json")
     more["data"]["corpus"].append({"kind": "text", "path": "more"})

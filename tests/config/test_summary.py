@@ -74,6 +74,17 @@ def test_pipeline(small_file, overrides, text):
     assert line(small_file, "pipeline", *overrides).endswith(text)
 
 
+@pytest.mark.parametrize("kind", ["standard", "full"])
+def test_a_block_size_that_the_kind_does_not_read(small_file, kind):
+    """Files that differ in the kind alone share one: it is told, and no error."""
+    found = line(
+        small_file, "residual", f"model.residual.kind={kind}", "model.residual.block_size=4"
+    )
+    assert found.endswith("; block_size 4 is not read")
+    assert "not read" not in line(small_file, "residual", f"model.residual.kind={kind}")
+    assert "not read" not in line(small_file, "residual", "model.residual.block_size=4")
+
+
 def test_batch(small_file):
     overrides = ("parallel.pipeline_model_parallel_size=2", "train.micro_batch_size=2")
     found = lines(small_file, *overrides, world_size=4)
@@ -82,6 +93,13 @@ def test_batch(small_file):
     assert found["tokens"].strip() == "8 samples x 32 = 256 per step, x 100 steps = 25,600"
     alone = lines(small_file, *overrides)
     assert "x 1 replica) = 4 per step" in alone["micro-batches"]
+    assert "experts" not in alone
+
+
+def test_shared_experts(small_file):
+    found = lines(small_file, "parallel.expert_model_parallel_size=4")
+    assert found["experts"].strip() == "256 / 4 ranks = 64 per rank and layer"
+    assert found["processes"].strip() == "4 / 1 per replica = 4 data-parallel replicas"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +112,11 @@ def test_batch(small_file):
         (
             ["lr_schedule.kind=wsd", "lr_schedule.wsd_decay_iters=5"],
             "0.001 from step 1, linear from step 95 to 0.0001 at step 100",
+        ),
+        (
+            ["lr_schedule.kind=wsd", "lr_schedule.wsd_decay_iters=500"],
+            "0.001 from step 1, linear from step 0 to 0.0001 at step 100 (not over "
+            "wsd_decay_iters 500: the run is shorter)",
         ),
         (["lr_schedule.warmup_iters=400"], "0.00025 at the last step, still warming up to 0.001"),
     ],

@@ -170,3 +170,8 @@ class TestFiles:
         path = tmp_path / "x.yaml"
         path.write_bytes(b"\xff\xfe\x00")
         assert "is not a text file" in error_of(path)
+
+
+def test_a_link_that_leads_to_itself(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    assert "loop.yaml: Too many levels of symbolic links" in error_of(tmp_path / "loop.yaml")

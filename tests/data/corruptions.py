@@ -263,6 +263,11 @@ def index_that_counts_wildly(file: Path) -> None:
     patch(file, 18, "<Q", 1 << 50)
 
 
+@case("indexed", "a.idx", "document 1 begins at sequence 99 of")
+def index_whose_documents_begin_beyond_its_end(file: Path) -> None:
+    patch(file, OFFSETS + 8 * len(SEQUENCES) + 8, "<q", 99)
+
+
 @case("indexed", "a.bin", "token id 600", "token 60, in sequence 1", "model.vocab_size")
 def id_outside_the_vocabulary_in_a_document_that_may_be_held_out(file: Path) -> None:
     patch(file.with_suffix(".bin"), 2 * 60, "<H", 600)

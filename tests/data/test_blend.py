@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attnres_train.data import blend
-from attnres_train.data.blend import Blend
+from attnres_train.data.blend import Blend, taken
 from attnres_train.data.loader import open_data
 from attnres_train.data.megatron import megatron_datasets
 from attnres_train.data.prepare import prepare
@@ -83,3 +83,15 @@ def test_a_run_of_a_million_million_steps(tmp_path: Path):
     assert peak < 100 << 20
     for one, other in zip(first, short.micro_batches(0, 0, 1), strict=True):
         assert all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("count", [0, 1, 7, 400])
+def test_how_many_are_taken_of_each(members, weights, count):
+    """From which sample of a corpus files that come later count."""
+    dealt = Blend(members(len(weights)), weights, 500).dataset_index[:count]
+    assert taken(weights, count) == [int((dealt == n).sum()) for n in range(len(weights))]
+
+
+def test_of_a_single_corpus_all_are_taken():
+    assert taken([3.0], 10**15) == [10**15]

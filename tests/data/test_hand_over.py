@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from attnres_train.data.held_out import Cut
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import check_alike, open_tokenizer, prepare
+from attnres_train.data.samples import Source
 from attnres_train.errors import UserError
 from tests.data.tiny import run_config, text_corpus, write_jsonl, write_text
 
@@ -50,3 +53,10 @@ def test_machines_must_have_the_same_data(tmp_path):
     other_end = replace(machines["node1"], eod=7)
     with pytest.raises(UserError, match=r"node1 has other data .* the end of a document differs"):
         check_alike({"node0": machines["node0"], "node1": other_end})
+
+
+def test_a_source_by_way_of_json():
+    later = Source("k", "n, new files", "e", 1.0, ["q"], start=7, files="g", num_files=2)
+    source = Source("k", "n", "d", 1.0, ["p"], "c", True, True, Cut(3, 9), later=(later,))
+    assert Source.of(json.loads(json.dumps(asdict(source)))) == source
+    assert [one.prefixes for one in source.generations] == [["p"], ["q"]]

@@ -80,7 +80,9 @@ CHANGES = [
     (setting("run.seed", 7), INDICES),
     (setting("train.seq_length", 8), INDICES),
     (setting("model.vocab_size", 501), INDICES),
-    (setting("data.split", (0.5, 0.5)), INDICES),
+    (setting("train.eval_interval", 5), INDICES),
+    # Without validation, nothing is held out.
+    (setting("data.split", (0.5, 0.5)), NOTHING),
     (setting("train.train_iters", 11), NOTHING),
     (setting("train.global_batch_size", 8), NOTHING),
     (setting("optimizer.lr", 1.0), NOTHING),
@@ -110,6 +112,16 @@ def test_each_input_alone(project, monkeypatch, change, first):
     if first == NOTHING:
         assert cached(Path("cache")) == files
     assert made(configured()) == before or change in (another_text, a_newer_format)
+
+
+def test_what_is_held_out_is_an_input(project):
+    validated, more = configured(), configured()
+    validated.train.eval_interval = more.train.eval_interval = 5
+    more.data.split = (0.5, 0.5)
+    often = validated.model_copy(deep=True)
+    often.train.eval_interval = 1
+    assert made(more).indices != made(validated).indices
+    assert made(often) == made(validated), "how often it is validated is none"
 
 
 def test_content_stands_for_tokens_whatever_the_cache(project, monkeypatch):

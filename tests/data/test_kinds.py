@@ -82,12 +82,12 @@ class TestKeysOfTheCache:
         (shards,) = Path("cache/shards").iterdir()
         (indices,) = Path("cache/indices").iterdir()
         assert (source.content, source.digest) == ("54c3f37332aabd02", shards.name)
-        assert (shards.name, indices.name) == ("7983a8d27d2f2318", "970f00d691cdf57d")
+        assert (shards.name, indices.name) == ("17c2ced1ac06a2a4", "e19e80d8e71b42fc")
 
     def test_of_a_trained_tokenizer(self, texts):
         prepare(run_config("cache", [text_corpus(texts)], data__split=(0.5, 0.5)), progress=False)
         (tokenizer,) = Path("cache/tokenizers").iterdir()
-        assert tokenizer.name == "6b1d4b4fc1eb374c"
+        assert tokenizer.name == "55b246c8abc25b23"
 
 
 def test_checks_load_nothing_heavy(tmp_path):

@@ -112,7 +112,7 @@ def test_documents_of_a_corpus(tmp_path):
     config = run_config(
         tmp_path / "cache",
         corpora,
-        train__seq_length=100,
+        train__seq_length=150,
         train__micro_batch_size=2,
         data__tokenizer__vocab_size=257,
         data__reset_at_documents=True,

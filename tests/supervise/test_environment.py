@@ -16,8 +16,16 @@ import pytest
 from tests.tiny import command, environment, records, write_config
 
 SLOW = """
-import time
-from attnres_train.extend import CorpusReader
+import hashlib, time
+from attnres_train.extend import CorpusReader, TokenizerKind
+
+class Deaf(TokenizerKind):
+    # Trains outside of Python, where no signal is looked at, as a library in Rust does.
+    trains_on_corpora = True
+
+    def train(self, texts, path):
+        open("started", "w").close()
+        hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)
 
 class Slow(CorpusReader):
     def find_files(self):
@@ -73,14 +81,15 @@ def test_an_error_with_stderr_closed_has_its_code_and_stays_off_stdout(tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_ctrl_c_while_preparing_ends_with_one_line(tmp_path):
+@pytest.mark.parametrize("what", ["corpus", "tokenizer"])
+def test_ctrl_c_while_preparing_ends_with_one_line(tmp_path, what):
     (tmp_path / "slow.py").write_text(SLOW)
     path = write_config(tmp_path)
-    words = [
-        "train",
-        str(path),
-        f"data.corpus=[{{kind: 'slow:Slow', path: {tmp_path / 'corpus'}}}]",
-    ]
+    slow = {
+        "corpus": f"data.corpus=[{{kind: 'slow:Slow', path: {tmp_path / 'corpus'}}}]",
+        "tokenizer": "data.tokenizer={kind: 'slow:Deaf'}",
+    }
+    words = ["train", str(path), slow[what]]
     # Where these tests run in the background, SIGINT is ignored, also by what they start.
     start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     start += f"from attnres_train.__main__ import main; raise SystemExit(main({words}))"

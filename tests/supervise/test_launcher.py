@@ -162,3 +162,5 @@ def test_default_number_of_processes_is_one_replica_on_cpu():
         }
     )
     assert default_world_size(config) == 2
+    config.parallel.expert_model_parallel_size = 4  # which share the experts of a stage
+    assert default_world_size(config) == 8

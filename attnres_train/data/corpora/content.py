@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 # Of a file, NUM_BLOCKS blocks of BLOCK bytes are hashed: the first, the last, and others at equal
@@ -37,27 +38,41 @@ def read_contents(files: Sequence[Path], *, full: bool) -> list[FileContent]:
 
     Raises OSError for a file that cannot be read.
     """
+    stopping = Event()
+
+    def read(share: Sequence[Path]) -> list[FileContent]:
+        return [read_content(file, full=full, stopping=stopping.is_set) for file in share]
+
     shares = [files[start : start + 64] for start in range(0, len(files), 64)]
     with ThreadPoolExecutor(THREADS) as threads:
-        read = threads.map(lambda share: [read_content(file, full=full) for file in share], shares)
-        return [content for share in read for content in share]
+        try:
+            return [content for share in threads.map(read, shares) for content in share]
+        except BaseException:  # Ctrl-C too: threads are waited for
+            stopping.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def read_content(file: Path, *, full: bool) -> FileContent:
-    """Raises OSError for a file that cannot be read."""
+def read_content(
+    file: Path, *, full: bool, stopping: Callable[[], bool] = lambda: False
+) -> FileContent:
+    """Raises OSError for a file that cannot be read, and when it is told that it is ``stopping``,
+    looked at time and again."""
     with open(file, "rb", buffering=0) as stream:
         stat = os.fstat(stream.fileno())
         sampled = hashlib.sha256()
         for offset, length in blocks(stat.st_size):
             sampled.update(os.pread(stream.fileno(), length, offset))
-        whole = _hash_to_end(stream) if full else None
+        whole = _hash_to_end(stream, stopping) if full else None
     return FileContent(stat.st_size, sampled.hexdigest(), whole, stat.st_mtime_ns)
 
 
-def _hash_to_end(stream: FileIO) -> str:
+def _hash_to_end(stream: FileIO, stopping: Callable[[], bool]) -> str:
     total = hashlib.sha256()
     while chunk := stream.read(READ_AT_ONCE):
         total.update(chunk)
+        if stopping():
+            raise InterruptedError
     return total.hexdigest()
 
 

@@ -4,7 +4,8 @@ passage at a time, and what a cache of it depends on."""
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -33,6 +34,14 @@ class Passage(NamedTuple):
     """Bytes of the input file that it took: they move the progress bar, nothing else."""
 
 
+class FileRow(NamedTuple):
+    """What a file is known by: its name below the corpus's path, bytes, hash of some blocks."""
+
+    name: str
+    size: int
+    sampled: str
+
+
 class CorpusReader(Kind):
     """A corpus and how it is read: base of all kinds of corpus.
 
@@ -54,6 +63,8 @@ class CorpusReader(Kind):
     """Change it when the same files give other passages than before: caches are then made anew."""
     verify: Literal["sampled", "full"] = "sampled"
     """`data.verify`: how closely its files are looked at."""
+    which: str = ""
+    """Of a reader of some of its files alone, which those are: for messages."""
 
     def passages(self, file: Path) -> Iterator[Passage]:
         """The text of one input file, in order; the last passage ends a document.
@@ -78,6 +89,32 @@ class CorpusReader(Kind):
             if inside:
                 raise self._wrong(file, "must end the document with the last passage of a file")
 
+    def text_bytes(self, file: Path) -> int:
+        """About how many bytes of text ``file`` holds."""
+        return self.contents[file].size
+
+    def some_text(self, file: Path, places: Sequence[float], size: int) -> Iterator[str]:
+        """About ``size`` bytes of text of ``file`` at each of ``places`` (0 is its beginning, 1 its
+        end; ascending), to train a tokenizer on.
+
+        A kind that cannot begin to read anywhere, as is supposed here, reads from the beginning, up
+        to 8 times as much as is asked for, and gives passages at even distances.
+        """
+        wanted = len(places) * size
+        step = min(8.0, max(1.0, self.text_bytes(file) / wanted))
+        read, given = 0, 0
+        for passage in self.read(file):
+            if given * step <= read:
+                yield passage.text[:size]
+                given += min(len(passage.text), size)
+            read += len(passage.text)
+            if read >= step * wanted:
+                break
+
+    def reads_as(self, kind: type[CorpusReader]) -> bool:
+        """Whether its passages are those of ``kind``, which knows where they lie in a file."""
+        return type(self).passages is kind.passages
+
     def _wrong(self, file: Path, what: str) -> UserError:
         return UserError(f"{self.key}.kind {self.kind}, reading {file}: passages() {what}")
 
@@ -94,8 +131,8 @@ class CorpusReader(Kind):
     @property
     def name(self) -> str:
         """For messages: kind and path."""
-        path = self.section.path
-        return self.kind if path is None else f"{self.kind} {path}"
+        path, which = self.section.path, f", {self.which}" if self.which else ""
+        return (self.kind if path is None else f"{self.kind} {path}") + which
 
     @property
     def paths(self) -> list[str]:
@@ -108,7 +145,10 @@ class CorpusReader(Kind):
 
         Raises UserError where there are none.
         """
-        return tuple(map(Path, self.find_files()))
+        found = tuple(map(Path, self.find_files()))
+        if twice := len(found) - len(set(found)):
+            self.notes.append(f"{self.key}.path: {twice:,} files are named twice, and read twice")
+        return found
 
     def find_files(self) -> Iterator[Path]:
         """Look for the `files`, in the same order each time.
@@ -121,7 +161,8 @@ class CorpusReader(Kind):
             found = self.files_of(path)
             missing = [str(file) for file in found if not file.is_file()]
             if missing:
-                raise UserError(f"{self.key}.path: there is no file {' and no '.join(missing)}")
+                kind = "regular file" if os.path.exists(missing[0]) else "file"
+                raise UserError(f"{self.key}.path: there is no {kind} {' and no '.join(missing)}")
             if not found:
                 wanted = " or ".join(f"*{suffix}" for suffix in self.suffixes) or "file"
                 what = f"no {wanted} in the folder" if Path(path).is_dir() else "no file"
@@ -173,15 +214,20 @@ class CorpusReader(Kind):
             raise UserError(f"{self.key}.path: cannot read {error.filename}: {error}") from error
         return dict(zip(self.files, found, strict=True))
 
-    def identity(self) -> list[Any]:
-        """What its passages depend on, as JSON can hold it: names, sizes and sampled hashes of its
-        files in their order, and how they are read. Not where they lie, nor when they were written.
-        """
+    @cached_property
+    def rows(self) -> list[FileRow]:
+        """What each of the `files` is known by, in their order. Not where they lie, nor when they
+        were written."""
         names = names_below(self.files, self.paths)
         contents = [self.contents[file] for file in self.files]
-        rows = [[name, one.size, one.sampled] for name, one in zip(names, contents, strict=True)]
+        return [
+            FileRow(name, one.size, one.sampled) for name, one in zip(names, contents, strict=True)
+        ]
+
+    def identity(self) -> list[Any]:
+        """What its passages depend on, as JSON can hold it: its `rows`, and how they are read."""
         options = self.options.model_dump(mode="json")
-        return [self.kind, self.section.text_field, digest_of(rows), options, self.version]
+        return [self.kind, self.section.text_field, digest_of(self.rows), options, self.version]
 
     def fingerprint(self) -> list[Any]:
         """What a cache of this corpus depends on: its `identity`, with `data.verify: full` also the

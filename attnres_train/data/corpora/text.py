@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from attnres_train.data.corpora.cutting import place_to_cut
 from attnres_train.data.corpora.encoding import check_encoding, no_utf8
 from attnres_train.data.corpora.found import PASSED_OVER
 from attnres_train.data.corpora.reader import CorpusReader, Passage
 
-# Plain text is cut into passages of about this many characters, at line ends: no file is ever held
-# in memory, and even a corpus of one file can be shuffled and split.
+# A file is read in passages of about this many characters: none is ever held in memory.
 PASSAGE_CHARS = 1 << 16
 
 
@@ -31,16 +31,31 @@ class Text(CorpusReader):
             with open(file, "rb") as head:
                 check_encoding(head.read(1 << 12), file)
         with open(file, encoding=self.encoding, errors=self.decoding_errors, newline="") as stream:
-            # At most one line more than PASSAGE_CHARS, and twice that where a line is no line.
-            pieces = iter(lambda: stream.read(PASSAGE_CHARS) + stream.readline(PASSAGE_CHARS), "")
+            text, more = "", "-"
             try:
-                text = next(pieces, "")
-                for following in pieces:
-                    yield Passage(text, False, len(text.encode()))
-                    text = following
+                while more:
+                    # Of a cut near the beginning, more may be left than is read at once.
+                    if len(text) < PASSAGE_CHARS:
+                        more = stream.read(PASSAGE_CHARS)
+                        text += more
+                    if more and len(text) >= PASSAGE_CHARS:
+                        place = place_to_cut(text)
+                        yield Passage(text[:place], False, len(text[:place].encode()))
+                        text = text[place:]
             except UnicodeDecodeError as error:
                 raise no_utf8(file) from error
             yield Passage(text, True, len(text.encode()))
+
+    def some_text(self, file: Path, places: Sequence[float], size: int) -> Iterator[str]:
+        if not self.reads_as(Text):
+            yield from super().some_text(file, places, size)
+            return
+        with open(file, "rb") as stream:
+            length = os.fstat(stream.fileno()).st_size
+            for place in places:
+                stream.seek(min(int(place * length), max(0, length - size)))
+                # Of a character that is cut, the rest is ignored.
+                yield stream.read(size).decode(self.encoding, errors="ignore")
 
 
 class PythonStdlib(Text):

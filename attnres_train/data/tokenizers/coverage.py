@@ -38,6 +38,13 @@ def check_unknown_token(written: dict[str, Any], path: Path) -> None:
         )
 
 
+def unknown_token(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    """Id of the token for what has no other, if the ``model`` of a `tokenizer.json` has one."""
+    key = _UNKNOWN_TOKEN.get(model.get("type", ""), "unk_token")
+    found = model.get(key)
+    return vocabulary.get(found) if isinstance(found, str) else found
+
+
 def _covers_all(written: dict[str, Any]) -> bool:
     """Whether a BPE has a token for every byte."""
     from tokenizers import pre_tokenizers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnres_train.config.data_schema import TokenizerConfig
-from attnres_train.data.tokenizers.coverage import Coverage, check_unknown_token
+from attnres_train.data.tokenizers.coverage import Coverage, check_unknown_token, unknown_token
 from attnres_train.data.tokenizers.kind import FileTokenizer
 from attnres_train.data.tokenizers.library import missing_ids, read_bytes, some, told
 from attnres_train.data.tokenizers.patterns import END_OF_DOCUMENT
@@ -91,6 +91,7 @@ class HuggingFace:
         _check_ids(vocabulary, added, path)
         self.vocab_size = len(vocabulary)
         self.eod = _end_of_document(vocabulary, added, path, config.eod, folder)
+        self.unknown = unknown_token(written["model"], vocabulary)
         self._coverage: Coverage | None = None
         with told(f"data.tokenizer.path: {path} does not encode text"):
             self._keep_end_out_of_text(added, path)

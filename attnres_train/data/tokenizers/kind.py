@@ -20,7 +20,8 @@ from attnres_train.errors import UserError
 class Backend(Protocol):
     """Text to token ids and back.
 
-    One that leaves out characters may count them in an attribute ``dropped``: they are told.
+    One that leaves out characters may count them in an attribute ``dropped``, and one with a token
+    for what has no other may name its id in ``unknown``: how many there are is told.
     """
 
     @property

@@ -32,6 +32,7 @@ class Pieces:
         with told(f"data.tokenizer.path: {path} is no SentencePiece model"):
             self.backend: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size: int = self.backend.vocab_size()
+            self.unknown: int | None = self.backend.unk_id()
             # Names that nothing is encoded to, whatever a text holds.
             self.controls = {
                 number: self.backend.id_to_piece(number)

@@ -52,6 +52,11 @@ class Tokenizer:
         """Characters of the texts so far that it left out, for want of a token."""
         return getattr(self._backend, "dropped", 0)
 
+    @property
+    def unknown(self) -> int | None:
+        """Id of the token that stands for text which has no other, if there is one."""
+        return getattr(self._backend, "unknown", None)
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from attnres_train.data.corpora.reader import CorpusReader
+from attnres_train.data.corpora.reader import CorpusReader, find_corpora
 from attnres_train.data.prepare import prepare
+from attnres_train.errors import UserError
 from tests.data.corpora.test_readers import documents, error, find
-from tests.data.tiny import run_config, write_jsonl, write_text
+from tests.data.tiny import run_config, text_corpus, write_jsonl, write_text
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
@@ -134,3 +135,20 @@ def test_the_standard_library_is_walked_as_before(tmp_path, monkeypatch):
     corpus = find(kind="python-stdlib")
     assert names(corpus, tmp_path) == [".a.py", "b.py", "deep/d.rst"]
     assert documents(corpus) == ["\ufeffx"] * 3
+
+
+def test_what_is_named_twice_is_told(tmp_path):
+    write_text(tmp_path / "texts", 3)
+    corpus = text_corpus(tmp_path / "texts") | {
+        "path": [str(tmp_path / "texts"), str(tmp_path / "texts" / "00*.txt")]
+    }
+    (reader,) = find_corpora(run_config(tmp_path / "cache", [corpus]).data)
+    assert len(reader.files) == 6
+    assert reader.notes == ["data.corpus.0.path: 3 files are named twice, and read twice"]
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    corpus = text_corpus(tmp_path) | {"path": str(tmp_path / "pipe.txt")}
+    with pytest.raises(UserError, match=r"data\.corpus\.0\.path: there is no regular file \S+pipe"):
+        find_corpora(run_config(tmp_path / "cache", [corpus]).data)

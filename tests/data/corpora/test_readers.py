@@ -88,14 +88,6 @@ def test_long_text_is_cut_without_loss(tmp_path_factory, text, limit):
     assert sum(passage.num_bytes for passage in passages) == len(text.encode())
 
 
-def test_text_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnres_train.data.corpora.text.PASSAGE_CHARS", 50)
-    write_text(tmp_path, 1)
-    passages = list(find(kind="text", path=str(tmp_path)).passages(tmp_path / "000.txt"))
-    assert len(passages) > 2
-    assert all(passage.text.endswith("\n") for passage in passages)
-
-
 def test_jsonl_rows_are_documents(tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", ["one\ntwo", "", None, "é𝄞"], field="body")
     file.write_text(file.read_text() + "\n  \n")

@@ -106,7 +106,12 @@ def test_characters_without_a_token_are_counted_and_told(tmp_path, capsys):
     for _ in range(2):  # when it is made, and when it is found
         prepare(config)
         told = capsys.readouterr().err
-        assert f"WARNING: 100 characters were left out: data.tokenizer.path {file}" in told
+        assert (
+            "WARNING: 100 of 450 characters (22 %) were left out: "
+            f"data.tokenizer.path {file}" in told
+        )
     file.write_bytes(tokenizer_json(model | {"unk_token": "a"}, added("</s>", 3)))
     prepare(config)
-    assert "left out" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out" not in told
+    assert "WARNING: " in told and "are the unknown one, id 0: data.tokenizer.path" in told

@@ -192,7 +192,7 @@ class TestPatterns:
         for _ in range(2):  # when it is made, and when it is found
             prepare(config)
             # Spaces and ends of line, and of é𝄞! the last two.
-            assert "WARNING: 220 characters were left out" in capsys.readouterr().err
+            assert "WARNING: 220 of 830 characters (27 %) were left out" in capsys.readouterr().err
         config.data.tokenizer.pattern = r"(?s:.)+"
         prepare(config)
         assert "left out" not in capsys.readouterr().err
