@@ -19,6 +19,7 @@ from typing import Any
 from attnres_train import __version__
 from attnres_train.errors import UserError
 from attnres_train.planning.machine import add_arguments as add_plan_arguments
+from attnres_train.screen import complain, settle
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -136,11 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
             _check_words(args)
         return command_module(args.command).run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
-    except KeyboardInterrupt:  # while preparing: a run that trains is saved first
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:  # while preparing: a run that trains is saved first
+        number = getattr(stop, "number", signal.SIGINT)
+        complain(f"stopped by {signal.Signals(number).name}")
+        return 128 + number
+    finally:
+        settle()
 
 
 def _open_standard_streams() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnres_train.config.kinds import kind_of
+from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import REFUSED, Change, Effect, changes
 from attnres_train.config.saved import saved_config, upgraded
 from attnres_train.config.schema import RunConfig
@@ -143,7 +144,7 @@ def _changes(config: RunConfig, extras: Extras, record: Mapping[str, Any] | None
     """All that differs, whether it is refused or not."""
     found = []
     if "config" in extras:
-        found += changes(upgraded(extras["config"]), config.model_dump(mode="json"))
+        found += changes(upgraded(extras["config"]), plain_values(config))
     if record is not None and "data" in extras:
         found += list(_data_changes(extras["data"], record))
     if not extras["progress"]["samples"]:  # no position yet that an order could be another of

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attnres_train import identity, run_folder
+from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import Change, Effect, changes
 from attnres_train.config.saved import upgraded
 from attnres_train.config.schema import RunConfig
@@ -72,7 +73,7 @@ def _folder(found: Standing) -> Path:
 
 def _asks_for_another(config: RunConfig, found: Standing) -> bool:
     before = upgraded(found.extras.get("config", {}))
-    now = config.model_dump(mode="json")
+    now = plain_values(config)
     return any(change.effect == Effect.TOKENIZER for change in changes(before, now))
 
 

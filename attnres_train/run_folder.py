@@ -28,6 +28,7 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import FileRow
 from attnres_train.errors import UserError
+from attnres_train.screen import say
 
 # All that a run of ours leaves; the user's own files stay where they are. Checkpoints go last: with
 # them gone, nothing of the run is left to be taken for the next one's.
@@ -72,7 +73,7 @@ def begin(folder: Path, resume: str, loaded: Path | None) -> Path | None:
     if not goes_on and (scan(checkpoints) or (folder / "metrics.jsonl").exists()):
         own = loaded is not None and _same(loaded.parent, checkpoints)
         aside = _move_aside(folder)
-        print(f"checkpoint.resume={resume}: the run that was in {folder} is in {aside} now")
+        say(f"checkpoint.resume={resume}: the run that was in {folder} is in {aside} now")
         if loaded is not None and own:
             loaded = aside / "checkpoints" / loaded.name
             _copy(aside, folder)

@@ -13,11 +13,13 @@ from attnres_train.checkpoint import folders, rng, store
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer, training_state
 from attnres_train.checkpoint.peers import Peers
+from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.ranks import Ranks
+from attnres_train.screen import say
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    skipped: int = 0
+    """Of the steps, those whose loss or gradient was not finite: nothing was learnt from them."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Checkpoints:
             progress = self._position(found)
             if self.ranks.is_main:
                 verb = "weights of" if found.is_new else "resumed from"
-                print("\n".join([f"{verb} {found.path}", *told]), flush=True)
+                say("\n".join([f"{verb} {found.path}", *told]))
         # Only now: an attempt that cannot resume leaves the folder as it was.
         self.loaded_from = peers.on_first(lambda: self._begin(found, progress))
         return progress
@@ -168,7 +172,7 @@ class Checkpoints:
             self.tensors,
             {
                 "progress": vars(progress),
-                "config": self.config.model_dump(mode="json"),
+                "config": plain_values(self.config),
                 "data": self.record,
             },
             keep_last=self.config.checkpoint.keep_last,
@@ -176,5 +180,5 @@ class Checkpoints:
             group=self.ranks.control,
         )
         if self.ranks.is_main:
-            print(f"saved {path}", flush=True)
+            say(f"saved {path}")
         return path

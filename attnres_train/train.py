@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -44,9 +45,12 @@ from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
 from attnres_train.preparation import Lists, prepare_run
 from attnres_train.run_state import Checkpoints, nothing_left
-from attnres_train.supervise import failures
+from attnres_train.screen import say
+from attnres_train.supervise.board import Board, own_connection
+from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned
-from attnres_train.supervise.signals import catch_stop_signals
+from attnres_train.supervise.signals import StopSignals, heard
+from attnres_train.supervise.watch import Pulse, Watch
 from attnres_train.trainer import Parts, Trainer
 
 PARAMETER_DTYPE = {
@@ -63,10 +67,15 @@ def train(config: RunConfig) -> int:
     nothing to train, which leaves the run folder as it is."""
     if done := nothing_left(config):  # every process finds the same: none has begun to write
         if os.environ.get("RANK", "0") == "0":
-            print(done, flush=True)
+            say(done)
         return 0
     folder = Path(config.run.dir) / config.run.name
-    stop_requested = catch_stop_signals(folder)
+    with heard() as stop:
+        _train(config, folder, stop)
+    return 0
+
+
+def _train(config: RunConfig, folder: Path, stop: StopSignals) -> None:
     # One process per machine prepares; the others wait for it in join_run. Nothing to do where the
     # local launcher or `attnres-train data` has prepared already.
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
@@ -74,23 +83,34 @@ def train(config: RunConfig) -> int:
     with (
         owned(folder),
         join_run(config) as ranks,
-        failures.recorded(folder, ranks.rank, ranks.own_pipeline, ranks.world_size),
+        watched(folder, ranks) as (pulse, recorder),
     ):
+        stop.will_save()
         prepared, by_machine = hand_over(made_here.prepared if made_here else None, ranks)
         check_alike(by_machine)
         files = made_here.files if made_here else None  # rank 0 is the first of its machine
-        parts = build_parts(config, ranks, prepared, files)
+        parts = build_parts(config, ranks, prepared, pulse, files)
         if ranks.is_main:
             more = facts(config, ranks.device)
-            print(describe(config, chunk_layers(config), ranks.world_size, more), flush=True)
-        progress = Trainer(config, ranks, parts, stop_requested).fit()
+            say(describe(config, chunk_layers(config), ranks.world_size, more))
+        progress = Trainer(config, ranks, parts, stop, recorder).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
-            print(f"stopped after step {progress.step}, saved; the same command resumes")
-    return 0
+            say(f"stopped after step {progress.step}, saved; the same command resumes")
+
+
+@contextmanager
+def watched(folder: Path, ranks: Ranks) -> Iterator[tuple[Pulse, Recorder]]:
+    """Others' failures end this process, and its own are written down, while the context lasts."""
+    pulse, limit = Pulse(), ranks.timeout.total_seconds()
+    watch = Watch(Board(folder, ranks.rank, own_connection()), pulse, limit)
+    board = Board(folder, ranks.rank, own_connection())
+    recorder = Recorder(board, ranks.own_pipeline, ranks.world_size, watch.stop)
+    with recorder.recorded(), watch.over() if ranks.world_size > 1 else nullcontext():
+        yield pulse, recorder
 
 
 def build_parts(
-    config: RunConfig, ranks: Ranks, prepared: Prepared, files: Lists | None = None
+    config: RunConfig, ranks: Ranks, prepared: Prepared, pulse: Pulse, files: Lists | None = None
 ) -> Parts:
     """Data, chunks, engine, optimizer, checkpoints and observers of this rank. ``files``: those of
     the corpora, for the run folder."""
@@ -108,6 +128,7 @@ def build_parts(
         device=ranks.device,
         debug=config.pipeline.debug,
         schedule=kind.schedule,
+        on_pass=pulse.beat,
     )
     train = config.train
     num_micro_batches = train.global_batch_size // (train.micro_batch_size * ranks.dp_size)
@@ -125,6 +146,7 @@ def build_parts(
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
+        pulse=pulse,
     )
 
 

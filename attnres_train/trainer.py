@@ -3,11 +3,11 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
+from attnres_train.nonfinite import Skips
 from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.observer import Observer, Record
@@ -32,6 +33,8 @@ from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
+from attnres_train.supervise.recorder import Recorder
+from attnres_train.supervise.watch import Pulse
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Parts:
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 class StepTotals(NamedTuple):
@@ -70,9 +74,12 @@ class Trainer:
         ranks: Ranks,
         parts: Parts,
         stop_requested: Callable[[], bool] = lambda: False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.config, self.ranks, self.parts = config, ranks, parts
         self.stop_requested = stop_requested
+        self.skips = Skips(config.train.max_skipped_steps, parts.chunks, ranks.control)
+        self.recorded = recorder.recorded if recorder else nullcontext
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
@@ -86,7 +93,8 @@ class Trainer:
         end = min(train.train_iters, train.stop_after or train.train_iters)
         self.progress = self.parts.checkpoints.resume()
         saved = self.progress.step
-        with observers.watching(self.progress.step):
+        # A failure is written down before observers are told, which may take their time.
+        with observers.watching(self.progress.step), self.recorded():
             stopping = False
             while self.progress.step < end and not stopping:
                 observers.tell(Observer.on_step_begin, self.progress.step + 1)
@@ -97,12 +105,14 @@ class Trainer:
                     observers.tell(Observer.on_validation, step, loss)
                 if self.config.log.observers:  # they may look at parameters
                     self.parts.optimizer.wait()
-                observers.tell_step_end(record)
-                interval = self.config.checkpoint.save_interval
+                observers.tell_step_end(record, after_save=False)
+                path, interval = None, self.config.checkpoint.save_interval
                 if step == end or stopping or (interval and step % interval == 0):
                     self.parts.optimizer.wait()
                     path = self.parts.checkpoints.save(self.progress)
                     saved = step
+                observers.tell_step_end(record, after_save=True)
+                if path:
                     observers.tell(Observer.on_save, step, path)
         assert saved == self.progress.step
         return self.progress
@@ -111,8 +121,8 @@ class Trainer:
         """One optimizer step: forward and backward of every micro-batch, reduction, update.
 
         Returns the step's record, and whether any rank was asked to stop.
-        Raises FloatingPointError when the loss or the gradient norm is not finite; the parameters
-        are those of the step before.
+        Where the loss or the gradient norm is not finite the update is left out, on all ranks, and
+        the data are passed over. Raises FloatingPointError where that is one too many (`Skips`).
         """
         started = time.perf_counter()
         parts, progress = self.parts, self.progress
@@ -125,24 +135,22 @@ class Trainer:
         reduction.finish()
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
         grad_norm = self._clip()
-        if not math.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"the gradient norm of step {step} is {grad_norm}: parameters are "
-                "unchanged since the last step; resume from the last checkpoint with a lower "
-                "optimizer.lr, a longer lr_schedule.warmup_iters or train.precision=fp32"
-            )
+        totals = self._over_ranks(result, micro_batches)
+        taken = not self.skips.passes_over(step, totals.loss, grad_norm, self.ranks.is_main)
         lr = self.lr_schedule.learning_rate(
             step, self.config.optimizer.lr, self.config.train.train_iters
         )
-        parts.optimizer.step(lr)
+        if taken:
+            parts.optimizer.step(lr)
         parts.optimizer.zero_grad()
-        of_experts = self._update_router_biases()
+        of_experts = self._update_router_biases(taken)
 
         samples = self.config.train.global_batch_size
         progress.step = step
         progress.samples += samples
         progress.tokens += samples * self.config.train.seq_length
-        totals = self._over_ranks(result, micro_batches)
+        progress.skipped += not taken
+        parts.pulse.rest()
         record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
         return record, totals.stopping
 
@@ -162,6 +170,7 @@ class Trainer:
             loss = self._over_ranks(result, micro_batches).loss
             share = loss_tokens.item()
             total, num_tokens = total + share * loss, num_tokens + share
+        self.parts.pulse.rest()
         for chunk in self.chunks:
             chunk.train()
         return total / num_tokens
@@ -189,13 +198,15 @@ class Trainer:
             scale_grads(optimizer.owned, factor)
         return norm
 
-    def _update_router_biases(self) -> dict[str, float]:
-        """Returns what is logged of the experts."""
+    def _update_router_biases(self, taken: bool) -> dict[str, float]:
+        """By the loads of the step, which are forgotten if it is not ``taken``. Returns what is
+        logged of the experts."""
         loads = [load for chunk in self.chunks for load in router_loads(chunk)]
         for load in loads:
             sum_over(load, self.ranks.data)
         record = self.expert_record.of_step(loads)
-        update_router_biases(self.chunks, self.config.model.moe.bias_update_rate)
+        rate = self.config.model.moe.bias_update_rate if taken else 0.0
+        update_router_biases(self.chunks, rate)
         return record
 
     def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
@@ -240,6 +251,8 @@ class Trainer:
             "p2p_bytes": totals.p2p_bytes,
             "memory_bytes": totals.memory_bytes,
         }
+        if self.progress.skipped:
+            record["skipped_steps"] = self.progress.skipped
         if peak:
             flops = tokens * self.parts.flops_per_token(totals.document_length)
             record["mfu"] = flops / (seconds * peak * self.ranks.world_size)

@@ -30,6 +30,7 @@ from attnres_train.checkpoint.manifest import (
     with_checksum,
     write_manifest,
 )
+from attnres_train.checkpoint.old_metadata import SafeReader
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.checkpoint.rng import rng_state
 from attnres_train.errors import UserError
@@ -187,7 +188,7 @@ def _read(path: Path, tensors: dict[str, Tensor], manifest: Manifest) -> list[st
     try:
         # Without collectives: where one rank's file cannot be read, the others would wait for it.
         with _failures_as(BrokenCheckpoint, "cannot be read"):
-            dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)
+            dcp.load(dict(tensors), storage_reader=SafeReader(path), no_dist=True)
     except BrokenCheckpoint as error:
         return [str(error)]
     return [name for name, t in tensors.items() if with_checksum(t) != manifest.tensors[name]]

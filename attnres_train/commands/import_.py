@@ -17,6 +17,7 @@ from attnres_train.checkpoint.names import MASTER, training_state
 from attnres_train.checkpoint.streaming import FILE_BYTES, save_streamed
 from attnres_train.commands.export import count_of, released_layout
 from attnres_train.config import check_config, load_config, save_config
+from attnres_train.config.loader import plain_values
 from attnres_train.config.saved import load_saved
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
@@ -56,7 +57,7 @@ def import_weights(
         0,
         state,
         lambda name: start.value(name, state[name]),
-        {"progress": vars(Progress()), "config": config.model_dump(mode="json")},
+        {"progress": vars(Progress()), "config": plain_values(config)},
         keep_last=config.checkpoint.keep_last,
         file_bytes=file_bytes,
     )

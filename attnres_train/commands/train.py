@@ -13,14 +13,17 @@ from attnres_train.supervise import failures
 from attnres_train.supervise.launcher import default_world_size, launch
 from attnres_train.supervise.preflight import check_machine
 from attnres_train.supervise.run_lock import run_lock
+from attnres_train.supervise.signals import heard, raised
 from attnres_train.supervise.worker import run_worker
 
 
 def run(args: argparse.Namespace) -> int:
     world_size = launched_world_size()
     if world_size is None:
-        return _launch(args)
-    return run_worker(lambda: _work(args, world_size))
+        with raised():
+            return _launch(args)
+    with heard():  # at once: to import torch takes seconds
+        return run_worker(lambda: _work(args, world_size))
 
 
 def _work(args: argparse.Namespace, world_size: int) -> int:

@@ -24,6 +24,7 @@ from attnres_train.config.kind_fields import KIND_ERROR
 from attnres_train.config.meant import did_you_mean
 from attnres_train.config.renamed import drop_unset, instead
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.secrets import without_secrets
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
 
@@ -104,6 +105,12 @@ def _text(tree: Tree, path: KeyPath) -> str | None:
     return tree.texts.get(path) or flow(value)
 
 
+def plain_values(config: RunConfig) -> dict[str, Any]:
+    """Every key with the value in effect, as JSON has it, for files and logs: without secrets."""
+    values: dict[str, Any] = without_secrets(config.model_dump(mode="json"))
+    return values
+
+
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write every key with the value in effect; `load_config` of the file gives an equal config."""
     Path(path).write_text(as_yaml(config), encoding="utf-8")
@@ -112,7 +119,7 @@ def save_config(config: RunConfig, path: str | Path) -> None:
 def as_yaml(config: RunConfig, places: Mapping[KeyPath, str] | None = None) -> str:
     """Every key with the value in effect, as the text of a configuration file. A comment tells
     where a value was written, if ``places`` (of `load_with_places`) has it and it is no default."""
-    text = block(config.model_dump(mode="json"))
+    text = block(plain_values(config))
     if not places:
         return text
     lines = text.splitlines()

@@ -99,6 +99,9 @@ class TrainSection(Section):
     the depth read and the norm after it; `full` reruns each decoder layer."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
+    max_skipped_steps: int = Field(3, ge=0)
+    """Steps in a row that may be passed over because their loss or gradient is not finite; one more
+    ends the run. 0: the first one does."""
     eval_interval: int = Field(0, ge=0)
     """Steps between validations; 0: none, and nothing is held out (`data.split`)."""
     eval_iters: int = Field(10, ge=1)

@@ -4,7 +4,6 @@ lies in `data.cache_dir`, where later runs find it; workers are told where (`Pre
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from attnres_train.data.steps import Desk, make_indices, make_sources, make_toke
 from attnres_train.data.tokenizers.kind import tokenizer_kind
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
+from attnres_train.screen import complain
 
 
 @dataclass(frozen=True)
@@ -197,4 +197,4 @@ def _tell_epochs(
 
 
 def _say(line: str) -> None:
-    print(f"data: {line}", file=sys.stderr, flush=True)
+    complain(f"data: {line}")

@@ -8,6 +8,7 @@ the shards of all parts as one sequence of documents (`indexed.TokenSequences`).
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from attnres_train.data.indexed import check_indexed
 from attnres_train.data.shard_writer import Counts, ShardWriter
 from attnres_train.data.tokenizers.kind import Backend
 from attnres_train.errors import UserError
+from attnres_train.screen import Forgiving
 
 # Input bytes of a part, at least; a larger file is a part of its own. So that few files are made,
 # never more than MAX_PARTS parts.
@@ -56,6 +58,7 @@ def tokenise(
         unit_scale=True,
         disable=None if progress else True,
         leave=False,
+        file=Forgiving(sys.stderr),
     ) as bar:
         for number, files in enumerate(parts):
             part = folder / f"part_{number:05d}"

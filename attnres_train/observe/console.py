@@ -7,11 +7,14 @@ import sys
 from tqdm import tqdm
 
 from attnres_train.observe.observer import Observer, Record
+from attnres_train.screen import Forgiving, complain, say
 
 
 class Console(Observer):
     """Prints a line every ``log.interval`` steps; rates are averages since the last line,
-    validation and saving left out."""
+    validation and saving left out. A line that cannot be printed is lost, not the run."""
+
+    after_save = True
 
     def on_start(self, step: int) -> None:
         train, log = self.run.config.train, self.run.config.log
@@ -19,9 +22,15 @@ class Console(Observer):
         self.end = min(self.total, train.stop_after or self.total)
         wanted = {"on": True, "off": False, "auto": sys.stderr.isatty()}[log.progress]
         self.bar = tqdm(
-            total=self.end, initial=step, unit="step", disable=not wanted, dynamic_ncols=True
+            total=self.end,
+            initial=step,
+            unit="step",
+            disable=not wanted,
+            dynamic_ncols=True,
+            file=Forgiving(sys.stderr),
         )
         self.steps, self.seconds = 0, 0.0
+        self.told = False
 
     def on_step_end(self, record: Record) -> None:
         self.bar.update(1)
@@ -48,14 +57,20 @@ class Console(Observer):
         if "mfu" in record:
             parts.append(f"MFU {100 * record['mfu']:.1f}%")
         parts.append(f"memory {record['memory_bytes'] / 2**30:.2f} GiB")
+        if "skipped_steps" in record:
+            parts.append(f"skipped {record['skipped_steps']:.0f}")
         if "validation_loss" in record:
             parts.append(f"validation loss {record['validation_loss']:.4f}")
         parts.append(f"ETA {clock((self.end - step) * step_seconds)}")
         return " | ".join(parts)
 
     def write(self, line: str) -> None:
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        self.bar.clear()
+        problem = say(line)
+        self.bar.refresh()
+        if problem and not self.told:
+            complain(f"log: lines cannot be printed ({problem}); the run goes on")
+            self.told = True
 
     def on_end(self) -> None:
         self.bar.close()

@@ -19,10 +19,12 @@ class RunFacts(Observer):
     def on_start(self, step: int) -> None:
         folder = self.run.folder
         folder.mkdir(parents=True, exist_ok=True)
-        save_config(self.run.config, folder / "config.yaml")
+        save_config(self.run.config, folder / "config.yaml.partial")
+        (folder / "config.yaml.partial").replace(folder / "config.yaml")
         start = environment(self.run.device, self.run.world_size) | provenance()
         for name, content in {"info": asdict(self.run.info), "environment": start}.items():
-            text = json.dumps(content, indent=2)
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+            partial = folder / f"{name}.json.partial"
+            partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+            partial.replace(folder / f"{name}.json")
         with open(folder / "starts.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | start) + "\n")

@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+from attnres_train.config.secrets import without_secrets
+
 # Dense bf16 FLOP/s by the name CUDA reports; the vendor's data sheets, without sparsity.
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
@@ -65,5 +67,5 @@ def environment(device: torch.device, world_size: int) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "world_size": world_size,
         "threads_per_process": torch.get_num_threads(),
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
     }

@@ -24,10 +24,12 @@ Record = dict[str, float]
 """What is logged of a step, flat: ``step, tokens, loss, grad_norm, lr, tokens_per_second,
 step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, expert_rank_load,
 expert_bytes`` of a model with experts, ``mfu`` where the device's peak is known,
-``validation_loss`` after a validation, and what observers of the user's add. Loss in nats per
-token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes (sum of
-the processes on CPU, the largest device on CUDA); how evenly tokens were spread over the experts as
-`model.moe.balance.Balance` says, and the bytes that the ranks which share them sent each other."""
+``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
+number so far; of such a step ``loss`` or ``grad_norm`` is not finite), and what observers of the
+user's add. Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before
+clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly
+tokens were spread over the experts as `model.moe.balance.Balance` says, and the bytes that the
+ranks which share them sent each other."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class Observer(Kind):
 
     Observers of the user's, in the order of `log.observers`, are told before those that log, so
     that what they add to a record is logged. They look on: parameters, gradients and the random
-    number generators are the run's. An exception ends the run, with a note that names the observer
-    and the hook.
+    number generators are the run's.
+
+    An exception costs the run its observer and nothing else: it is told once, with its traceback,
+    and the observer is told of nothing more. Two end the run, with a note that names observer and
+    hook: a UserError, by which an observer ends it on purpose, and any of an observer that is
+    `everywhere`, for the others may be waiting for it in a call of theirs.
 
     ``self.options`` are the checked options, ``self.run`` is the `RunContext`. The constructor also
     serves for checks before any process of the run exists: prepare in `on_start`.
@@ -88,6 +94,9 @@ class Observer(Kind):
     """Whether there is one on every rank; else on the main rank alone. Those on every rank may use
     torch.distributed (over ``run.control``), if all of them make the same calls in the same order;
     not in `on_failure` and `on_end`, which others may not reach."""
+
+    after_save: ClassVar[bool] = False
+    """Whether `on_step_end` comes after the step is saved: for what only shows the record."""
 
     def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
         super().__init__(section, key)

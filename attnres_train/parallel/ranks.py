@@ -86,12 +86,17 @@ def join_run(config: RunConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    failed = True
     try:
         yield _place(config, device, timeout)
         dist.barrier()  # nobody closes the connections that another still uses
+        failed = False
     finally:
         destroy_grid()
-        dist.destroy_process_group()
+        # After a failure others may be stuck: to take leave of them may last for ever (NCCL waits
+        # for its kernels). The process ends instead.
+        if not failed or dist.get_world_size() == 1:
+            dist.destroy_process_group()
 
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:

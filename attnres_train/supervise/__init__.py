@@ -1,1 +1,1 @@
-"""What watches over a run: launcher, failures and their cause, run lock."""
+"""What watches over a run: launcher, signals, failures and their cause, run lock."""

@@ -25,6 +25,12 @@ class Failure:
     """The tensor that it waited for in vain."""
     pending: list[Wait] = field(default_factory=list)
     """Whatever else was on its way from or to it."""
+    ended: bool = False
+    """Whether it was ended where it was, while it had not failed itself."""
+    stuck_since: float | None = None
+    """When its last pass began, where it got on no more, seconds since the epoch."""
+    traceback: str = ""
+    """Of its error."""
 
     @property
     def timed_out(self) -> bool:
@@ -35,7 +41,12 @@ class Failure:
 def explain(failures: Sequence[Failure], world_size: int) -> str | None:
     """Why a run of ``world_size`` ranks stopped, with the rank to blame; None where the first
     failure was another than that peers were silent."""
-    first = min(failures, key=lambda failure: failure.time, default=None)
+    own = [failure for failure in failures if not failure.ended]
+    first = min(own, key=lambda failure: failure.time, default=None)
+    stuck = {f.rank: f.stuck_since for f in own if f.stuck_since}
+    if first and first.rank in stuck:  # its process group has not told: who stopped first?
+        rank = min(stuck, key=lambda rank: stuck[rank])
+        return f"rank {rank} stopped the run" + _own_words(failures, {rank})
     if first is None or not first.timed_out:
         return None
     # Who began to wait later was at work when the first gave up, or woke up after that.

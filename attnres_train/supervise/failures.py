@@ -1,54 +1,36 @@
 """Failures: what each rank leaves in the run folder when it fails.
 
 `failures/rank_0003.json` holds the rank's error, the tensor that it waited for, if it did, and what
-else was under way. A rank that is ended while it hangs leaves where it was.
+else was under way. A rank that is ended while it hangs leaves where it was, and `stacks_0003.txt`
+has the stacks of all its threads.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
-import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from attnres_train.errors import UserError
-from attnres_train.pipeline.run.waits import PeerError, Wait
-from attnres_train.supervise.culprit import Failure, explain
-
-SETTLE_SECONDS = 3.0
-"""Time that a rank whose peers are silent leaves the others to write down what they waited for."""
+from attnres_train.pipeline.run.waits import Wait
+from attnres_train.supervise.culprit import Failure
 
 
-@contextmanager
-def recorded(folder: Path, rank: int, pipeline: Sequence[int], world_size: int) -> Iterator[None]:
-    """Write down the exception that leaves the context, for global rank ``rank`` in run folder
-    ``folder``. ``pipeline`` lists the global ranks of its pipeline by stage.
-
-    If the peers were silent, the exception gets a note that names the rank to blame.
-    """
-    try:
-        yield
-    except UserError:  # the worker tells it as it is; there is nothing to find out
-        raise
-    except Exception as error:
-        failure = _failure(error, rank, pipeline)
-        write(folder, failure)
-        if failure.timed_out:  # else it is the cause itself, or its peer has left that
-            _settle(folder, world_size)
-            if stop := explain(read(folder), world_size):
-                error.add_note(stop)
-        raise
+def stack_of(frame: FrameType | None) -> str:
+    """Where a thread is, innermost call last."""
+    return "".join(traceback.format_stack(frame)).rstrip() if frame else "(not known)"
 
 
-def ended_in(rank: int, frame: FrameType | None) -> Failure:
-    """That ``rank`` is ended in ``frame`` because others have failed."""
-    stack = "".join(traceback.format_stack(frame)).rstrip()
-    return Failure(rank, time.time(), f"ended, since others have failed, in\n{stack}")
+def write_stacks(folder: Path, rank: int) -> None:
+    """Write down where every thread of this process is, innermost calls first."""
+    with suppress(OSError):
+        (folder / "failures").mkdir(parents=True, exist_ok=True)
+        with open(folder / "failures" / f"stacks_{rank:04d}.txt", "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
 
 
 def write(folder: Path, failure: Failure) -> None:
@@ -85,26 +67,8 @@ def paths(folder: Path) -> list[Path]:
 
 def clear(folder: Path) -> None:
     """Remove the records of an earlier attempt."""
-    for path in paths(folder):
+    for path in [*paths(folder), *(folder / "failures").glob("stacks_*.txt")]:
         path.unlink(missing_ok=True)
-
-
-def _failure(error: Exception, rank: int, pipeline: Sequence[int]) -> Failure:
-    if not isinstance(error, PeerError):
-        return Failure(rank, time.time(), f"{type(error).__name__}: {error}")
-    # Its text numbers the ranks of the pipeline; all that it says is in the waits.
-    waiting, *pending = (
-        replace(wait, peer=pipeline[wait.peer]) for wait in (error.wait, *error.pending)
-    )
-    return Failure(rank, time.time(), f"PeerError: {error.__cause__}", waiting, pending)
-
-
-def _settle(folder: Path, world_size: int) -> None:
-    """Wait until all ranks but one have a record (one that hangs writes none), or
-    `SETTLE_SECONDS`."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while len(paths(folder)) < world_size - 1 and time.monotonic() < deadline:
-        time.sleep(0.2)
 
 
 def _times(record: dict) -> list[tuple[dict, str]]:

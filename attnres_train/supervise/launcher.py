@@ -13,13 +13,15 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.screen import complain
 from attnres_train.supervise import failures
-from attnres_train.supervise.culprit import explain
-from attnres_train.supervise.signals import stop_signals
+from attnres_train.supervise.culprit import Failure, explain
+from attnres_train.supervise.signals import held_back, stop_signals
 from attnres_train.supervise.worker import is_lost_peer
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from attnres_train.supervise import local_rendezvous
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // world_size))}
     # In this process, whose environment the workers inherit. The user's own settings are kept.
@@ -75,8 +79,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             max_nodes=1,
             nproc_per_node=world_size,
             run_id=f"local-{os.getpid()}-{time.time_ns()}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_backend=local_rendezvous.register(),
             # The processes are all here: this machine's own name may lead nowhere.
             local_addr="localhost",
             max_restarts=0,
@@ -86,42 +89,52 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
         )
         try:
             # -u: what a worker has printed is on the screen, however it is ended.
-            elastic_launch(config, sys.executable)("-u", *command)
+            with held_back():
+                elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
             return _report_failure(error, folder, world_size)
         except SignalException as stop:
-            print(f"stopped by {signal.Signals(stop.sigval).name}", file=sys.stderr)
+            complain(f"stopped by {signal.Signals(stop.sigval).name}")
             return 128 + int(stop.sigval)
     return 0
 
 
 def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> int:
     """Print the failure that came first by cause; returns the exit code."""
-    if stop := explain(failures.read(folder), world_size):
-        print(f"{stop}\nWhat every rank waited for: {folder / 'failures'}", file=sys.stderr)
+    records = {failure.rank: failure for failure in failures.read(folder)}
+    if stop := explain(list(records.values()), world_size):
+        complain(f"{stop}\nWhat every rank waited for: {folder / 'failures'}")
         return 1
-    rank, failure = min(error.failures.items(), key=lambda item: _by_cause(item[1]))
+    rank, failure = min(
+        error.failures.items(), key=lambda item: by_cause(item[0], item[1], records)
+    )
     if failure.exitcode == 2:
         return 2  # the worker itself has told the user what is wrong
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
-        print(f"rank {rank} was killed by {name}{hint}", file=sys.stderr)
+        complain(f"rank {rank} was killed by {name}{hint}")
     else:
-        told = _traceback_of(failure)
-        print(f"rank {rank} failed: {_sentence_of(failure)}\n{told}", file=sys.stderr)
+        told = _traceback_of(failure, records.get(rank))
+        complain(f"rank {rank} failed: {_sentence_of(failure)}\n{told}")
     return 1
 
 
-def _by_cause(failure: ProcessFailure) -> tuple[int, float]:
-    """Crashes, then errors, then losses of a peer, then what the agent ended because of those."""
-    if failure.exitcode == -signal.SIGTERM:
-        order = 3
-    elif failure.exitcode < 0:
-        order = 0
+def by_cause(
+    rank: int, failure: ProcessFailure, records: Mapping[int, Failure]
+) -> tuple[int, float, bool]:
+    """What to sort failures by, the cause first: errors and crashes by time, then losses of a peer,
+    then ranks that were ended because of those.
+
+    A rank that the agent has killed, as it did not hear of the others' failure, comes after that.
+    Of one second, which is all that the agent knows of a crash, the crash comes first.
+    """
+    record = records.get(rank)
+    if failure.exitcode == -signal.SIGTERM or (record and record.ended):
+        order = 2
     else:
-        order = 2 if is_lost_peer(failure.message) else 1
-    return order, failure.timestamp
+        order = int(failure.exitcode > 0 and is_lost_peer(failure.message))
+    return order, int(record.time if record else failure.timestamp), failure.exitcode > 0
 
 
 def _sentence_of(failure: ProcessFailure) -> str:
@@ -130,8 +143,10 @@ def _sentence_of(failure: ProcessFailure) -> str:
     return message["message"] if isinstance(message, dict) else ""
 
 
-def _traceback_of(failure: ProcessFailure) -> str:
+def _traceback_of(failure: ProcessFailure, record: Failure | None) -> str:
     message: object = failure.message  # declared str, but a dict where the worker has left one
     if isinstance(message, dict):
         return message["extraInfo"]["py_callstack"].rstrip()
+    if record and record.traceback:
+        return record.traceback
     return f"exit code {failure.exitcode}, without a traceback"

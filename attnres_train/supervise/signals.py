@@ -1,20 +1,30 @@
-"""Signals that end a run: saved after the step at work, at once when told twice."""
+"""Signals that end a run: saved after the step at work, at once when told twice, or when there is
+nothing to save yet."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
-from collections.abc import Callable
-from pathlib import Path
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-
-from attnres_train.supervise import failures
 
 # Signals that end a run: the agent hands them to the workers, which save (see `train`).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Seconds that a rank has to fail by itself after the failure of another.
-LEAVE_SECONDS = 5.0
+SAME_SECONDS = 1.0
+"""What comes so soon after a signal is the same wish: SLURM tells the tasks and the batch script,
+which tells the tasks."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A process without work to save was told to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -22,35 +32,106 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return tuple(s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN)
 
 
-def catch_stop_signals(folder: Path) -> Callable[[], bool]:
-    """From now on the first of `stop_signals` sets a flag; returns the function that reads it. The
-    loop saves and leaves after the step in which any rank was told; a second signal ends the
+class StopSignals:
+    """Whether this process was told to stop, in a worker: ``stop()``.
+
+    Signals are heard by a thread, whatever the main thread is in: a call into C or CUDA does not
+    come back for a handler of Python's. Until `will_save` has been called there is nothing to
+    save, and a signal ends the process with exit code 0, that of a run that is stopped and saved;
+    from then on the first one is noted for the loop, and a second one, a moment later, ends the
     process at once.
-
-    If another rank of the run in ``folder`` has failed, that step has no end. This one then gets
-    some seconds to fail too.
     """
-    received: list[int] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        if failures.paths(folder):
-            _leave_soon(folder, frame)
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._saves = False
+        self._lock = threading.Lock()
 
-    for number in stop_signals():
-        signal.signal(number, stop)
-    return lambda: bool(received)
+    def __call__(self) -> bool:
+        return self._since is not None
+
+    def will_save(self) -> None:
+        """From now on the loop asks, saves and leaves."""
+        with self._lock:
+            self._saves = True
+
+    def hear(self, number: int, now: float) -> None:
+        """Signal ``number`` has come, at ``now`` seconds."""
+        with self._lock:
+            if not self._saves:
+                _leave(0, f"stopped by {signal.Signals(number).name} before a step was made")
+            elif self._since is None:
+                self._since = now
+            elif now - self._since > SAME_SECONDS:
+                _leave(128 + number)
 
 
-def _leave_soon(folder: Path, frame: FrameType | None) -> None:
-    """Write down where this rank is, unless it has failed, and end it unless it does so by then."""
-    here = failures.ended_in(int(os.environ.get("RANK", 0)), frame)
-    if all(failure.rank != here.rank for failure in failures.read(folder)):
-        failures.write(folder, here)
-    # By default the kernel ends the process, even in a call that never comes back to Python.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end = threading.Timer(LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
-    end.daemon = True
-    end.start()
+def _leave(code: int, told: str = "") -> None:
+    if told and os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):  # not `say`: the main thread may be stuck in a print, with its lock
+            os.write(1, f"{told}; the same command goes on\n".encode())
+    os._exit(code)
+
+
+@contextmanager
+def heard() -> Iterator[StopSignals]:
+    """Hear `stop_signals` while the context lasts, also those that were held back before (by
+    `held_back`, or ``env --block-signal``). In the main thread only."""
+    stop = StopSignals()
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    numbers = stop_signals()
+    # The thread is told by Python's handler in C, at once; that in Python has nothing to do.
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    wakeup = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(here, numbers, stop), daemon=True)
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        there.close()  # ends the thread
+        thread.join()
+        here.close()
+
+
+def _listen(here: socket.socket, numbers: tuple[signal.Signals, ...], stop: StopSignals) -> None:
+    while received := here.recv(64):
+        for number in received:
+            if number in numbers:
+                stop.hear(number, time.monotonic())
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """In a process that prepares or launches, `stop_signals` raise Stopped."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Processes that the main thread starts begin with `STOP_SIGNALS` held back until they call
+    `heard`: before it, one would kill them. This process takes them as ever, by another thread,
+    whose mask has them."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, daemon=True)
+    thread.start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        done.set()
+        thread.join()

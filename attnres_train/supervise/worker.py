@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from attnres_train.errors import UserError
+from attnres_train.screen import complain, settle
 
 # An error on all ranks is told by rank 0. The others leave it this many seconds to do so, and to
 # take them down with it.
@@ -42,18 +43,26 @@ def run_worker(work: Callable[[], int]) -> int:
         _tell(f"error{'' if rank == '0' else f' on rank {rank}'}: {_noted(error)}")
         _leave(2)
     except BaseException as error:  # also SystemExit: a normal exit would wait for the peers
-        if os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-            handler = get_error_handler()
-            handler.initialize()
-            handler.record_exception(error)
-        elif is_lost_peer(error):
-            _tell(f"rank {rank} stopped, a peer is gone: {_noted(error)}")
-        else:
-            sentence = f"{type(error).__name__}: {error}"
-            _tell(f"rank {rank} failed: {sentence}\n{traceback.format_exc().rstrip()}")
+        tell(error)
         _leave(1)
+
+
+def tell(error: BaseException) -> None:
+    """Tell of ``error``, which ends this worker: to the agent that started it, or on the screen."""
+    rank = os.environ.get("RANK", "0")
+    if os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
+    elif is_lost_peer(error):
+        _tell(f"rank {rank} stopped, a peer is gone: {_noted(error)}")
+    elif isinstance(error, TimeoutError) and error.__traceback__ is None:  # of `watch`: it has all
+        _tell(str(error))
+    else:
+        told = "".join(traceback.format_exception(error)).rstrip()
+        _tell(f"rank {rank} failed: {type(error).__name__}: {error}\n{told}")
 
 
 def _noted(error: BaseException) -> str:
@@ -65,16 +74,16 @@ def _tell(what: str) -> None:
     """Print what ended this worker, unless rank 0 has the same to say and ends this process too."""
     if os.environ.get("RANK", "0") != "0":
         # To be ended in its sleep: the run's own handler would only take note of the signal.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with suppress(ValueError):  # told by another than the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_FIRST_SECONDS)
-    print(what, file=sys.stderr)
+    complain(what)
 
 
 def _leave(code: int) -> NoReturn:
     """End the process at once: gloo's and NCCL's destructors may wait for the peers that wait for
     this process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    settle()
     os._exit(code)
 
 

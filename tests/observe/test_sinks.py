@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from attnres_train.errors import UserError
-from attnres_train.observe.plot import draw_loss
+from attnres_train.observe.dispatch import Observers
+from attnres_train.observe.plot import LossPlot, draw_loss
 from attnres_train.observe.sinks import JsonLines, TensorBoard, Wandb, read_records
 from tests.observe.helpers import make
 
@@ -88,3 +91,65 @@ def test_loss_plot_is_a_picture(tmp_path):
 
 def test_no_plot_without_records(tmp_path):
     assert not draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+
+
+@contextmanager
+def room_for(more_bytes: int, path):
+    """A file may grow by so much, as on a full disk: the write that goes beyond is done in part."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + more_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_steps_of_while_the_disk_is_full_are_written_later(tmp_path, capsys):
+    path, sink = tmp_path / "metrics.jsonl", make(JsonLines, tmp_path)
+    sink.on_start(0)
+    sink.on_step_end(record(1))
+    with room_for(20, path):
+        sink.on_step_end(record(2))
+        sink.on_step_end(record(3))
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1]
+    told = capsys.readouterr().err
+    assert told.count("cannot be written") == 1 and "tried again with every step" in told
+    sink.on_step_end(record(4))
+    assert "is written again, with all 3 steps since" in capsys.readouterr().err
+    sink.on_end()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_steps_that_cannot_be_written_are_told_at_the_end(tmp_path, capsys):
+    path, sink = tmp_path / "metrics.jsonl", make(JsonLines, tmp_path)
+    sink.on_start(0)
+    with room_for(20, path):
+        sink.on_step_end(record(1))
+        sink.on_end()
+    assert "the last 1 steps are not in it" in capsys.readouterr().err
+    assert path.read_text() == ""
+
+
+def test_a_run_folder_that_was_away_is_written_when_it_is_back(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    sink = make(JsonLines, folder)
+    sink.on_start(0)
+    sink.on_step_end(record(1))
+    sink._close()  # as a file system does that is unmounted
+    folder.rename(tmp_path / "away")
+    sink.on_step_end(record(2))
+    assert "cannot be written" in capsys.readouterr().err
+    (tmp_path / "away").rename(folder)
+    sink.on_step_end(record(3))
+    sink.on_end()
+    assert [r["step"] for r in read_records(folder / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_picture_that_cannot_be_written_does_not_change_the_end(tmp_path, capsys):
+    (tmp_path / "loss.png").mkdir()
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
+    with Observers([make(LossPlot, tmp_path)]).watching(0):
+        pass
+    told = capsys.readouterr().err
+    assert "LossPlot" in told and "Is a directory" in told and "the run is done" in told

@@ -13,7 +13,8 @@ from attnres_train.pipeline.plan.layout import make_layout
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.transport import P2PTransport
-from attnres_train.supervise import failures
+from attnres_train.supervise.board import Board
+from attnres_train.supervise.recorder import Recorder
 from tests.pipeline.run.toy import ToyChunk, toy_batches
 from tests.pipeline.run.toy_runs import make_engine, train
 
@@ -46,5 +47,5 @@ def train_beside_a_sleeper(sleeper: int, seconds: float, folder: Path) -> None:
     batches, chunk = toy_batches([3] * 4), ToyChunk(layout, rank)
     if rank == sleeper:
         chunk = Sleeping(chunk, seconds, batches[1])
-    with failures.recorded(folder, rank, pipeline, world_size):
+    with Recorder(Board(folder, rank), pipeline, world_size).recorded():
         make_engine(layout, rank, transport, {rank: chunk}).train_step(batches)

@@ -19,7 +19,9 @@ from attnres_train.pipeline.plan.schedule import gpipe, one_f_one_b
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.waits import PeerError, Wait
 from attnres_train.supervise import failures
+from attnres_train.supervise.board import Board
 from attnres_train.supervise.culprit import Failure, chain, explain
+from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned, run_lock
 from tests.pipeline.plan.layouts import layouts
 from tests.supervise.hanging import TIMEOUT, train_beside_a_sleeper
@@ -132,9 +134,7 @@ def test_four_ranks_of_which_one_hangs(pool, tmp_path):
         assert note.startswith("rank 2 stopped the run: rank 1 waited since ")
         assert " from rank 2 in F(chunk 2, micro-batch 1); rank 0 waited in turn" in note
 
-    records = {
-        path.name: json.loads(path.read_text()) for path in (tmp_path / "failures").iterdir()
-    }
+    records = {path.name: json.loads(path.read_text()) for path in failures.paths(tmp_path)}
     assert sorted(records) == [f"rank_{rank:04d}.json" for rank in range(4)]
     third = records["rank_0003.json"]
     assert "Timed out waiting 3000ms" in third["error"]
@@ -172,14 +172,14 @@ def test_records_are_read_as_they_were_written(tmp_path):
 def test_peers_are_told_by_their_global_rank(tmp_path):
     error = PeerError(1, waits_for(0, time.time()))
     error.pending = [waits_for(2, time.time())]
-    with pytest.raises(PeerError), failures.recorded(tmp_path, 5, (4, 5, 6), 8):
+    with pytest.raises(PeerError), Recorder(Board(tmp_path, 5), (4, 5, 6), 8).recorded():
         raise error
     (record,) = failures.read(tmp_path)
     assert (record.rank, record.waiting.peer, record.pending[0].peer) == (5, 4, 6)
 
 
 def test_what_the_user_has_to_mend_leaves_no_record(tmp_path):
-    with pytest.raises(UserError), failures.recorded(tmp_path, 0, (0,), 1):
+    with pytest.raises(UserError), Recorder(Board(tmp_path, 0), (0,), 1).recorded():
         raise UserError("no data")
     assert failures.read(tmp_path) == []
 

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.supervise.launcher import default_world_size
+from attnres_train.supervise import failures
+from attnres_train.supervise.culprit import Failure
+from attnres_train.supervise.launcher import by_cause, default_world_size
 from attnres_train.supervise.signals import stop_signals
 from tests.tiny import environment
 
@@ -73,6 +76,64 @@ def test_a_rank_that_hangs_is_named_and_ended(tmp_path):
     assert stack[-1].strip() == "time.sleep(self.seconds)"
     assert last == f"What every rank waited for: {tmp_path / 'failures'}"
     assert "Traceback" not in result.stderr
+
+
+def test_a_rank_that_is_deaf_leaves_the_screen_to_the_cause(tmp_path):
+    """Rank 1 sits in C and hears no signal, rank 0 fails."""
+    result = launch_two("deaf", "0", tmp_path)
+    assert result.returncode == 1
+    lines = told(result)
+    assert lines[0] == "rank 0 failed: ValueError: the real cause", result.stderr
+    assert lines[-1] == "ValueError: the real cause"
+    assert result.stderr.count("Traceback") == 1
+    cause, echo = failures.read(tmp_path)
+    assert cause.traceback.endswith("ValueError: the real cause") and not cause.ended
+    assert echo.error.startswith("ended, since others have failed, in\n") and echo.ended
+    assert "sleep_in_c" in echo.error
+    stacks = (tmp_path / "failures" / "stacks_0001.txt").read_text()
+    assert "sleep_in_c" in stacks and "in _run" in stacks, "all threads"
+
+
+def test_ranks_that_get_on_no_more_say_so(tmp_path):
+    """What a process group does not tell: both sit in C, rank 1 since earlier."""
+    result = launch_two("stuck", "1", tmp_path)
+    assert result.returncode == 1
+    lines = told(result)
+    assert lines[0] == "rank 1 stopped the run", result.stderr
+    assert lines[1].startswith("rank 1: it got on no more: no pass ended in ")
+    assert any("sleep_in_c" in line for line in lines)
+    assert (tmp_path / "failures" / "stacks_0001.txt").exists()
+
+
+def failed(exitcode: int, timestamp: int, message: str = "") -> ProcessFailure:
+    failure = ProcessFailure(0, 1, exitcode, "none")
+    failure.timestamp, failure.message = timestamp, message
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("first", "others"),
+    [
+        # The agent kills, in the end, who has not heard.
+        (failed(1, 100, "ValueError: the cause"), [failed(-signal.SIGKILL, 130)]),
+        (failed(-signal.SIGKILL, 100), [failed(1, 100, "Connection closed by peer")]),
+        (failed(-signal.SIGKILL, 100), [failed(1, 101, "ValueError"), failed(-15, 99)]),
+        (failed(-signal.SIGSEGV, 100), [failed(1, 100, "ValueError: what that has led to")]),
+        (failed(2, 100), [failed(1, 99, "PeerError: timed out"), failed(-15, 99)]),
+    ],
+)
+def test_causes_are_ordered_by_time_and_echoes_come_after_them(first, others):
+    ranks = {0: others[0], 1: first, **dict(enumerate(others[1:], 2))}
+    assert min(ranks, key=lambda rank: by_cause(rank, ranks[rank], {})) == 1
+
+
+def test_the_ranks_own_clock_comes_before_the_agents():
+    """It learns of an end when it looks."""
+    ranks = {0: failed(1, 105, "ValueError: late"), 1: failed(1, 105, "ValueError: the cause")}
+    records = {0: Failure(0, 104.0, "late"), 1: Failure(1, 101.0, "the cause")}
+    assert min(ranks, key=lambda rank: by_cause(rank, ranks[rank], records)) == 1
+    ended = {0: Failure(0, 100.0, "ended, since others have failed", ended=True)}
+    assert min(ranks, key=lambda rank: by_cause(rank, ranks[rank], ended)) == 1
 
 
 def run_worker_alone(failing: str, rank: str) -> subprocess.CompletedProcess[str]:

@@ -40,6 +40,7 @@ class Engine:
     ``stream_dtype`` and live on ``device``. ``debug`` sends each tensor's identity beside it and
     checks it on arrival. ``schedule(P, V, M)`` orders the passes. Micro-batches may differ in shape
     and number from call to call; for every new M the schedule is validated (ScheduleError).
+    ``on_pass`` is called before each pass.
     """
 
     def __init__(
@@ -53,8 +54,11 @@ class Engine:
         device: torch.device | str = "cpu",
         debug: bool = False,
         schedule: Callable[[int, int, int], Schedule] = one_f_one_b,
+        on_pass: Callable[[], None] = lambda: None,
     ) -> None:
-        self.stage = Stage(chunks, plan, rank, transport, hidden_size, stream_dtype, device, debug)
+        self.stage = Stage(
+            chunks, plan, rank, transport, hidden_size, stream_dtype, device, debug, on_pass
+        )
         self.schedule = schedule
         self._programs: dict[tuple[Callable, int], Program] = {}
 

@@ -80,6 +80,7 @@ class Execution:
         pipeline is broken or anything is left at the end."""
         try:
             for step in self.program.steps:
+                self.stage.on_pass()
                 for message in step.posted:
                     self.inbox.post(message)
                 (self._forward if step.action.kind == "F" else self._backward)(step)

@@ -55,6 +55,8 @@ class Stage:
     device: torch.device | str
     debug: bool
     """Whether each tensor's identity travels beside it."""
+    on_pass: Callable[[], None] = lambda: None
+    """Called before every pass: whoever watches over the process knows that it gets on."""
 
     def buffer(self, batch: Batch) -> Tensor:
         """Room for one tensor [B, T, D] of micro-batch ``batch``, not initialised."""

@@ -1,0 +1,129 @@
+"""Signals: heard whatever the main thread is in, before there is a run, in one, and twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from attnres_train.supervise import signals
+from attnres_train.supervise.signals import Stopped, StopSignals, heard, held_back, raised
+from tests.tiny import command, environment, write_config
+
+# A worker as `train` has it: says where it is in a file, and sits in C.
+SLEEPER = """
+import ctypes, sys, pathlib
+from attnres_train.supervise.signals import heard
+with heard() as stop:
+    if sys.argv[2] == "saves":
+        stop.will_save()
+    pathlib.Path(sys.argv[1]).touch()
+    while sys.argv[2] != "saves" or not stop():
+        ctypes.CDLL(None).usleep(50_000)
+    print("saving", flush=True)
+    if sys.argv[-1] == "slowly":
+        while True:
+            ctypes.PyDLL(None).usleep(1000)
+"""
+
+
+def wait_for(process: subprocess.Popen, file: Path) -> None:
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def sleeper(file: Path, *words: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(file), *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(process, file)
+    return process
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
+def test_before_there_is_anything_to_save_a_worker_leaves_at_once(tmp_path, number):
+    process = sleeper(tmp_path / "here", "starts")
+    process.send_signal(number)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    name = signal.Signals(number).name
+    assert out == f"stopped by {name} before a step was made; the same command goes on\n"
+
+
+def test_the_first_signal_is_noted_and_a_second_one_ends_at_once(tmp_path):
+    process = sleeper(tmp_path / "here", "saves", "slowly")
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "saving\n"
+    while process.poll() is None:  # what comes at once is the same wish
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_signals_that_come_together_are_one_wish():
+    stop = StopSignals()
+    stop.will_save()
+    assert not stop()
+    for now in (10.0, 10.5, 11.0):  # SLURM tells the tasks, its batch script tells them again
+        stop.hear(signal.SIGTERM, now)
+    assert stop()
+
+
+def test_a_signal_from_before_the_handlers_waits_for_them(tmp_path):
+    """The launcher starts its workers so."""
+    text = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.stdin.readline()\n"
+    with held_back():
+        process = subprocess.Popen(
+            [sys.executable, "-c", text + SLEEPER, str(tmp_path / "here"), "starts"],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    wait_for(process, tmp_path / "here")
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate("\n")
+    assert process.returncode == 0
+    assert out.startswith("stopped by SIGUSR1 before a step was made")
+
+
+def test_who_holds_signals_back_for_its_children_hears_them_itself():
+    with raised(), held_back(), pytest.raises(Stopped, match="stopped by SIGHUP"):
+        os.kill(os.getpid(), signal.SIGHUP)
+        while True:
+            time.sleep(0.01)
+
+
+def test_handlers_are_those_of_before_afterwards():
+    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
+    with heard() as stop, raised():
+        stop.will_save()
+    assert {number: signal.getsignal(number) for number in signals.STOP_SIGNALS} == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(signals.STOP_SIGNALS)
+
+
+def test_a_launcher_that_prepares_ends_with_the_signals_code(tmp_path):
+    """A module of the user's that takes its time."""
+    text = "import pathlib, time; pathlib.Path(__file__ + '.here').touch(); time.sleep(600)"
+    (tmp_path / "slow.py").write_text(text)
+    config = write_config(tmp_path)
+    process = subprocess.Popen(
+        command("train", config, "log.observers=[slow:Never]"),
+        env=environment(PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(process, tmp_path / "slow.py.here")
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGUSR1, err
+    assert err == "stopped by SIGUSR1\n"
