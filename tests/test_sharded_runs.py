@@ -62,12 +62,13 @@ def loaded_and_stepped(arguments: list[str], port: int) -> tuple[dict, dict]:
     from attnres_train.config import load_config
     from attnres_train.data.prepare import prepare
     from attnres_train.parallel.ranks import join_run
+    from attnres_train.supervise.watch import Pulse
     from attnres_train.trainer import Trainer
     from tests.tiny import torchrun_environment
 
     config = load_config(arguments[0], arguments[1:])
     with torchrun_environment(port), join_run(config) as ranks:
-        parts = train.build_parts(config, ranks, prepare(config, progress=False))
+        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer = Trainer(config, ranks, parts)
         trainer.progress = parts.checkpoints.resume()
         loaded = {name: tensor.clone() for name, tensor in parts.checkpoints.tensors.items()}

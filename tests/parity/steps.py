@@ -16,6 +16,7 @@ from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.ranks import join_run
+from attnres_train.supervise.watch import Pulse
 from attnres_train.trainer import Trainer
 from tests.tiny import torchrun_environment
 
@@ -54,7 +55,7 @@ def run_steps(
         patch.setattr(train, "init_weights", _init_without_zeros)
         if fault is not None:
             fault(patch)
-        parts = train.build_parts(config, ranks, prepare(config, progress=False))
+        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer, update = Trainer(config, ranks, parts), parts.optimizer
         first = next(iter(parts.chunks.values())).ports.exchange.experts.start
         reduced = update.reduction.finish
