@@ -21,6 +21,8 @@ from attnres_train.errors import UserError
 from attnres_train.planning.machine import add_arguments as add_plan_arguments
 from attnres_train.screen import complain, settle
 
+CHECKPOINT_ACTIONS = ("ls", "verify", "prune", "diff")
+
 
 class CommandParser(argparse.ArgumentParser):
     """Parses one command. Where that has a list of words (`takes_words`), everything on the line
@@ -111,6 +113,16 @@ def build_parser() -> argparse.ArgumentParser:
         "run_or_config", metavar="RUN", help="run folder, e.g. runs/quickstart, or its config"
     )
     command.takes_words("overrides", "KEY=VALUE", "of a config")
+    command = add(
+        "checkpoint",
+        "List a run's checkpoints, verify every byte, delete what is not kept, compare two.",
+    )
+    command.add_argument("action", metavar="ls|verify|prune|diff", choices=CHECKPOINT_ACTIONS)
+    command.add_argument("run", metavar="RUN", help="run folder, or one of its step folders")
+    command.takes_words("words", "WORD", "of diff: the other; of prune: KEY=VALUE")
+    command.add_argument(
+        "--yes", action="store_true", help="prune deletes, instead of telling what"
+    )
     command = add("export", "Write a run's weights in the layout of the released models.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,7 +13,7 @@ from attnres_train.config import describe
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
-from attnres_train.data.prepare import Prepared, check_alike
+from attnres_train.data.prepare import Prepared
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
@@ -28,7 +27,7 @@ from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.experts import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
-from attnres_train.parallel.machines import hand_over
+from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.pieces import Held, make_pieces
 from attnres_train.parallel.ranks import Ranks, join_run
@@ -43,10 +42,13 @@ from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
-from attnres_train.preparation import Lists, prepare_run
-from attnres_train.run_state import Checkpoints, nothing_left
+from attnres_train.preparation import Lists
+from attnres_train.run_state import Checkpoints
 from attnres_train.screen import say
+from attnres_train.start import Start, check_together, prepare_together
 from attnres_train.supervise.board import Board, own_connection
+from attnres_train.supervise.launcher import started_by_us
+from attnres_train.supervise.rank_logs import logged
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import StopSignals, heard
@@ -65,31 +67,30 @@ def train(config: RunConfig) -> int:
     """Train ``config`` as one of the run's processes (torchrun's environment). Returns 0, also when
     a signal stopped the run (it is saved, and the same command resumes it), and when there is
     nothing to train, which leaves the run folder as it is."""
-    if done := nothing_left(config):  # every process finds the same: none has begun to write
-        if os.environ.get("RANK", "0") == "0":
-            say(done)
-        return 0
     folder = Path(config.run.dir) / config.run.name
-    with heard() as stop:
-        _train(config, folder, stop)
+    with heard() as stop, meet(config.run.start_timeout_seconds) as meeting:
+        # Where our own launcher has started this process, it has told of the data.
+        start = prepare_together(config, meeting, progress=not started_by_us())
+        if isinstance(start, str):
+            if meeting.rank == 0:
+                say(start)
+            return 0
+        with owned(folder):
+            check_together(folder, start, meeting)
+            _train(config, meeting, start, folder, stop)
     return 0
 
 
-def _train(config: RunConfig, folder: Path, stop: StopSignals) -> None:
-    # One process per machine prepares; the others wait for it in join_run. Nothing to do where the
-    # local launcher or `attnres-train data` has prepared already.
-    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    made_here = prepare_run(config, progress=False) if first_here else None
+def _train(
+    config: RunConfig, meeting: Meeting, start: Start, folder: Path, stop: StopSignals
+) -> None:
     with (
-        owned(folder),
-        join_run(config) as ranks,
+        logged(folder, meeting.rank),
+        join_run(config, meeting) as ranks,
         watched(folder, ranks) as (pulse, recorder),
     ):
         stop.will_save()
-        prepared, by_machine = hand_over(made_here.prepared if made_here else None, ranks)
-        check_alike(by_machine)
-        files = made_here.files if made_here else None  # rank 0 is the first of its machine
-        parts = build_parts(config, ranks, prepared, pulse, files)
+        parts = build_parts(config, ranks, start.prepared, pulse, start.files)
         if ranks.is_main:
             more = facts(config, ranks.device)
             say(describe(config, chunk_layers(config), ranks.world_size, more))

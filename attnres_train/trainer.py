@@ -3,6 +3,7 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import Batch, BatchSource
+from attnres_train.errors import UserError
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import mean_document_length
@@ -35,6 +37,12 @@ from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
+
+logger = logging.getLogger(__name__)
+
+
+class SaveFailed(UserError):
+    """The state that a run ends with could not be saved: the disk is full, or gone."""
 
 
 @dataclass
@@ -63,6 +71,8 @@ class StepTotals(NamedTuple):
     memory_bytes: int
     document_length: float
     stopping: bool
+    saving: bool
+    """Whether a save is under way on any rank."""
 
 
 class Trainer:
@@ -92,35 +102,60 @@ class Trainer:
         train, observers = self.config.train, self.parts.observers
         end = min(train.train_iters, train.stop_after or train.train_iters)
         self.progress = self.parts.checkpoints.resume()
-        saved = self.progress.step
         # A failure is written down before observers are told, which may take their time.
-        with observers.watching(self.progress.step), self.recorded():
+        watching = observers.watching(self.progress.step)
+        with self.parts.checkpoints.settled(), watching, self.recorded():
             stopping = False
             while self.progress.step < end and not stopping:
                 observers.tell(Observer.on_step_begin, self.progress.step + 1)
-                record, stopping = self.train_step()
-                step = self.progress.step
+                record, totals = self.train_step()
+                stopping, step = totals.stopping, self.progress.step
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record["validation_loss"] = loss = self.validate()
                     observers.tell(Observer.on_validation, step, loss)
                 if self.config.log.observers:  # they may look at parameters
                     self.parts.optimizer.wait()
                 observers.tell_step_end(record, after_save=False)
-                path, interval = None, self.config.checkpoint.save_interval
-                if step == end or stopping or (interval and step % interval == 0):
+                section = self.config.checkpoint
+                if section.drift_interval and step % section.drift_interval == 0:
                     self.parts.optimizer.wait()
-                    path = self.parts.checkpoints.save(self.progress)
-                    saved = step
+                    self.parts.checkpoints.compare_replicas(step)
+                if not totals.saving:
+                    self._tell_save()
+                last = step == end or stopping
+                if last or (section.save_interval and step % section.save_interval == 0):
+                    self._save(last)
                 observers.tell_step_end(record, after_save=True)
-                if path:
-                    observers.tell(Observer.on_save, step, path)
-        assert saved == self.progress.step
         return self.progress
 
-    def train_step(self) -> tuple[Record, bool]:
+    def _save(self, last: bool) -> None:
+        """Save the state as it is now. The ``last`` time, and without `checkpoint.async_save`, it
+        is on the disk afterwards. Raises SaveFailed where the last one is not."""
+        self._tell_save()  # waits for the one before: its buffers are used again
+        self.parts.optimizer.wait()
+        self.parts.checkpoints.start_save(self.progress)
+        if last or not self.config.checkpoint.async_save:
+            self._tell_save(last)
+
+    def _tell_save(self, last: bool = False) -> None:
+        """Wait for the save under way, if there is one, and tell observers of it."""
+        outcome = self.parts.checkpoints.ended_save()
+        if outcome is None:
+            return
+        if outcome.path is not None:
+            self.parts.observers.tell(Observer.on_save, outcome.step, outcome.path)
+        elif last:
+            raise SaveFailed(
+                f"{outcome.told()}\nMend that and give the same command again: it resumes at the "
+                "newest checkpoint that is there"
+            )
+        elif self.ranks.is_main:
+            logger.warning("%s; the run goes on and saves at the next interval", outcome.told())
+
+    def train_step(self) -> tuple[Record, StepTotals]:
         """One optimizer step: forward and backward of every micro-batch, reduction, update.
 
-        Returns the step's record, and whether any rank was asked to stop.
+        Returns the step's record, and what it came to over all ranks.
         Where the loss or the gradient norm is not finite the update is left out, on all ranks, and
         the data are passed over. Raises FloatingPointError where that is one too many (`Skips`).
         """
@@ -152,7 +187,7 @@ class Trainer:
         progress.skipped += not taken
         parts.pulse.rest()
         record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
-        return record, totals.stopping
+        return record, totals
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -220,13 +255,14 @@ class Trainer:
                 peak_memory_bytes(device),
                 statistics.fmean(map(mean_document_length, micro_batches)),
                 self.stop_requested(),
+                self.parts.checkpoints.saving,
             ],
             dtype=torch.float64,
             device=device,
         )
         rows = mine.new_empty(self.ranks.world_size, len(mine))
         dist.all_gather(list(rows), mine)
-        loss, with_loss, p2p_bytes, memory, document_lengths, stop = rows.T.tolist()
+        loss, with_loss, p2p_bytes, memory, document_lengths, stop, saving = rows.T.tolist()
         peak = max(memory) if device.type == "cuda" else sum(memory)
         return StepTotals(
             loss=sum(loss) / sum(with_loss),
@@ -234,6 +270,7 @@ class Trainer:
             memory_bytes=int(peak),
             document_length=statistics.fmean(document_lengths),
             stopping=any(stop),
+            saving=any(saving),
         )
 
     def _record(self, totals: StepTotals, grad_norm: float, lr: float, seconds: float) -> Record:

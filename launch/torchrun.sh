@@ -24,6 +24,20 @@ if [ $# -lt 2 ]; then
 fi
 shift
 
+# The agents give each other this machine's name, and go on trying where it leads nowhere.
+host=$(uname -n)
+if ! getent hosts "$host" > /dev/null; then
+    given=" ${torchrun_options[*]//_/-} "
+    if [[ $given =~ " --local-addr"|" --master-addr" ]]; then
+        : # another name is used
+    elif [[ ! $given =~ " --nnodes" || $given =~ " --nnodes"[=\ ]1(:1)?" " ]]; then
+        torchrun_options+=(--local-addr localhost)
+    else
+        echo "error: $host, the name of this machine, does not resolve: add --local-addr ADDRESS" >&2
+        exit 2
+    fi
+fi
+
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=python
 [ -x "$repository/.venv/bin/python" ] && python=$repository/.venv/bin/python

@@ -131,7 +131,7 @@ def test_a_broken_checkpoint_is_refused_with_a_list_of_whole_ones(refuse, tiny, 
     run = tiny.train("whole-1x1", *grid(1, 1))
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
     whole, broken = sorted((tmp_path / "checkpoints").iterdir())
-    os.truncate(next(broken.glob("*.distcp")), 100)
+    os.truncate(next(broken.glob("*.safetensors")), 100)
     message = refuse(f"checkpoint.resume={broken}")
     assert f"checkpoint.resume={broken}: " in message
     assert f"{whole} (complete)" in message

@@ -18,6 +18,7 @@ from attnres_train.config.resume_table import EFFECTS, REFUSED, Effect
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
 from attnres_train.identity import compare, nothing_left
+from tests.checkpoint.toy import rewrite_meta
 from tests.config.test_resume_table import KEYS
 from tests.data.tiny import write_text
 from tests.parity.pool import RankFailedError
@@ -271,9 +272,11 @@ def test_a_run_of_before_the_records_resumes_with_one_line(tiny):
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     meta = run / "checkpoints" / folders.step_name(HALF) / META
-    content = json.loads(meta.read_text())
-    del content["extras"]["data"], content["extras"]["config"]["checkpoint"]["allow"]
-    meta.write_text(json.dumps(content))
+
+    def forget(content: dict[str, Any]) -> None:
+        del content["extras"]["data"], content["extras"]["config"]["checkpoint"]["allow"]
+
+    rewrite_meta(meta, forget)
     told = tiny.screen("older").split("resumed from ")[1].splitlines()
     assert told[1].endswith("has no record of its tokenizer and data: they could not be compared")
     assert "changed since" not in "\n".join(told)

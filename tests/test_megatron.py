@@ -13,7 +13,7 @@ import pytest
 
 from attnres_train.megatron import megatron_core
 
-GRID = "from attnres_train.parallel.megatron import destroy_grid; destroy_grid()"
+GRID = 'from attnres_train.megatron import megatron_core; megatron_core("parallel_state")'
 DATA_SETS = """
 from attnres_train.data.megatron import megatron_datasets
 for name in ("indexed_dataset", "gpt_dataset", "blended_dataset"):

@@ -3,6 +3,7 @@
 checkpoints/step_00000100            complete
 checkpoints/step_00000100.replaced   complete, about to be deleted for a newer one of its step
 checkpoints/step_00000200.tmp-*      being written or deleted; left over if nobody is at it
+checkpoints/step_00000300.damaged    found damaged, kept for the user to look at, passed over
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from attnres_train.checkpoint.manifest import (
@@ -19,8 +21,8 @@ from attnres_train.checkpoint.manifest import (
     BrokenCheckpoint,
     Manifest,
     read_manifest,
-    sync_folder,
 )
+from attnres_train.checkpoint.sealed import sync_folder
 from attnres_train.config.origin import has_begun, read_origin
 from attnres_train.errors import UserError
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # A replaced one counts: between the two renames of `publish` there is no other of its step.
 _STEP = re.compile(r"step_\d{8,}(\.replaced)?")
+_NOTHING: Mapping[Path, str] = MappingProxyType({})
 
 
 class Found(NamedTuple):
@@ -41,15 +44,38 @@ class Found(NamedTuple):
         return f"{self.path} ({'complete' if self.problem is None else self.problem})"
 
 
+class Keep(NamedTuple):
+    """Which complete checkpoints stay: the newest ``last``, and those of every ``every`` steps (0:
+    none of them)."""
+
+    last: int
+    every: int = 0
+
+    def reasons(self, complete: Sequence[Found]) -> dict[Path, str]:
+        """Those of ``complete``, from old to new, that stay, and why."""
+        why = {}
+        for number, entry in enumerate(reversed(complete), 1):
+            step = entry.manifest.step if entry.manifest else 0
+            if number == 1:
+                why[entry.path] = "newest"
+            elif number <= self.last:
+                why[entry.path] = f"among the last {self.last}"
+            elif step and self.every and step % self.every == 0:
+                why[entry.path] = f"every {self.every} steps"
+        return why
+
+
 def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def scan(folder: Path) -> list[Found]:
-    """The step folders in ``folder``: broken ones first, then complete ones from old to new."""
+def scan(folder: Path, damaged: Mapping[Path, str] = _NOTHING) -> list[Found]:
+    """The step folders in ``folder``: broken ones first, then complete ones from old to new. Those
+    in ``damaged``, path to problem, are broken too: sizes alone do not show it."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     # By serial and not by step: a run that went back to an earlier checkpoint passes steps again.
-    found = [_look(path) for path in paths if _STEP.fullmatch(path.name) and path.is_dir()]
+    steps = [path for path in paths if _STEP.fullmatch(path.name) and path.is_dir()]
+    found = [_look(p) if p not in damaged else Found(p, None, damaged[p]) for p in steps]
     return sorted(found, key=lambda entry: entry.manifest.serial if entry.manifest else -1)
 
 
@@ -79,21 +105,23 @@ def _newest(found: list[Found]) -> Path | None:
     return complete[-1] if complete else None
 
 
-def resolve_resume(resume: str, folder: Path) -> Path | None:
+def resolve_resume(
+    resume: str, folder: Path, damaged: Mapping[Path, str] = _NOTHING
+) -> Path | None:
     """The step folder that `checkpoint.resume` asks for; None: start from the beginning.
 
     ``folder`` is the run's own checkpoint folder, in its run folder. ``auto`` gives the newest
     complete checkpoint in it, or None if there is nothing at all. ``never``, which gives None, and
     a path (a step folder, a folder of them, or a run folder with ``checkpoints/``) say where a run
     begins: once they have begun the run in this folder (`config.origin`), its newest checkpoint
-    comes first.
+    comes first. ``damaged`` ones are passed over as in `scan`.
 
     Raises UserError, with a list of what exists, where a path leads to no complete checkpoint and
     where there are broken ones only of the run that is to go on: starting over would be a surprise.
     """
     begun = has_begun(folder.parent, resume)
     if resume == "auto" or begun:
-        found = scan(folder)
+        found = scan(folder, damaged)
         newest = _newest(found)
         if found and newest is None:
             advice = "begin again under another run.name"
@@ -133,14 +161,56 @@ def _listing(found: Iterable[Found | str]) -> str:
     return "".join(f"\n  {entry}" for entry in found)
 
 
+def older_than(path: Path) -> Path | None:
+    """The complete checkpoint before ``path``, which is damaged, among those beside it."""
+    before = []
+    for found in scan(path.parent):
+        if found.path == path and found.manifest:
+            break
+        if found.manifest:
+            before.append(found.path)
+    return before[-1] if before else None
+
+
+def broken_after(path: Path, damaged: Mapping[Path, str]) -> dict[Path, str]:
+    """Broken checkpoints beside ``path`` of later steps, or of its own, and what is wrong."""
+    return {
+        found.path: found.problem
+        for found in scan(path.parent, damaged)
+        if found.problem and found.path not in damaged and step_of(found.path) >= step_of(path)
+    }
+
+
+def step_of(path: Path) -> int:
+    """By the name of a step folder."""
+    return int(path.name.removeprefix("step_").partition(".")[0])
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged step folder, so that it is not chosen again; returns where it lies now. A
+    failure to do so is only logged."""
+    number, aside = 0, path.with_name(f"{path.name}.damaged")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        logger.warning("could not rename the damaged checkpoint %s: %s", path, error)
+        return path
+
+
 def publish(partial: Path, step: int) -> Path:
     """Rename a fully written folder to its final name and return that, once it is on the disk. A
-    checkpoint of the same step is replaced, and stays loadable until it is."""
+    checkpoint of the same step is replaced, and stays loadable until it is; a broken one is set
+    aside."""
     final = partial.with_name(step_name(step))
     replaced = final.with_name(f"{final.name}.replaced")
     # A rename is all or nothing, but does not replace a folder that holds files: the old one makes
     # way first.
-    if final.exists():
+    if final.exists() and _look(final).problem:
+        set_aside(final)
+    elif final.exists():
         remove(replaced)
         final.rename(replaced)
     partial.rename(final)
@@ -150,15 +220,22 @@ def publish(partial: Path, step: int) -> Path:
     return final
 
 
-def prune(folder: Path, keep_last: int, keep: Path | None) -> None:
-    """Delete complete checkpoints but the newest ``keep_last`` and ``keep``. Broken ones stay for
+def prune(folder: Path, keep: Keep, loaded_from: Path | None) -> None:
+    """Delete complete checkpoints but those to ``keep`` and ``loaded_from``. Broken ones stay for
     the user to look at; a failure to delete is only logged."""
-    complete = [entry.path for entry in scan(folder) if entry.manifest]
-    kept = {path.resolve() for path in complete[-keep_last:]}
-    kept |= {keep.resolve()} if keep else set()
-    for path in complete:
-        if path.resolve() not in kept:
+    try:
+        for path in surplus(folder, keep, loaded_from):
             remove(path)
+    except OSError as error:
+        logger.warning("could not look for old checkpoints in %s: %s", folder, error)
+
+
+def surplus(folder: Path, keep: Keep, loaded_from: Path | None) -> list[Path]:
+    """What `prune` deletes."""
+    complete = [entry for entry in scan(folder) if entry.manifest]
+    kept = {path.resolve() for path in keep.reasons(complete)}
+    kept |= {loaded_from.resolve()} if loaded_from else set()
+    return [entry.path for entry in complete if entry.path.resolve() not in kept]
 
 
 def remove_partial(folder: Path) -> None:

@@ -12,6 +12,12 @@ OPTIMIZER = "optimizer."
 MASTER = f"{OPTIMIZER}master."
 
 
+def parameter_of(name: str) -> str:
+    """The released name of the parameter or buffer that a saved tensor ``name`` is, or is the state
+    of; that of the number of updates is empty."""
+    return name.removeprefix(OPTIMIZER).partition(".")[2] if name.startswith(OPTIMIZER) else name
+
+
 class SavedOptimizer(Protocol):
     """What this module reads of an optimizer: its live state tensors and its number of updates."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 Mine = TypeVar("Mine")
 Result = TypeVar("Result")
@@ -41,6 +42,11 @@ class Peers:
         if failure is not None:
             raise failure
         return result
+
+    def all_reduce_max(self, values: Tensor) -> None:
+        """Make ``values``, on the CPU, the largest of all ranks', in place."""
+        if self.distributed:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
 
     def on_first(self, action: Callable[[], Result]) -> Result:
         """Rank 0 calls ``action``; its result, or its exception, reaches all ranks."""

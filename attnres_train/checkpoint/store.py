@@ -1,39 +1,28 @@
-"""Save and load checkpoints with torch.distributed.checkpoint.
-
-A save writes into a temporary folder, lists what it holds once every rank is done, and becomes
-visible by one rename: at any moment a step folder is complete or not there.
-"""
+"""Save a checkpoint and wait for it; load one, whatever layout wrote it."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
-from attnres_train.checkpoint import folders
-from attnres_train.checkpoint.manifest import (
-    BrokenCheckpoint,
-    Manifest,
-    TensorSpec,
-    file_sizes,
-    read_manifest,
-    spec,
-    with_checksum,
-    write_manifest,
-)
-from attnres_train.checkpoint.old_metadata import SafeReader
+from attnres_train.checkpoint.folders import Keep
+from attnres_train.checkpoint.manifest import BrokenCheckpoint, Contents, Manifest, read_manifest
+from attnres_train.checkpoint.old_format import read_old
 from attnres_train.checkpoint.peers import Peers
-from attnres_train.checkpoint.rng import rng_state
+from attnres_train.checkpoint.saver import Saver
+from attnres_train.checkpoint.tensor_file import TensorSpec, read_tensor, spec
 from attnres_train.errors import UserError
+
+# Names of one rank that do not fit travel up to this number.
+_TOLD = 100
 
 
 @dataclass(frozen=True)
@@ -53,81 +42,24 @@ def save(
     extras: dict,
     *,
     keep_last: int,
+    keep_every: int = 0,
     loaded_from: Path | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Write a checkpoint of all ranks' ``tensors`` and publish it as ``folder/step_<step>``.
+    """Write a checkpoint of all ranks' ``tensors`` and publish it as ``folder/step_<step>``, as
+    `Saver` does; returns that, on every rank, once it is on the disk.
 
-    Collective over ``group`` (CPU-capable; None: all ranks). Names are layout-free; tensors that
-    several ranks hold (data-parallel replicas) are written once and must be equal bit for bit.
-    ``extras`` is JSON, rank 0's counts. Afterwards only the newest ``keep_last`` checkpoints and
-    ``loaded_from`` remain in ``folder``. Returns the published path, on every rank, once it is on
-    the disk. Raises RuntimeError where writing fails or replicas differ: nothing is published then.
+    Collective over ``group`` (CPU-capable; None: all ranks). Raises RuntimeError, on every rank,
+    where it cannot be written: nothing is published then.
     """
-    peers = Peers(group)
-    unfinished = peers.on_first(partial(begin, folder, step))
-    with _failures_as(RuntimeError, f"checkpoint of step {step} could not be written"):
-        dcp.save(
-            tensors,
-            storage_writer=dcp.FileSystemWriter(unfinished),
-            process_group=group,
-            no_dist=not peers.distributed,
-        )
-    # Of what is in memory, not in the files: `load` compares it with what arrives in memory again,
-    # in whatever pieces, and replicas with each other.
-    written = {name: with_checksum(tensor) for name, tensor in tensors.items()}
-    # Rank 0 publishes once it has all reports: each rank's files are on the disk when it sends its.
-    complete = partial(publish, unfinished, step, extras, keep_last, loaded_from)
-    return peers.decide((written, rng_state()), complete)
-
-
-def begin(folder: Path, step: int) -> Path:
-    """Make the folder that a checkpoint is written into until it is published in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folders.remove_partial(folder)
-    unfinished = folder / f"{folders.step_name(step)}.tmp-{os.getpid()}"
-    unfinished.mkdir()
-    return unfinished
-
-
-def publish(
-    unfinished: Path,
-    step: int,
-    extras: dict,
-    keep_last: int,
-    loaded_from: Path | None,
-    reports: list[tuple[dict[str, TensorSpec], dict[str, str]]],
-) -> Path:
-    """List what is in ``unfinished`` (a report per rank: its tensors, its `rng_state`), give it its
-    final name and delete older checkpoints. Returns the final path."""
-    # In this order a crash at any point leaves an older checkpoint or this one: the list comes last
-    # into the folder, which gets its name when it is complete; only then are older ones deleted.
-    folder = unfinished.parent
-    manifest = Manifest(
-        step=step,
-        serial=folders.next_serial(folder),
-        extras=extras,
-        rng=[rng for _, rng in reports],
-        files=file_sizes(unfinished),
-        tensors=_merge([specs for specs, _ in reports]),
-    )
-    write_manifest(unfinished, manifest)
-    published = folders.publish(unfinished, step)
-    folders.prune(folder, keep_last, loaded_from)
-    return published
-
-
-def _merge(specs: list[dict[str, TensorSpec]]) -> dict[str, TensorSpec]:
-    merged: dict[str, TensorSpec] = {}
-    for rank, mine in enumerate(specs):
-        differing = [name for name, entry in mine.items() if merged.get(name, entry) != entry]
-        if differing:
-            raise RuntimeError(
-                f"rank {rank} holds other values than a lower rank for {some_of(differing)}: "
-                "the replicas have drifted apart"
-            )
-        merged |= mine
-    return merged
+    Peers(group).on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
+    saver = Saver(folder, tensors, keep=Keep(keep_last, keep_every), group=group)
+    saver.start(step, extras, loaded_from)
+    outcome = saver.wait()
+    assert outcome is not None
+    if outcome.path is None:
+        raise RuntimeError(outcome.told())
+    return outcome.path
 
 
 def load(
@@ -142,38 +74,55 @@ def load(
     Collective over ``group``, whose ranks together must ask for every name in the checkpoint but
     those that start with one of ``unread`` (``("optimizer.",)`` for the weights alone). Views, such
     as one expert of a stack, are written through. Raises UserError, on every rank and before a
-    tensor is touched, where names, shapes or dtypes do not fit; BrokenCheckpoint where a file is
-    incomplete or a tensor has another checksum than when it was saved.
+    tensor is touched, where names, shapes or dtypes do not fit; BrokenCheckpoint, on every rank,
+    where a file is incomplete or a tensor has another checksum than when it was saved.
     """
     peers = Peers(group)
-    manifest = peers.on_first(partial(read_manifest, path))
-    wanted = {name: spec(tensor) for name, tensor in tensors.items()}
-    # Together, as a tensor may be missing on one rank because another one asks for it.
-    peers.decide(wanted, partial(_check_fit, path, manifest, unread))
-    peers.decide(_read(path, tensors, manifest), partial(_check_read, path))
+    manifest = peers.on_first(partial(_read_all, path))
+    _check_fit(manifest, tensors, unread, peers)
+    problems = _read(manifest, tensors)
+    peers.decide(problems[:_TOLD], partial(_check_read, path))
     # Generators belong to ranks: of another number of ranks none would be continued.
-    same_size = len(manifest.rng) == peers.size
+    same_size = manifest.num_ranks == peers.size
     return Restored(manifest.step, manifest.extras, manifest.rng[peers.rank] if same_size else None)
 
 
+def _read_all(path: Path) -> Manifest:
+    """With its lists: rank 0 reads them for all."""
+    manifest = read_manifest(path)
+    assert isinstance(manifest.contents, Contents)
+    return manifest
+
+
 def _check_fit(
-    path: Path, manifest: Manifest, unread: tuple[str, ...], wanted: list[dict[str, TensorSpec]]
+    manifest: Manifest, tensors: dict[str, Tensor], unread: tuple[str, ...], peers: Peers
 ) -> None:
     saved = manifest.tensors
-    asked = {name for mine in wanted for name in mine}
+    wanted = {name: spec(tensor) for name, tensor in tensors.items()}
+    # Together, as a tensor may be missing on one rank because another one asks for it. A byte per
+    # tensor of the model travels, not a name.
+    asked = torch.tensor([name in wanted for name in saved], dtype=torch.uint8)
+    peers.all_reduce_max(asked)
+    extra = [
+        name
+        for name, by_somebody in zip(saved, asked.tolist(), strict=True)
+        if not by_somebody and not name.startswith(unread)
+    ]
+    other = [
+        f"{name} ({entry} here, {saved[name]} in the checkpoint)"
+        for name, entry in wanted.items()
+        if name in saved and not entry.like(saved[name])
+    ]
+    lacking = [name for name in wanted if name not in saved]
+    mine = lacking[:_TOLD], other[:_TOLD]
+    peers.decide(mine, partial(_check_together, manifest.folder, extra))
+
+
+def _check_together(path: Path, extra: list[str], found: list[tuple[list[str], list[str]]]) -> None:
     lines = {
-        "not in the checkpoint": sorted(asked - saved.keys()),
-        "in the checkpoint only": [
-            name for name in saved if name not in asked and not name.startswith(unread)
-        ],
-        "of another kind": sorted(
-            {
-                f"{name} ({mine[name]} here, {saved[name]} in the checkpoint)"
-                for mine in wanted
-                for name in mine
-                if name in saved and not mine[name].like(saved[name])
-            }
-        ),
+        "not in the checkpoint": sorted({name for lacking, _ in found for name in lacking}),
+        "in the checkpoint only": extra,
+        "of another kind": sorted({name for _, other in found for name in other}),
     }
     problems = [f"\n  {what}: {some_of(names)}" for what, names in lines.items() if names]
     if problems:
@@ -183,34 +132,29 @@ def _check_fit(
         )
 
 
-def _read(path: Path, tensors: dict[str, Tensor], manifest: Manifest) -> list[str]:
+def _read(manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
     """Read on this rank alone. Returns what went wrong, so that all ranks can fail together."""
-    try:
-        # Without collectives: where one rank's file cannot be read, the others would wait for it.
-        with _failures_as(BrokenCheckpoint, "cannot be read"):
-            dcp.load(dict(tensors), storage_reader=SafeReader(path), no_dist=True)
-    except BrokenCheckpoint as error:
-        return [str(error)]
-    return [name for name, t in tensors.items() if with_checksum(t) != manifest.tensors[name]]
+    if manifest.is_old:
+        return read_old(manifest, tensors)
+
+    def read(item: tuple[str, TensorSpec]) -> str | None:
+        name, entry = item
+        try:
+            read_tensor(manifest.folder, entry, tensors[name])
+        except (OSError, ValueError) as error:
+            return f"{name} in {entry.file}: {getattr(error, 'strerror', None) or error}"
+        return None
+
+    entries = [(name, manifest.tensors[name]) for name in tensors]
+    entries.sort(key=lambda item: (item[1].file, item[1].start))  # as they lie on the disk
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as threads:
+        return [problem for problem in threads.map(read, entries) if problem]
 
 
 def _check_read(path: Path, problems: list[list[str]]) -> None:
     damaged = sorted({problem for mine in problems for problem in mine})
     if damaged:
         raise BrokenCheckpoint(f"{path} is damaged: {some_of(damaged)}")
-
-
-@contextmanager
-def _failures_as(kind: type[Exception], message: str) -> Iterator[None]:
-    """Turn torch's CheckpointException, which is no Exception, into ``kind`` with its first cause.
-    Silence torch's warning about working without peers: where we do, we mean to."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            yield
-    except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        raise kind(f"{message} (rank {rank}: {type(cause).__name__}: {cause})") from error
 
 
 def some_of(names: Iterable[str], shown: int = 5) -> str:

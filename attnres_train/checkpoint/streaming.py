@@ -1,19 +1,27 @@
-"""Write a checkpoint that is larger than memory: what one of its files holds at a time."""
+"""Write a checkpoint that is larger than memory: what one of its tensors holds at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.planner import WriteItem
 
-from attnres_train.checkpoint.manifest import TensorSpec, with_checksum
+from attnres_train.checkpoint import folders
+from attnres_train.checkpoint.manifest import data_name, list_name, list_of
+from attnres_train.checkpoint.publishing import Report, begin, publish
 from attnres_train.checkpoint.rng import rng_state
-from attnres_train.checkpoint.store import begin, publish
+from attnres_train.checkpoint.sealed import sync_folder, write_file
+from attnres_train.checkpoint.tensor_file import (
+    Layout,
+    bytes_of,
+    checksum,
+    lay_out,
+    spec,
+    view_of,
+    write_tensors,
+)
 
 Item = TypeVar("Item")
 FILE_BYTES = 5 * 10**9
@@ -32,39 +40,34 @@ def save_streamed(
     """Publish ``folder/step_<step>`` as `store.save` does, from one process, in little memory.
 
     ``tensors`` are on the meta device; ``read`` gives the values of one, by name and with its shape
-    and dtype, when its turn to be written has come. Files of up to ``file_bytes`` are written one
-    after the other (as ranks would theirs), and the tensors of a file are in memory together.
+    and dtype, when its turn to be written has come. Files are of up to ``file_bytes``. Raises
+    OSError where the disk fails.
     """
-    # The steps of `dcp.save`, which would want every tensor in memory at once.
+    folder.mkdir(parents=True, exist_ok=True)
     unfinished = begin(folder, step)
-    planner, writer = _ReadingPlanner(read), dcp.FileSystemWriter(unfinished)
-    planner.set_up_planner(tensors, is_coordinator=True)
-    writer.set_up_storage_writer(is_coordinator=True)
-    whole = writer.prepare_local_plan(planner.create_local_plan())
-    files = in_groups(whole.items, lambda item: tensors[item.index.fqn].nbytes, file_bytes)
-    # A plan per file, as if each were a rank's: that is how the writer comes to name several files.
-    plans, metadata = planner.create_global_plan([replace(whole, items=items) for items in files])
-    plans = writer.prepare_global_plan(plans)
-    # Each is waited for before the next one begins: its tensors are gone by then.
-    writer.finish(metadata, [writer.write_data(plan, planner).wait() for plan in plans])
-    report = (planner.written, rng_state())
-    return publish(unfinished, step, extras, keep_last, loaded_from=None, reports=[report])
+    checksums: dict[str, int] = {}
+    layouts: dict[str, Layout] = {}
+    groups = in_groups(tensors, lambda name: tensors[name].nbytes, file_bytes)
+    for part, names in enumerate(groups, 1):
+        file = data_name(0, part)
+        layouts[file] = layout = lay_out(file, {name: spec(tensors[name]) for name in names})
+        write_tensors(unfinished / file, layout, _values(layout, read, checksums))
+    text, name = list_of(layouts, checksums, rng_state()), list_name(0)
+    write_file(unfinished / name, text)
+    sync_folder(unfinished)
+    report = Report.of(name, text, {file: layout.nbytes for file, layout in layouts.items()})
+    keep = folders.Keep(keep_last)
+    return publish(unfinished, step, extras, keep, loaded_from=None, reports=[report])
 
 
-class _ReadingPlanner(dcp.DefaultSavePlanner):
-    """Gets values when they are written; keeps what the manifest needs of them."""
-
-    def __init__(self, read: Callable[[str], Tensor]) -> None:
-        super().__init__()
-        self.read = read
-        self.written: dict[str, TensorSpec] = {}
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        name = write_item.index.fqn
-        # Called once per tensor: they are written whole, and read from their source here only.
-        tensor = self.read(name)
-        self.written[name] = with_checksum(tensor)
-        return tensor
+def _values(
+    layout: Layout, read: Callable[[str], Tensor], checksums: dict[str, int]
+) -> Iterator[memoryview]:
+    """The bytes of each tensor of ``layout``; their checksums are kept."""
+    for name in layout.tensors:
+        view = view_of(bytes_of(read(name)))
+        checksums[name] = checksum([view])
+        yield view
 
 
 def in_groups(

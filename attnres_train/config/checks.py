@@ -30,6 +30,7 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
         *_data(config),
         *_kinds(config, files),
         *_reset(config),
+        *_kept(config),
         *checkpoint_problems(config),
     ]
     if problems:
@@ -49,6 +50,15 @@ def _not_there_yet(config: RunConfig) -> Problems:
         size, name = getattr(config.parallel, key), key.partition("_")[0]
         if size > 1:
             yield f"parallel.{key} is {size}, but {name} parallelism is not there yet: set it to 1"
+
+
+def _kept(config: RunConfig) -> Problems:
+    every, interval = config.checkpoint.keep_every, config.checkpoint.save_interval
+    if every and (not interval or every % interval):
+        yield (
+            f"checkpoint.keep_every is {every}, which has to be a multiple of "
+            f"checkpoint.save_interval, {interval}"
+        )
 
 
 def _model(config: RunConfig) -> Problems:

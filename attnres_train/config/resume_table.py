@@ -66,7 +66,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "data": "reset_at_documents mask_document_ends",
     },
     Effect.NONE: {
-        "run": "name dir",
+        "run": "name dir start_timeout_seconds",
         "model": "initializer_range",
         "model.residual": "two_phase",
         "model.kda": "chunk_size",
@@ -78,7 +78,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "data.corpus": "path",
         "data.tokenizer": "path",
         "data": "new cache_dir verify",
-        "checkpoint": "save_interval keep_last resume load reset allow",
+        "checkpoint": "save_interval keep_last keep_every async_save timeout_seconds "
+        "drift_interval on_damage resume load reset allow",
         "log": "interval progress tensorboard plot",
         "log.wandb": "enabled project mode",
         "log.observers": "kind options",

@@ -23,6 +23,9 @@ class RunSection(Section):
     """Folder that holds the runs. Here as in every path, `~` and `$NAME` are expanded."""
     seed: int = Field(1234, ge=0)
     """Seed of initial weights and data order."""
+    start_timeout_seconds: float = Field(3600, gt=0)
+    """Time that processes wait for each other before step 1: for all to join, and for rank 0 to
+    prepare the data."""
 
     _paths = holding_paths("dir")
     _names = holding_names("name")
@@ -163,6 +166,16 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0: only at the end of the run."""
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
+    keep_every: int = Field(0, ge=0)
+    """Steps between checkpoints that are kept for good (a multiple of `save_interval`); 0: none."""
+    async_save: bool = True
+    """Train on while a checkpoint is written, from a copy in host memory."""
+    timeout_seconds: float = Field(3600, gt=0)
+    """Time that ranks wait for each other while a checkpoint is written or read."""
+    drift_interval: int = Field(100, ge=0)
+    """Steps between comparisons of data-parallel replicas, by checksums; 0: none."""
+    on_damage: Literal["use_older", "error"] = "use_older"
+    """Where the newest checkpoint turns out to be damaged: go on from the one before, or end."""
     resume: str = "auto"
     """Where the run begins. `auto`: at the run folder's newest checkpoint if there is one; `never`:
     at step 0, what is there is moved aside; or a path. Once the folder has a checkpoint of a run

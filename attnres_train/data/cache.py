@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from attnres_train.errors import UserError
+
+# Free bytes of a disk that is taken to be full, where an error does not say.
+NO_ROOM_BYTES = 1 << 16
 
 
 def digest(value: Any) -> str:
@@ -53,14 +57,37 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 def published(folder: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``folder`` in one rename when the block ends without an error.
 
-    So ``folder`` is either absent or complete. What an interrupted run left is thrown away.
+    So ``folder`` is either absent or complete. What an interrupted run left is thrown away, and so
+    is what does not fit: raises UserError where the disk is full.
     """
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    yield scratch
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    except Exception as error:
+        full = _is_full(error, scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if full:
+            raise UserError(
+                f"data.cache_dir: the disk is full, {folder} does not fit: make room, or choose "
+                "another folder; what is there already is kept"
+            ) from error
+        raise
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether ``error`` is that of a disk without room: numpy and Rust do not give its number."""
+    if isinstance(error, UserError):
+        return False
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if "No space left" in str(error):
+        return True
+    here = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return isinstance(error, OSError) and shutil.disk_usage(here).free < NO_ROOM_BYTES
 
 
 def write_json(path: Path, value: Any) -> None:

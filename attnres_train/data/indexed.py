@@ -79,6 +79,31 @@ def check_indexed(prefix: str) -> IndexedSize:
     return IndexedSize(int(n), num_tokens)
 
 
+def num_sequences(prefix: str) -> int:
+    """How many sequences ``prefix``.idx has. ``prefix`` has passed `check_indexed` before, maybe in
+    another process: the index is not read, only whether both files are still of its size.
+
+    Raises UserError where they are not.
+    """
+    idx, bin_ = Path(prefix + ".idx"), Path(prefix + ".bin")
+    for file in (idx, bin_):
+        if not file.is_file():
+            raise UserError(f"there is no file {file}")
+    _expect(idx, at_least=HEADER.size)
+    with open(idx, "rb") as stream:
+        magic, _, code, n, d = HEADER.unpack(stream.read(HEADER.size))
+        if magic != MAGIC or code not in TOKEN_TYPES:
+            raise UserError(f"{idx} is no index of Megatron tokens (.idx, version 1)")
+        _expect(idx, at_least=HEADER.size + 12 * n + 8 * d)
+        if n:
+            stream.seek(HEADER.size + 4 * (n - 1))
+            (length,) = struct.unpack("<i", stream.read(4))
+            stream.seek(HEADER.size + 4 * n + 8 * (n - 1))
+            (offset,) = struct.unpack("<q", stream.read(8))
+            _expect(bin_, at_least=offset + length * np.dtype(TOKEN_TYPES[code]).itemsize)
+    return int(n)
+
+
 def _expect(file: Path, at_least: int) -> None:
     found = file.stat().st_size
     if found < at_least:
@@ -173,7 +198,8 @@ class Shard:
     def get(self, place: int, offset: int, length: int) -> np.ndarray:
         """``length`` token ids of the sequence at ``place`` from ``offset``."""
         start = int(self._offsets[place]) + offset * self._dtype.itemsize
-        return np.frombuffer(self._tokens, self._dtype, length, start)
+        # A copy: as long as there is a view, the file stays open.
+        return np.frombuffer(self._tokens, self._dtype, length, start).copy()
 
 
 OpenShard = Callable[[str], Shard]
@@ -203,7 +229,7 @@ class TokenSequences:
         self.prefixes = list(prefixes)
         self.cut = cut
         self._open_shard = open_shard or keep_open()
-        self._sizes = [check_indexed(prefix).num_sequences for prefix in prefixes]
+        self._sizes = [num_sequences(prefix) for prefix in prefixes]
         self._starts = np.cumsum([0, *self._sizes])
 
     @cached_property

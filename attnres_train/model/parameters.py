@@ -120,3 +120,9 @@ def parameter_rules(module: ModelPart) -> dict[str, ParameterRule]:
                 "parameter_rules say how it begins and whether it is a matrix and decays"
             )
     return {name: rules[name] for name in names}
+
+
+def expert_parameters(module: ModelPart) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters of ``module`` that are stacks of routed experts."""
+    rules = parameter_rules(module)
+    return [(name, p) for name, p in module.named_parameters() if rules[name].is_expert]

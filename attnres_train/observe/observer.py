@@ -136,7 +136,8 @@ class Observer(Kind):
         """
 
     def on_save(self, step: int, path: Path) -> None:
-        """The checkpoint of step ``step`` is complete in folder ``path``."""
+        """The checkpoint of step ``step`` is complete in folder ``path``; told after a later step
+        where `checkpoint.async_save` has it written meanwhile."""
 
     def on_failure(self, error: Exception) -> None:
         """The run fails, on this rank, with ``error``; `on_end` follows. Other ranks may be ended

@@ -1,30 +1,30 @@
-"""What one process of a machine has found out, for the others there."""
+"""The machines of a run, as its processes have named them. Loads no torch."""
 
 from __future__ import annotations
 
-import socket
-from typing import TypeVar
-
-import torch.distributed as dist
-
-from attnres_train.parallel.ranks import Ranks
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
-def hand_over(value: T | None, ranks: Ranks) -> tuple[T, dict[str, T]]:
-    """``value`` of the process of this machine that has one, and those of all machines by name, of
-    rank 0's first. Nothing is written: machines need no file system in common. Collective.
+class Place(NamedTuple):
+    """Where a rank runs. A machine is known by its host name, which nobody needs to resolve."""
 
-    A machine is known by its host name, which nobody needs to resolve; of several machines of one
-    name, each takes the value of the nearest rank before its own.
-    """
-    told: list[tuple[str, T | None]] = [("", None)] * ranks.world_size
-    dist.all_gather_object(told, (socket.gethostname(), value), group=ranks.control)
-    return choose(told, ranks.rank), by_machine(told)
+    machine: str
+    local_rank: int
 
 
-def choose(told: list[tuple[str, T | None]], rank: int) -> T:
+def first_ranks(places: Sequence[Place]) -> list[int]:
+    """For each rank, the first one of its machine; of several machines of one name, the nearest
+    before it."""
+    told = [(name, rank if local == 0 else None) for rank, (name, local) in enumerate(places)]
+    if not any(first is not None for _, first in told):  # nobody has said so: rank 0 it is
+        return [0] * len(places)
+    return [choose(told, rank) for rank in range(len(told))]
+
+
+def choose(told: Sequence[tuple[str, T | None]], rank: int) -> T:
     """Of the (machine, value) that each rank has told, the value for ``rank``."""
     here = told[rank][0]
     given = [(other, name, value) for other, (name, value) in enumerate(told) if value is not None]
@@ -35,10 +35,15 @@ def choose(told: list[tuple[str, T | None]], rank: int) -> T:
     return chosen
 
 
-def by_machine(told: list[tuple[str, T | None]]) -> dict[str, T]:
-    """Machine -> value; one that shares its name with another is named with its rank too."""
-    values: dict[str, T] = {}
-    for rank, (name, value) in enumerate(told):
-        if value is not None:
-            values[f"{name} (rank {rank})" if name in values else name] = value
-    return values
+def machine_names(places: Sequence[Place]) -> list[str]:
+    """For each rank, its machine's name; a machine that shares it with an earlier one is named with
+    its first rank too."""
+    firsts = first_ranks(places)
+    known: dict[str, int] = {}
+    for first in dict.fromkeys(firsts):
+        known.setdefault(places[first].machine, first)
+    names = [places[first].machine for first in firsts]
+    return [
+        name if known[name] == first else f"{name} (rank {first})"
+        for first, name in zip(firsts, names, strict=True)
+    ]

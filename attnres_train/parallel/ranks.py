@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.parallel.launched import launched_world_size
-from attnres_train.parallel.megatron import build_grid, destroy_grid
+from attnres_train.parallel.meeting import Meeting
+from attnres_train.parallel.megatron import build_groups, lay_out
 
 
 @dataclass(frozen=True)
@@ -72,27 +72,29 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def join_run(config: RunConfig) -> Iterator[Ranks]:
-    """Join the run's processes (torchrun's environment; alone without it) and yield `Ranks`.
-
-    Every group has ``pipeline.timeout_seconds`` as its timeout.
+def join_run(config: RunConfig, meeting: Meeting) -> Iterator[Ranks]:
+    """Make the process groups of those who have met, and yield `Ranks`. To be called by all of them
+    within ``pipeline.timeout_seconds``, which is every group's timeout.
     """
     device = choose_device(config.train.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.pipeline.timeout_seconds)
-    if launched_world_size() is not None:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    meeting.store.set_timeout(timeout)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("groups", meeting.store),
+        rank=meeting.rank,
+        world_size=meeting.world_size,
+        timeout=timeout,
+    )
     failed = True
     try:
         yield _place(config, device, timeout)
         dist.barrier()  # nobody closes the connections that another still uses
         failed = False
     finally:
-        destroy_grid()
         # After a failure others may be stuck: to take leave of them may last for ever (NCCL waits
         # for its kernels). The process ends instead.
         if not failed or dist.get_world_size() == 1:
@@ -100,15 +102,13 @@ def join_run(config: RunConfig) -> Iterator[Ranks]:
 
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
-    grid = build_grid(config.parallel, timeout)
-    pipelines: list[tuple[int, ...]] = [()] * dist.get_world_size()
-    dist.all_gather_object(pipelines, tuple(dist.get_process_group_ranks(grid.pipeline)))
+    grid = lay_out(config.parallel, dist.get_world_size())
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
-        **grid._asdict(),
-        pipelines=tuple(sorted(set(pipelines))),
+        **build_groups(grid, timeout)._asdict(),
+        pipelines=tuple(map(tuple, grid.pipelines)),
         # NCCL moves nothing that lies in the CPU's memory.
         control=dist.new_group(backend="gloo", timeout=timeout),
         timeout=timeout,

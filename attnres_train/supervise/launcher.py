@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,14 @@ MALLOC_ENVIRONMENT = {
 }
 # Seconds that workers have to finish their step and save after a signal; torch gives them 30.
 SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+
+
+OUR_RUN_ID = "attnres-train-local-"
+
+
+def started_by_us() -> bool:
+    """Whether this process is a worker that `launch` has started."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OUR_RUN_ID)
 
 
 def default_world_size(config: RunConfig) -> int:
@@ -78,7 +87,7 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=world_size,
-            run_id=f"local-{os.getpid()}-{time.time_ns()}",
+            run_id=f"{OUR_RUN_ID}{os.getpid()}-{time.time_ns()}",
             rdzv_backend=local_rendezvous.register(),
             # The processes are all here: this machine's own name may lead nowhere.
             local_addr="localhost",
@@ -94,9 +103,29 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
         except ChildFailedError as error:
             return _report_failure(error, folder, world_size)
         except SignalException as stop:
+            _pass_on(stop.sigval)
             complain(f"stopped by {signal.Signals(stop.sigval).name}")
             return 128 + int(stop.sigval)
     return 0
+
+
+def _pass_on(number: signal.Signals) -> None:
+    """Hand signal ``number`` to workers that are left, and wait for them: those that the agent was
+    about to start when it was told to stop, of which it knows nothing."""
+    try:
+        tasks = list(Path("/proc/self/task").iterdir())
+        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    except OSError:  # no Linux
+        return
+    workers = []
+    for pid in children:
+        with suppress(OSError):
+            if b"TORCHELASTIC_RUN_ID=" in Path(f"/proc/{pid}/environ").read_bytes():
+                os.kill(pid, number)
+                workers.append(pid)
+    for pid in workers:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def _report_failure(error: ChildFailedError, folder: Path, world_size: int) -> int:

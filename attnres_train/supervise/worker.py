@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from attnres_train.errors import UserError
-from attnres_train.screen import complain, settle
+from attnres_train.screen import complain, say, settle
 
 # An error on all ranks is told by rank 0. The others leave it this many seconds to do so, and to
 # take them down with it.
@@ -78,6 +79,8 @@ def _tell(what: str) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_FIRST_SECONDS)
     complain(what)
+    if screen := getattr(sys.stderr, "screen", None):  # stderr is this rank's log (`rank_logs`)
+        say(what, screen)
 
 
 def _leave(code: int) -> NoReturn:

@@ -89,9 +89,9 @@ def test_auto_without_any_checkpoint_and_never_start_from_the_beginning(own):
 
 
 def test_auto_with_broken_checkpoints_only_is_an_error(own):
-    (put(own, 1) / ".metadata").unlink()
+    (put(own, 1) / "rank_00000.json").unlink()
     with pytest.raises(
-        UserError, match=r"(?s)step_00000001 \(.metadata is missing\).*resume=never"
+        UserError, match=r"(?s)step_00000001 \(rank_00000.json is missing\).*resume=never"
     ):
         resolve_resume("auto", own)
 
@@ -118,14 +118,14 @@ def test_an_older_step_can_be_asked_for(own):
     ("path", "problem"),
     [
         ("runs/mine/checkpoints/step_00000007", "no such folder"),
-        ("runs/mine/checkpoints/step_00000002", "__0_0.distcp has"),
+        ("runs/mine/checkpoints/step_00000002", "rank_00000.safetensors has"),
         ("runs/gone", "no such folder"),
         ("empty", "no complete checkpoint in it"),
     ],
 )
 def test_a_path_without_a_checkpoint_lists_what_exists(tmp_path, own, path, problem):
     put(own, 1)
-    data = put(own, 2) / "__0_0.distcp"
+    data = put(own, 2) / "rank_00000.safetensors"
     data.write_bytes(data.read_bytes()[:100])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
@@ -139,3 +139,22 @@ def test_a_path_without_a_checkpoint_lists_what_exists(tmp_path, own, path, prob
 def test_a_path_where_nothing_exists_says_so(tmp_path, own):
     with pytest.raises(UserError, match="Checkpoints that exist: none"):
         resolve_resume(str(tmp_path / "gone"), own)
+
+
+def test_keep_every(own):
+    for step in range(10, 80, 10):
+        put(own, step, keep_last=1, keep_every=30)
+    assert step_folders(own) == ["step_00000030", "step_00000060", "step_00000070"]
+
+
+def test_a_broken_one_of_the_same_step_is_set_aside_and_not_deleted(own):
+    for value in (1.0, 2.0):
+        broken = put(own, 4, value=value)
+        (broken / "rank_00000.json").unlink()
+    put(own, 4, value=3.0)
+    assert step_folders(own) == [
+        "step_00000004",
+        "step_00000004.damaged",
+        "step_00000004.damaged-1",
+    ]
+    assert value_of(find_latest(own)) == 3.0

@@ -23,6 +23,7 @@ from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import Learned, ParameterRule, normal
 from tests.checkpoint import kimi_linear_reference as reference
 from tests.checkpoint.released import CONFIG, tensors, write_released, write_run
+from tests.checkpoint.toy import rewrite_meta
 from tests.model.residual.layer_scale import LayerScale
 
 BLOCK = {"residual": {"kind": "block", "block_size": 4}}
@@ -197,15 +198,16 @@ def test_runs_of_before(tmp_path, capsys):
     assert load_config(folder / "config.yaml").lr_schedule.wsd_decay_iters == 1
 
     meta = folder / "checkpoints/step_00000000/meta.json"
-    saved = json.loads(meta.read_text())
-    saved["extras"]["config"]["lr_schedule"] = schedule
-    meta.write_text(json.dumps(saved))
+
+    def has(kind: dict) -> None:
+        rewrite_meta(meta, lambda saved: saved["extras"]["config"].update(lr_schedule=kind))
+
+    has(schedule)
     assert main(["export", str(folder), str(tmp_path / "again")]) == 0
     assert_same(contents(tmp_path / "again"), tensors(None))
 
     own = {"kind": "gone:Square", "options": {"timescale": 3}}
-    saved["extras"]["config"]["lr_schedule"] = own
-    meta.write_text(json.dumps(saved))
+    has(own)
     assert error_of(capsys, "export", folder, tmp_path / "third").startswith(
         f'error: lr_schedule.kind ({meta}) is "gone:Square" with options {{"timescale": 3}}: '
         "there is no module gone"

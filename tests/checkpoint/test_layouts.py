@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from attnres_train.checkpoint.folders import find_latest
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.checkpoint.store import load, save
 from attnres_train.errors import UserError
@@ -55,7 +54,7 @@ def test_replicas_are_stored_once(pool, tmp_path):
     for name, split in (("two", REPLICAS[:2]), ("four", REPLICAS)):
         path = Path(pool.run(save_split, len(split), tmp_path / name, split)[0])
         files = read_manifest(path).files
-        sizes.append(sum(size for file, size in files.items() if file.endswith(".distcp")))
+        sizes.append(sum(size for file, size in files.items() if file.endswith(".safetensors")))
     assert sizes[1] < 1.1 * sizes[0]
 
 
@@ -93,12 +92,9 @@ def save_drifted(folder: Path) -> str:
     return error_of(lambda: save(folder, 1, toy.state(), {}, keep_last=1))
 
 
-def test_replicas_that_drifted_apart_are_not_published(pool, tmp_path):
-    errors = pool.run(save_drifted, 2, tmp_path)
-    assert errors[0] == errors[1]
-    assert "rank 1 holds other values" in errors[0]
-    assert "model.layers.0.self_attn.q_proj.weight" in errors[0]
-    assert find_latest(tmp_path) is None
+def test_replicas_that_drifted_apart_are_saved_all_the_same(pool, tmp_path):
+    assert pool.run(save_drifted, 2, tmp_path) == ["", ""]
+    load(tmp_path / "step_00000001", Toy([0], seed=5).state())
 
 
 def save_in_the_last_two_ranks(folder: Path) -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attnres_train.checkpoint.names import training_state
+from attnres_train.checkpoint.sealed import seal
 from attnres_train.config.schema import OptimizerConfig
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import ParameterRule, constant
@@ -74,6 +76,14 @@ class Toy:
 def draw(shape: tuple[int, ...], seed: int, name: str) -> Tensor:
     gen = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     return torch.randn(shape, generator=gen)
+
+
+def rewrite_meta(meta: Path, change: Callable[[dict], None]) -> None:
+    """Change what a ``meta.json`` says, as whoever wrote it might have said it."""
+    content = json.loads(meta.read_bytes())
+    del content["crc32"]
+    change(content)
+    meta.write_bytes(seal(content))
 
 
 def step_folders(folder: Path) -> list[str]:

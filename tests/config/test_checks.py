@@ -16,6 +16,13 @@ def test_parallelism_that_is_not_there_yet(problems, key):
     says(problems(f"parallel.{key}=2"), f"parallel.{key} is 2", "is not there yet", "set it to 1")
 
 
+def test_what_is_kept_for_good_has_to_be_saved(problems):
+    found = problems("checkpoint.keep_every=15", "checkpoint.save_interval=10")
+    says(found, "checkpoint.keep_every is 15", "checkpoint.save_interval, 10")
+    says(problems("checkpoint.keep_every=15"), "checkpoint.keep_every is 15")
+    assert problems("checkpoint.keep_every=30", "checkpoint.save_interval=10") == []
+
+
 class TestModel:
     def test_fewer_experts_than_a_token_uses(self, problems):
         found = problems("model.moe.num_experts=4")

@@ -163,6 +163,7 @@ def test_what_is_added_goes_to_tensorboard_and_changes_no_loss(tiny, lab):
 def test_every_hook_in_its_place_on_the_ranks_that_are_asked_for(tiny, lab):
     pair = "log.observers=[lab_diary:Everywhere, lab_diary:Main]"
     told = [*PIPELINE, pair, "checkpoint.save_interval=1", "train.eval_interval=2"]
+    told.append("checkpoint.async_save=false")  # else a save is told at a later step
     run = tiny.train("diary", *told, "train.train_iters=2", ranks=2)
     assert sorted(p.name for p in run.glob("*_?.jsonl")) == [
         "everywhere_0.jsonl",

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import choose_device, join_run
 from tests.tiny import free_port, torchrun_environment
 
@@ -34,7 +35,8 @@ def place(stages: int, experts: int, port: int) -> dict[str, Any]:
     with (
         torchrun_environment(port),
         redirect_stderr(io.StringIO()) as warned,
-        join_run(config(stages, experts)) as ranks,
+        meet(300) as meeting,
+        join_run(config(stages, experts), meeting) as ranks,
     ):
         assert ranks.control.size() == ranks.world_size
         found = {
@@ -101,7 +103,7 @@ def join_twice_alone() -> list[int]:
     dist.destroy_process_group()
     sizes = []
     for _ in range(2):
-        with join_run(config(1)) as ranks:
+        with meet(300) as meeting, join_run(config(1), meeting) as ranks:
             sizes.append(ranks.world_size)
     return sizes
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from attnres_train.config import load_config
 from attnres_train.parallel import gradients
+from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.parallel.replicas import broadcast_from_first
 from tests.tiny import free_port, grid, torchrun_environment
@@ -53,7 +54,8 @@ def chunks_of_mixed_machines(path: str, overrides: list[str], port: int) -> tupl
     config = load_config(path, overrides)
     with (
         torchrun_environment(port),
-        join_run(config) as ranks,
+        meet(300) as meeting,
+        join_run(config, meeting) as ranks,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(train, "init_weights", init_elsewhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from attnres_train.supervise import signals
 from attnres_train.supervise.signals import Stopped, StopSignals, heard, held_back, raised
-from tests.tiny import command, environment, write_config
+from tests.tiny import command, environment, free_port, grid, write_config
 
 # A worker as `train` has it: says where it is in a file, and sits in C.
 SLEEPER = """
@@ -127,3 +128,46 @@ def test_a_launcher_that_prepares_ends_with_the_signals_code(tmp_path):
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGUSR1, err
     assert err == "stopped by SIGUSR1\n"
+
+
+def test_a_worker_that_waits_for_the_others_leaves_at_once(tmp_path):
+    """Rank 0 of two; the other never comes."""
+    port = free_port()
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = subprocess.Popen(
+        command("train", write_config(tmp_path), *grid(2, 1)),
+        env=environment(LOCAL_RANK="0", **place),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None:  # until it listens for the other
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    told = "stopped by SIGUSR1 before a step was made; the same command goes on"
+    assert told in out.splitlines()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+def test_a_signal_to_the_launcher_while_its_workers_start_kills_none(tmp_path):
+    process = subprocess.Popen(
+        command("train", write_config(tmp_path), *grid(2, 1)),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 2:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGUSR1, err
+    assert "stopped by SIGUSR1" in err.splitlines()
+    assert "Traceback" not in err and "User defined" not in err
+    assert "stopped by SIGUSR1 before a step was made" in out or "saved" in out

@@ -1,0 +1,35 @@
+"""Checkpoints of before: format 1, files of torch.distributed.checkpoint. They are read only."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from attnres_train.checkpoint.manifest import Manifest
+from attnres_train.checkpoint.old_metadata import SafeReader
+from attnres_train.checkpoint.tensor_file import bytes_of, view_of
+
+
+def read_old(manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
+    """Fill ``tensors`` in place, on this rank alone. Returns what went wrong: names of tensors with
+    other bytes than were saved, or why nothing could be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            # Without collectives: where one rank's file cannot be read, the others would wait.
+            reader = SafeReader(manifest.folder)
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # no Exception
+        _, (cause, _) = next(iter(error.failures.items()))
+        return [f"cannot be read ({type(cause).__name__}: {cause})"]
+    saved = manifest.tensors
+    return [name for name, tensor in tensors.items() if _crc32(tensor) != saved[name].crc32]
+
+
+def _crc32(tensor: Tensor) -> int:
+    # Of what is in memory, not in the files: it has arrived in pieces.
+    return zlib.crc32(view_of(bytes_of(tensor.cpu())))

@@ -1,0 +1,80 @@
+"""What rank 0 has prepared, as other processes are handed it: as text, with the size of each file,
+so that a machine that does not see those files says so before step 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from attnres_train.data.corpora.content import read_contents
+from attnres_train.data.prepare import Prepared
+from attnres_train.data.samples import Source
+
+
+def as_record(prepared: Prepared) -> dict[str, Any]:
+    """``prepared`` and what its files hold, as JSON can hold it. Raises OSError where a file cannot
+    be read."""
+    return {"prepared": asdict(prepared), "files": _contents(files_of(prepared))}
+
+
+def from_record(record: Mapping[str, Any]) -> Prepared:
+    """What `as_record` was given."""
+    fields = dict(record["prepared"])
+    fields["sources"] = [Source.of(source) for source in fields["sources"]]
+    return Prepared(**fields)
+
+
+def files_of(prepared: Prepared) -> list[Path]:
+    """Every file that a rank opens: token shards, sample indices, the tokenizer's."""
+    shards = [
+        Path(prefix + end)
+        for source in prepared.sources
+        for generation in source.generations
+        for prefix in generation.prefixes
+        for end in (".idx", ".bin")
+    ]
+    indices = sorted(path for path in Path(prepared.indices).iterdir() if path.is_file())
+    tokenizer = [Path(prepared.tokenizer_path)] if prepared.tokenizer_path else []
+    return [*shards, *indices, *tokenizer]
+
+
+def is_here(record: Mapping[str, Any]) -> bool:
+    """Whether this machine has the files of ``record``, of the same size and with the same bytes
+    where `corpora.content` looks."""
+    if any(_sizes_that_differ(record)):
+        return False
+    files = [Path(name) for name in record["files"]]
+    try:
+        return _contents(files) == record["files"]
+    except OSError:
+        return False
+
+
+def missing(record: Mapping[str, Any], most: int = 3) -> list[str]:
+    """What this process does not see as ``record`` has it, a sentence each: no more than ``most``,
+    and one that counts the rest."""
+    found = list(_sizes_that_differ(record))
+    more = len(found) - most
+    return found[:most] + ([f"{more} more data files are missing or differ"] if more > 0 else [])
+
+
+def _sizes_that_differ(record: Mapping[str, Any]) -> Iterator[str]:
+    for name, (size, _) in record["files"].items():
+        try:
+            found = Path(name).stat().st_size
+        except OSError as error:
+            yield f"{name} cannot be read ({error.strerror})"
+            continue
+        if found != size:
+            yield f"{name} has {found:,} bytes, where rank 0 has {size:,}"
+
+
+def _contents(files: list[Path]) -> dict[str, list[Any]]:
+    """File -> [size, hash of some of its blocks]."""
+    contents = read_contents(files, full=False)
+    return {
+        str(file): [content.size, content.sampled]
+        for file, content in zip(files, contents, strict=True)
+    }

@@ -1,0 +1,162 @@
+"""How the processes of a run start together: rank 0 prepares the data, the others are handed its
+record, and before step 1 it is known that every rank sees run folder and data. Whatever is wrong on
+any rank ends all of them with one message that names the machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.prepare import Prepared, check_alike
+from attnres_train.data.record import as_record, from_record, is_here, missing
+from attnres_train.errors import UserError
+from attnres_train.parallel.machines import Place, first_ranks, machine_names
+from attnres_train.parallel.meeting import Meeting, of_ranks, some
+from attnres_train.preparation import Lists, prepare_run
+from attnres_train.run_state import nothing_left
+from attnres_train.supervise.preflight import cannot_write
+
+PROBE = ".probe-"
+# Seconds that a file of rank 0's has to be seen by another machine: network file systems let a
+# folder's listing grow old.
+SEEN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a rank has learnt from the others."""
+
+    prepared: Prepared
+    """Where the data lies on this machine."""
+    record: Mapping[str, Any]
+    """The same with its files (`data.record`)."""
+    machines: Sequence[str]
+    """Of each rank, its machine's name."""
+    files: Lists | None = None
+    """On rank 0, those of the corpora, for the run folder."""
+
+
+def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
+    """The run's data: rank 0 prepares, and tells of it if ``progress``; the first rank of each
+    machine that lacks what rank 0 has made prepares there for itself. Where there is nothing to
+    train, why; nothing is written then. Collective.
+
+    Raises UserError, on all ranks, for what is wrong with checkpoint or data on any.
+    """
+    meeting.tell_own("place", Place(meeting.machine, meeting.local_rank))
+    if meeting.rank == 0:
+        return _first_to_prepare(config, meeting, progress)
+    told = meeting.hear("prepared", "rank 0 to prepare the data")
+    if "done" in told:
+        meeting.tell_own("leaving", True)
+        return told["done"]
+    places = [Place(*place) for place in told["places"]]
+    machines, first = machine_names(places), first_ranks(places)[meeting.rank]
+    record = told["record"]
+    if first == meeting.rank:
+        own = None if is_here(record) else _prepare_here(config, record, machines, meeting.rank)
+        meeting.tell(f"record/{first}", own)
+    elif first != 0:
+        own = meeting.hear(f"record/{first}", f"rank {first} to look at the data")
+    else:
+        own = None
+    record = own or record
+    return Start(from_record(record), record, machines)
+
+
+def _first_to_prepare(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
+    places = [Place(*place) for place in meeting.hear_all("place", "to join")]
+    if done := nothing_left(config):
+        meeting.tell("prepared", {"done": done})
+        meeting.tell_own("leaving", True)
+        meeting.hear_all("leaving", "to hear that")  # from the store, which goes with rank 0
+        return done
+    made = prepare_run(config, progress=progress)
+    record = as_record(made.prepared)
+    meeting.tell("prepared", {"record": record, "places": places})
+    return Start(made.prepared, record, machine_names(places), made.files)
+
+
+def _prepare_here(
+    config: RunConfig, theirs: Mapping[str, Any], machines: Sequence[str], rank: int
+) -> dict[str, Any]:
+    """This machine has a cache of its own: what that lacks is made."""
+    prepared = prepare_run(config, progress=False).prepared
+    check_alike({machines[0]: from_record(theirs), machines[rank]: prepared})
+    return as_record(prepared)
+
+
+def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
+    """Check that every rank sees the run folder that rank 0 holds, can write checkpoints there, and
+    sees the data. Collective.
+
+    Raises UserError, on all ranks, that names what is wrong and the machines where it is.
+    """
+    if meeting.world_size == 1:
+        meeting.is_over = True
+        return
+    probe = folder / (PROBE + secrets.token_hex(8))
+    try:
+        if meeting.rank == 0:
+            for left in folder.glob(PROBE + "*"):  # by an attempt that was killed
+                left.unlink(missing_ok=True)
+            probe.write_text(probe.name, encoding="utf-8")
+            meeting.tell("probe", probe.name)
+        token = meeting.hear("probe", "rank 0 to write into the run folder")
+        meeting.tell_own("problems", [*_folder_problems(folder, token), *missing(start.record)])
+        if meeting.rank == 0:
+            found = meeting.hear_all(
+                "problems", "to look at run folder and data", names=start.machines
+            )
+            meeting.tell("agreed", _told(found, start.machines))
+        problems = meeting.hear("agreed", "all ranks to look at run folder and data")
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    if problems:
+        raise UserError("\n".join(problems))
+    meeting.is_over = True
+
+
+def _folder_problems(folder: Path, token: str) -> list[str]:
+    if not _sees(folder / token, token):
+        return [
+            f"run.dir: {folder} is not the folder that rank 0 sees under that name: set run.dir to "
+            "a folder that all machines of the run share"
+        ]
+    if why := cannot_write(folder / "checkpoints"):
+        return [f"run.dir: checkpoints cannot be written to {folder / 'checkpoints'}: {why}"]
+    return []
+
+
+def _sees(probe: Path, content: str) -> bool:
+    deadline = time.monotonic() + SEEN_SECONDS
+    while True:
+        with suppress(OSError, UnicodeDecodeError):
+            if probe.read_text(encoding="utf-8") == content:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        with suppress(OSError):
+            os.listdir(probe.parent)  # asks the file server anew
+        time.sleep(0.2)
+
+
+def _told(found: Sequence[Sequence[str]], machines: Sequence[str]) -> list[str]:
+    """Each problem once, with where it is."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, problems in enumerate(found):
+        for problem in problems:
+            ranks_of.setdefault(problem, []).append(rank)
+    return [
+        f"{problem} (on {some(list(dict.fromkeys(machines[rank] for rank in ranks)))}: "
+        f"{of_ranks(ranks)})"
+        for problem, ranks in ranks_of.items()
+    ]

@@ -1,0 +1,1 @@
+"""Clusters on one machine: SLURM with two node daemons, network namespaces, small disks."""
