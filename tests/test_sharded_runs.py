@@ -13,6 +13,7 @@ from attnres_train.checkpoint.folders import step_name
 from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.parallel.gathering import ParameterGather
+from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
 from attnres_train.trainer import Trainer
@@ -79,7 +80,7 @@ def loaded_and_stepped(arguments: list[str], port: int) -> tuple[dict, dict]:
 def stepping(arguments: list[str], port: int) -> Iterator[Trainer]:
     """The trainer of one rank, before its first step."""
     config = load_config(arguments[0], arguments[1:])
-    with torchrun_environment(port), join_run(config) as ranks:
+    with torchrun_environment(port), meet(300) as meeting, join_run(config, meeting) as ranks:
         parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         yield Trainer(config, ranks, parts)
 

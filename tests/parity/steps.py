@@ -15,6 +15,7 @@ from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
 from attnres_train.trainer import Trainer
@@ -47,7 +48,8 @@ def run_steps(
     config, seen = load_config(path, overrides), Steps()
     with (
         torchrun_environment(port),
-        join_run(config) as ranks,
+        meet(300) as meeting,
+        join_run(config, meeting) as ranks,
         pytest.MonkeyPatch.context() as patch,
     ):
         for dtypes in (train.PARAMETER_DTYPE, train.STREAM_DTYPE):
