@@ -35,6 +35,10 @@ def test_two_halves_equal_the_whole_bit_for_bit(tiny):
     assert end.keys() == expected.keys() and len(end) > 300
     for name, tensor in expected.items():
         assert torch.equal(tensor, end[name]), name
+    # Each tensor is written once, by whichever rank.
+    files = (whole / "checkpoints" / step_name(STEPS)).rglob("*.safetensors")
+    written = sum(file.stat().st_size for file in files)
+    assert 1 <= written / sum(tensor.nbytes for tensor in expected.values()) < 1.25
 
 
 @pytest.mark.parametrize(("stages", "virtual", "replicas"), [(1, 1, 1), (1, 1, 4), (2, 2, 2)])
