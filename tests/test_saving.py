@@ -110,14 +110,16 @@ def test_a_save_that_fails_is_told_and_made_at_the_next_interval(tiny, pool):
 
 
 def test_a_run_whose_end_cannot_be_saved_ends_in_an_error_on_all_ranks(tiny, pool):
-    (error, _), (other, _) = run(tiny, pool, "full", full, "checkpoint.save_interval=1")
+    (error, _), (other, _) = run(tiny, pool, "full-at-the-end", full, "checkpoint.save_interval=1")
     assert error == other
     assert error.startswith(f"SaveFailed: the checkpoint of step {STEPS} could not be written")
     assert "No space left on device" in error
-    assert steps_of(tiny.folder / "runs" / "full") == [step_name(1)]
-    screen, _ = run(tiny, pool, "full", WRITE)[0]
-    assert f"resumed from {tiny.folder / 'runs/full/checkpoints' / step_name(1)}" in screen
-    assert column(tiny.folder / "runs" / "full", "step") == list(range(1, STEPS + 1))
+    assert steps_of(tiny.folder / "runs" / "full-at-the-end") == [step_name(1)]
+    screen, _ = run(tiny, pool, "full-at-the-end", WRITE)[0]
+    assert (
+        f"resumed from {tiny.folder / 'runs/full-at-the-end/checkpoints' / step_name(1)}" in screen
+    )
+    assert column(tiny.folder / "runs" / "full-at-the-end", "step") == list(range(1, STEPS + 1))
 
 
 def flip_a_byte(folder: Path, step: int) -> Path:
