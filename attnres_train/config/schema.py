@@ -143,6 +143,11 @@ class OptimizerConfig(Section):
     )
     """Options that a kind of your own declares."""
 
+    @field_validator("adamw_matrices", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
 
 class LRScheduleConfig(Section):
     kind: Annotated[str, KindName("lr_schedule.kind")] = "cosine"
