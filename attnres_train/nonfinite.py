@@ -54,20 +54,21 @@ class Skips:
         return True
 
     def _where(self) -> str:
-        """Which gradients are not finite, over all ranks; replicas have the same ones."""
-        mine = {
-            index: (
-                [n for n, p in chunk.named_parameters() if p.grad is not None and _broken(p.grad)],
-                len(list(chunk.parameters())),
-            )
-            for index, chunk in self.chunks.items()
-        }
-        ranks: list[dict[int, tuple[list[str], int]]] = [{}] * self.control.size()
-        all_gather_object(ranks, mine, group=self.control)
-        chunks = {index: found for rank in ranks for index, found in rank.items()}
+        """Which gradients are not finite, over all ranks; each replica has those that it owns."""
+        mine, sizes = set(), {}
+        for index, chunk in self.chunks.items():
+            named = list(chunk.named_parameters())
+            sizes[index] = len(named)
+            for place, (name, p) in enumerate(named):
+                if p.grad is not None and _broken(p.grad):
+                    mine.add((index, place, name))
+        ranks: list[tuple[set[tuple[int, int, str]], dict[int, int]]]
+        ranks = [(set(), {})] * self.control.size()
+        all_gather_object(ranks, (mine, sizes), group=self.control)
         # The backward pass goes from the last to the first: what it met first.
-        names = [name for index in sorted(chunks) for name in chunks[index][0]][::-1]
-        total = sum(count for _, count in chunks.values())
+        found = set().union(*(of_rank for of_rank, _ in ranks))
+        names = [name for *_, name in sorted(found, reverse=True)]
+        total = sum({i: size for _, of_rank in ranks for i, size in of_rank.items()}.values())
         if not names:
             return "every gradient is finite"
         more = f" and {len(names) - SHOWN_PARAMETERS} more" if len(names) > SHOWN_PARAMETERS else ""

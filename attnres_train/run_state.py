@@ -130,6 +130,8 @@ class Checkpoints:
         self.replicas: dict[dist.ProcessGroup, dict[str, Tensor]] = {}
         """The tensors by who holds the same."""
         for name, tensor in self.tensors.items():
+            if config.optimizer.sharded and name.startswith(OPTIMIZER):
+                continue  # its owner alone holds it
             group = ranks.replicas(parameter_of(name) in experts)
             self.replicas.setdefault(group, {})[name] = tensor
         self.prepared, self.files = prepared, files or {}

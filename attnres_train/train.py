@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,19 @@ from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.ports import Ports
-from attnres_train.observe.build import build_observers
+from attnres_train.observe.build import build_observers, looks_at_gradients
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
+from attnres_train.optim.hybrid import HybridOptimizer, needs_master
+from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.experts import token_exchange
+from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.meeting import Meeting, meet
+from attnres_train.parallel.owned import OwnedOptimizer
+from attnres_train.parallel.pieces import Held, make_pieces
 from attnres_train.parallel.ranks import Ranks, join_run
+from attnres_train.parallel.reduction import GradientReduction
 from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
@@ -35,6 +41,7 @@ from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
+from attnres_train.planning.updates import update_of
 from attnres_train.preparation import Lists
 from attnres_train.run_state import Checkpoints
 from attnres_train.screen import say
@@ -110,10 +117,7 @@ def build_parts(
     the corpora, for the run folder."""
     plan = build_plan(config)
     chunks = build_chunks(config, plan, ranks)
-    named = {name: p for chunk in chunks.values() for name, p in chunk.named_parameters()}
-    rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
-    replicated = by_replicas([(p, rules[name].is_expert) for name, p in named.items()], ranks)
-    optimizer = build_optimizer(named.items(), rules, config.optimizer, ranks.device)
+    optimizer, update = build_update(config, chunks, ranks)
     kind: PipelineSchedule = kind_of(config, "pipeline.schedule")
     engine = Engine(
         chunks,
@@ -137,15 +141,37 @@ def build_parts(
     return Parts(
         chunks=chunks,
         engine=engine,
-        optimizer=optimizer,
+        optimizer=update,
         data=open_data(config, prepared),
         checkpoints=Checkpoints(config, ranks, folder, saved, optimizer, prepared, files),
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
-        replicated=replicated,
         pulse=pulse,
     )
+
+
+def build_update(
+    config: RunConfig, chunks: Mapping[int, ModelChunk], ranks: Ranks
+) -> tuple[HybridOptimizer, OwnedOptimizer]:
+    """The optimizer over what this rank owns of ``chunks``, and as one of the whole model."""
+    rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
+    held = [
+        Held(index, name, parameter, ranks.replicas(rules[name].is_expert))
+        for index, chunk in chunks.items()
+        for name, parameter in chunk.named_parameters()
+    ]
+    kind = optimizer_kind(config.optimizer)
+    costs = {
+        name: update_of(kind, name, tuple(p.shape), rules[name], needs_master(p))
+        for _, name, p, _ in held
+    }
+    pieces = make_pieces(held, costs, config.optimizer.sharded)
+    mine = [(piece.name, piece.tensor) for piece in pieces if piece.is_mine]
+    optimizer = build_optimizer(mine, rules, config.optimizer, ranks.device)
+    gather = ParameterGather(chunks, pieces, lambda p: chunks[p.chunk].first_reader(p.name))
+    reduction = GradientReduction(pieces, ranks.dp_size, to_all=looks_at_gradients(config))
+    return optimizer, OwnedOptimizer(optimizer, reduction, gather)
 
 
 def run_context(

@@ -28,12 +28,11 @@ from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
-from attnres_train.optim.hybrid import HybridOptimizer
 from attnres_train.optim.schedules import LRSchedule
 from attnres_train.parallel.expert_record import ExpertRecord
-from attnres_train.parallel.gradients import average_gradients, sum_over
+from attnres_train.parallel.gradients import sum_over
+from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
-from attnres_train.parallel.replicas import Replicated
 from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.run_state import Checkpoints, Progress
 from attnres_train.supervise.recorder import Recorder
@@ -53,15 +52,13 @@ class Parts:
     chunks: Mapping[int, ModelChunk]
     """By index, in model order."""
     engine: Engine
-    optimizer: HybridOptimizer
+    optimizer: OwnedOptimizer
     data: BatchSource
     checkpoints: Checkpoints
     observers: Observers
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
-    replicated: Sequence[Replicated]
-    """All parameters of the chunks, by who holds their replicas."""
     pulse: Pulse = field(default_factory=Pulse)
 
 
@@ -99,7 +96,6 @@ class Trainer:
         # All chunks have the same exchange.
         exchange = next(iter(parts.chunks.values())).ports.exchange
         self.expert_record = ExpertRecord(exchange, ranks)
-        self.parameters = [p for chunk in self.chunks for p in chunk.parameters()]
 
     def fit(self) -> Progress:
         """Run the loop. Returns the progress reached, which is also what was saved last."""
@@ -117,9 +113,12 @@ class Trainer:
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record["validation_loss"] = loss = self.validate()
                     observers.tell(Observer.on_validation, step, loss)
+                if self.config.log.observers:  # they may look at parameters
+                    self.parts.optimizer.wait()
                 observers.tell_step_end(record, after_save=False)
                 section = self.config.checkpoint
                 if section.drift_interval and step % section.drift_interval == 0:
+                    self.parts.optimizer.wait()
                     self.parts.checkpoints.compare_replicas(step)
                 if not totals.saving:
                     self._tell_save()
@@ -133,6 +132,7 @@ class Trainer:
         """Save the state as it is now. The ``last`` time, and without `checkpoint.async_save`, it
         is on the disk afterwards. Raises SaveFailed where the last one is not."""
         self._tell_save()  # waits for the one before: its buffers are used again
+        self.parts.optimizer.wait()
         self.parts.checkpoints.start_save(self.progress)
         if last or not self.config.checkpoint.async_save:
             self._tell_save(last)
@@ -165,9 +165,9 @@ class Trainer:
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
         self.expert_record.begin()
-        result = parts.engine.train_step(micro_batches)
-        for part in parts.replicated:
-            average_gradients(part.parameters, part.replicas, self.ranks.dp_size)
+        reduction = parts.optimizer.reduction
+        result = parts.engine.train_step(micro_batches, reduction.last_backward)
+        reduction.finish()
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
         grad_norm = self._clip()
         totals = self._over_ranks(result, micro_batches)
@@ -225,14 +225,12 @@ class Trainer:
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
-        device = self.ranks.device
-        squares = torch.zeros((), dtype=torch.float64, device=device)
-        for part in self.parts.replicated:  # every parameter of the model counts once
-            squares += part.sum_over_shares(grad_square_sum(part.parameters, device))
-        norm = sum_over(squares, self.ranks.pipeline).sqrt().item()
+        optimizer = self.parts.optimizer
+        squares = grad_square_sum(optimizer.counted, self.ranks.device)
+        norm = sum_over(squares).sqrt().item()
         factor = clip_factor(norm, self.config.train.clip_grad)
         if factor < 1:
-            scale_grads(self.parameters, factor)
+            scale_grads(optimizer.owned, factor)
         return norm
 
     def _update_router_biases(self, taken: bool) -> dict[str, float]:

@@ -29,7 +29,7 @@ ALLOWED = {
     "data": ("config", "megatron"),
     "checkpoint": ("config", "model.naming"),
     "observe": ("config", "model.naming"),
-    "planning": ("config", "model", "optim", "pipeline.plan"),
+    "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
     "supervise": ("config", "pipeline.run.waits"),
 }
 TOP = ("commands", "extend", "train", "__main__")

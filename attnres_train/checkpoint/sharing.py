@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from attnres_train.checkpoint.names import OPTIMIZER
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.checkpoint.tensor_file import TensorSpec
 
@@ -12,15 +13,31 @@ from attnres_train.checkpoint.tensor_file import TensorSpec
 def share_of(specs: Mapping[str, TensorSpec], peers: Peers) -> list[str]:
     """The names out of ``specs``, this rank's tensors, that it writes. Collective.
 
-    Ranks that hold the same tensors (data-parallel replicas) have an even share of the bytes each,
-    whole tensors. What differing sets have in common is written by each of them: to find it all
-    names would have to travel, and it is the number of updates alone.
+    Ranks that hold the same tensors of a kind (`_kind`; data-parallel replicas) have an even share
+    of the bytes each, whole tensors. What differing sets of a kind have in common is written by
+    each of them: to find it all names would have to travel, and it is the number of updates alone.
     """
+    by_kind: dict[tuple[bool, bool], dict[str, TensorSpec]] = {}
+    for name, entry in specs.items():
+        by_kind.setdefault(_kind(name), {})[name] = entry
+    mine = {kind: _digest(own) for kind, own in by_kind.items()}
+    everybody: list[dict[tuple[bool, bool], bytes]] = peers.decide(mine, list)
+    chosen: set[str] = set()
+    for kind, own in by_kind.items():
+        alike = [rank for rank, digests in enumerate(everybody) if digests.get(kind) == mine[kind]]
+        chosen.update(_even_shares(own, len(alike))[alike.index(peers.rank)])
+    return [name for name in specs if name in chosen]
+
+
+def _kind(name: str) -> tuple[bool, bool]:
+    """Replicas of experts are on fewer ranks than those of the rest, and of the optimizer's state
+    each has what it owns."""
+    return name.startswith(OPTIMIZER), ".experts." in name
+
+
+def _digest(specs: Mapping[str, TensorSpec]) -> bytes:
     text = repr(sorted((name, entry.shape, entry.dtype) for name, entry in specs.items()))
-    mine = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    digests: list[bytes] = peers.decide(mine, list)
-    alike = [rank for rank, digest in enumerate(digests) if digest == mine]
-    return _even_shares(specs, len(alike))[alike.index(peers.rank)]
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _even_shares(specs: Mapping[str, TensorSpec], count: int) -> list[list[str]]:

@@ -60,7 +60,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.RECIPE: {
         "model.moe": "bias_update_rate",
         "train": "train_iters global_batch_size precision clip_grad eval_interval eval_iters",
-        "optimizer": "kind lr weight_decay betas eps momentum ns_steps ns_dtype options",
+        "optimizer": "kind lr weight_decay betas eps momentum ns_steps ns_dtype per_head "
+        "adamw_matrices options",
         "lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio options",
         "data": "reset_at_documents mask_document_ends",
     },
@@ -73,6 +74,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "tensor_model_parallel_size expert_model_parallel_size context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
         "train": "micro_batch_size stop_after recompute max_skipped_steps device",
+        "optimizer": "sharded",
         "data.corpus": "path",
         "data.tokenizer": "path",
         "data": "new cache_dir verify",

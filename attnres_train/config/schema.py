@@ -130,10 +130,23 @@ class OptimizerConfig(Section):
     """Newton-Schulz steps."""
     ns_dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """Dtype of Newton-Schulz; `auto`: bf16 on CUDA, fp32 on CPU."""
+    per_head: bool = False
+    """Muon orthogonalises the maps to queries, keys and values head by head, not whole."""
+    adamw_matrices: list[Literal["router", "low_rank"]] = Field(default_factory=list)
+    """Matrices that `muon` leaves to AdamW: the `router`'s; the `low_rank` factors of KDA's gates
+    and of MLA's keys and values."""
+    sharded: bool = True
+    """Each data-parallel replica keeps the optimizer's state (and fp32 masters) of the matrices
+    that it owns, updates those and sends them to the others (ZeRO-1); else each does all."""
     options: Annotated[KindOptions, OptionsOf("optimizer.kind")] = Field(
         default_factory=NoOptions, validate_default=True
     )
     """Options that a kind of your own declares."""
+
+    @field_validator("adamw_matrices", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class LRScheduleConfig(Section):

@@ -125,6 +125,15 @@ class ModelChunk(nn.Module):
             rules |= {f"layers.{layer.index}.{name}": rule for name, rule in own.items()}
         return rules
 
+    def first_reader(self, name: str) -> nn.Module:
+        """The module of the chunk whose forward pass begins before anything reads parameter
+        ``name``: its layer, but the chunk for what is read outside of layers."""
+        _, *inside = name.split(".", 2)
+        layer = self.layers[inside[0]] if name.startswith("layers.") else None
+        # What a layer's reads learn is read with phase 1, before the layer runs.
+        of_reads = isinstance(layer, DecoderLayer) and inside[1] in layer.parameter_rules(0.0)
+        return self if layer is None or of_reads else layer
+
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
         """The layers, in model order."""

@@ -53,8 +53,11 @@ class MultiHeadLatentAttention(nn.Module):
         return self.o_proj(o.reshape(batch, length, -1))
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        projections = ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-        return matrices(std, (f"{name}.weight" for name in projections))
+        heads = self.config.num_heads
+        rules = matrices(std, ["q_proj.weight"], heads=heads)
+        rules |= matrices(std, ["kv_a_proj_with_mqa.weight"], role="low_rank")
+        rules |= matrices(std, ["kv_b_proj.weight"], role="low_rank", heads=heads)
+        return rules | matrices(std, ["o_proj.weight"])
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -20,15 +20,29 @@ def released_tensors(
     ``layers.i.block_sparse_moe.experts.w1`` [E, ...] becomes E views named
     ``model.layers.i.block_sparse_moe.experts.e.w1.weight``, counted from ``first_expert`` where a
     stack holds only some of the layer's; every other tensor is one view of itself under its name
-    after ``model.`` (``lm_head.weight`` has no such prefix). Works for parameters, buffers,
+    after ``model.`` (``lm_head.weight`` has no such prefix). Some of a stack, named by `part_of`,
+    become the views that these are in the stack's. Works for parameters, buffers,
     gradients and any optimizer state of a parameter's shape.
     """
-    for name, tensor in named_tensors:
+    for part, tensor in named_tensors:
+        name, first = whole_of(part)
         released = name if name.startswith("lm_head.") else f"model.{name}"
         if name.endswith(_STACKED):
             prefix, matrix = released.rsplit(".", 1)
             # Views, so that loading writes through to the stack.
-            for expert, view in enumerate(tensor.unbind(0), first_expert):
+            for expert, view in enumerate(tensor.unbind(0), first_expert + first):
                 yield f"{prefix}.{expert}.{matrix}.weight", view
         else:
             yield released, tensor
+
+
+def part_of(name: str, first: int, stop: int) -> str:
+    """The name of matrices ``first .. stop - 1`` of stack ``name``: ``experts.w1[4:8]``."""
+    return f"{name}[{first}:{stop}]"
+
+
+def whole_of(name: str) -> tuple[str, int]:
+    """The stack that `part_of` has named a part of, and the part's first matrix; of anything else
+    the name itself and 0."""
+    whole, _, part = name.partition("[")
+    return whole, int(part.partition(":")[0]) if part else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -33,6 +33,11 @@ class ParameterRule:
     """Whether it decays."""
     is_expert: bool = False
     """Whether it is a stack of routed experts, of which every rank may hold some."""
+    role: Literal["", "router", "low_rank"] = ""
+    """What a linear map is, where an optimizer may treat it apart: a ``router``'s, or a
+    ``low_rank`` factor of another map."""
+    heads: int = 1
+    """Of a linear map to heads, their number: the rows of each lie together."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,9 @@ def uniform(bound: float) -> Initialiser:
     return lambda tensor, rng: tensor.uniform_(-bound, bound, generator=rng)
 
 
-def matrices(std: float, names: Iterable[str], is_expert: bool = False) -> dict[str, ParameterRule]:
-    """Rules of linear maps that begin as N(0, ``std``^2)."""
-    rule = ParameterRule(normal(std), is_matrix=True, is_expert=is_expert)
-    return dict.fromkeys(names, rule)
+def matrices(std: float, names: Iterable[str], **more: Any) -> dict[str, ParameterRule]:
+    """Rules of linear maps that begin as N(0, ``std``^2); ``more`` fields of `ParameterRule`."""
+    return dict.fromkeys(names, ParameterRule(normal(std), is_matrix=True, **more))
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnres_train.config.kinds import resolve
+from attnres_train.config.schema import RunConfig
 from attnres_train.observe.console import Console
 from attnres_train.observe.dispatch import Observers, named
 from attnres_train.observe.facts import RunFacts
@@ -17,6 +18,12 @@ def build_observers(run: RunContext) -> Observers:
     """Those of this process: the user's first, then, on the main rank, ours, which log what the
     user's have added."""
     return Observers([*_own(run), *(_built_in(run) if run.is_main else ())])
+
+
+def looks_at_gradients(config: RunConfig) -> bool:
+    """Whether an observer of the user's does, on whichever rank: all replicas need them then."""
+    kinds = [resolve("log.observers.kind", section.kind) for section in config.log.observers]
+    return any(kind.on_backward is not Observer.on_backward for kind in kinds)
 
 
 def _own(run: RunContext) -> Iterator[Observer]:

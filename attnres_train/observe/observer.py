@@ -121,7 +121,8 @@ class Observer(Kind):
     def on_backward(self, step: int, chunks: Mapping[int, nn.Module]) -> None:
         """The gradients of step ``step`` are complete in ``.grad`` of the parameters of ``chunks``
         (those of `RunContext`): averaged over replicas, not yet clipped, parameters not updated.
-        Time spent here counts as the step's."""
+        Time spent here counts as the step's. Who defines this has all replicas receive all of them,
+        which else go to their owners alone (`optimizer.sharded`)."""
 
     def on_validation(self, step: int, loss: float) -> None:
         """Validation after step ``step`` came to ``loss``, nats per token."""

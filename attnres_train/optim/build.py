@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnres_train.config.schema import OptimizerConfig
+from attnres_train.model.naming import whole_of
 from attnres_train.model.parameters import ParameterRule
 from attnres_train.optim.hybrid import HybridOptimizer, make_masters
 from attnres_train.optim.kinds import Part, optimizer_kind
@@ -19,10 +20,10 @@ def build_optimizer(
     config: OptimizerConfig,
     device: torch.device | str,
 ) -> HybridOptimizer:
-    """The optimizer over a rank's parameters (chunk names, all chunks together), split into the
-    parts that `optimizer.kind` makes by their ``rules`` (`model.parameters.parameter_rules`). Build
-    it once the weights have their initial values: fp32 masters of half-precision parameters are
-    copies of them.
+    """The optimizer over the parameters that a rank updates (chunk names, all chunks together; of a
+    stack perhaps a part, `model.naming.part_of`), split into the parts that `optimizer.kind` makes
+    by their ``rules`` (`model.parameters.parameter_rules`, of whole parameters). Build it once the
+    weights have their initial values: fp32 masters of half-precision parameters are copies of them.
 
     Raises ValueError for a parameter without a rule, or with one that does not fit its shape, and
     for an optimizer whose state would not be saved.
@@ -31,9 +32,10 @@ def build_optimizer(
     masters = make_masters(params)
     parts: dict[Part, list[Tensor]] = {}
     for name, master in masters.items():
-        if name not in rules:
-            raise ValueError(f"parameter {name!r} has no rule for the optimizer")
-        part = kind.part(name, tuple(master.shape), rules[name])
+        whole, _ = whole_of(name)
+        if whole not in rules:
+            raise ValueError(f"parameter {whole!r} has no rule for the optimizer")
+        part = kind.part(whole, tuple(master.shape), rules[whole])
         parts.setdefault(part, []).append(master)
     optimizers = []
     for part, group in parts.items():

@@ -10,11 +10,15 @@ from torch import Tensor
 
 def make_masters(params: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the optimizer updates: fp32 copies of bf16 and fp16 parameters, others themselves."""
-    half = (torch.bfloat16, torch.float16)
     return {
-        name: param.detach().float() if param.dtype in half else param
+        name: param.detach().float() if needs_master(param) else param
         for name, param in params.items()
     }
+
+
+def needs_master(param: Tensor) -> bool:
+    """Whether the precision of ``param`` is too low to collect updates."""
+    return param.dtype in (torch.bfloat16, torch.float16)
 
 
 class HybridOptimizer:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from attnres_train.config.kinds import Kind, resolve
@@ -24,6 +25,8 @@ class Part:
     optimizer: str
     """Which optimizer, where a kind has several."""
     weight_decay: float
+    heads: int = 1
+    """Matrices that lie one below the other in each parameter, and are updated each by itself."""
 
 
 class OptimizerKind(Kind, ABC):
@@ -49,6 +52,11 @@ class OptimizerKind(Kind, ABC):
         shape, fp32 and zero before the first step. They are saved and restored, as is the number of
         steps (``step``); other state is an error."""
         return ()
+
+    def work(self, part: Part, shape: tuple[int, ...]) -> float:
+        """FLOPs of one update of a parameter of ``part``, where they count beside reading and
+        writing its state. Replicas share these out evenly (`optimizer.sharded`)."""
+        return 0.0
 
     @abstractmethod
     def build(
@@ -95,17 +103,28 @@ class MuonKind(AdamWKind):
     """
 
     def summary(self) -> str:
-        return f"{super().summary()}, momentum {self.section.momentum:g}"
+        section = self.section
+        by_head = ", head by head" if section.per_head else ""
+        left = f", AdamW for {' and '.join(section.adamw_matrices)}" * bool(section.adamw_matrices)
+        return f"{super().summary()}, momentum {section.momentum:g}{by_head}{left}"
 
     def part(self, name: str, shape: tuple[int, ...], rule: ParameterRule) -> Part:
         """Muon takes matrices [A, B] and stacks of them [E, A, B]. Raises ValueError where a rule
         calls something else a matrix: a mistake of whoever adds a module."""
         rest = super().part(name, shape, rule)
-        if not rule.is_matrix:
+        if not rule.is_matrix or rule.role in self.section.adamw_matrices:
             return rest
         if len(shape) not in (2, 3):
             raise ValueError(f"Muon parameter {name!r} is no matrix: shape {shape}")
-        return Part("muon", rest.weight_decay)
+        return Part("muon", rest.weight_decay, rule.heads if self.section.per_head else 1)
+
+    def work(self, part: Part, shape: tuple[int, ...]) -> float:
+        """Newton-Schulz's products X X^T, S^2 and S X of matrices of ``A <= B``."""
+        if part.optimizer != "muon":
+            return super().work(part, shape)
+        short, long = sorted((shape[-2] // part.heads, shape[-1]))
+        matrices = prod(shape[:-2]) * part.heads
+        return self.section.ns_steps * matrices * (4 * short**2 * long + 2 * short**3)
 
     def states(self, part: Part) -> tuple[str, ...]:
         return ("momentum_buffer",) if part.optimizer == "muon" else super().states(part)
@@ -117,7 +136,7 @@ class MuonKind(AdamWKind):
 
         if part.optimizer != "muon":
             return super().build(part, params, device)
-        return make_muon(params, part.weight_decay, self.section, device)
+        return make_muon(params, part.weight_decay, self.section, device, part.heads)
 
 
 def optimizer_kind(section: OptimizerConfig) -> OptimizerKind:

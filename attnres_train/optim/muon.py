@@ -57,8 +57,9 @@ class Muon(torch.optim.Optimizer):
 
     The factor gives updates the RMS of AdamW's (about 0.2 lr), so both share one learning rate
     (arXiv 2502.16982, Eq. 4). All parameters of one shape are orthogonalised together in batches of
-    at most ``max_batch_elements`` elements. Every parameter must have a gradient. State, created at
-    once: ``momentum_buffer``.
+    at most ``max_batch_elements`` elements. ``heads`` of more than 1: each parameter is a map to so
+    many heads, [heads x A, B], of which each is a matrix. Every parameter must have a gradient.
+    State, created at once: ``momentum_buffer``.
     """
 
     def __init__(
@@ -71,13 +72,15 @@ class Muon(torch.optim.Optimizer):
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.bfloat16,
         max_batch_elements: int = 2**26,
+        heads: int = 1,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.ns_steps = ns_steps
         self.ns_dtype = ns_dtype
         self.max_batch_elements = max_batch_elements
+        self.heads = heads
         for param in (param for group in self.param_groups for param in group["params"]):
-            if param.ndim not in (2, 3):
+            if param.ndim not in (2, 3) or param.shape[-2] % heads:
                 raise ValueError(f"Muon updates matrices, not a shape of {tuple(param.shape)}")
             self.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
@@ -92,11 +95,11 @@ class Muon(torch.optim.Optimizer):
 
     def _batches(self, params: list[Tensor]) -> Iterator[list[_Piece]]:
         """Pieces of equal matrix shape in the order of ``params``; long stacks are split."""
-        by_shape: dict[torch.Size, list[Tensor]] = {}
+        by_shape: dict[tuple[int, int], list[Tensor]] = {}
         for param in params:
-            by_shape.setdefault(param.shape[-2:], []).append(param)
+            by_shape.setdefault(self._matrix(param), []).append(param)
         for shape, same in by_shape.items():
-            room = capacity = max(1, self.max_batch_elements // shape.numel())
+            room = capacity = max(1, self.max_batch_elements // math.prod(shape))
             batch: list[_Piece] = []
             for piece in (piece for param in same for piece in self._pieces(param, capacity)):
                 if len(piece.weight) > room:
@@ -106,10 +109,14 @@ class Muon(torch.optim.Optimizer):
                 room -= len(piece.weight)
             yield batch
 
+    def _matrix(self, param: Tensor) -> tuple[int, int]:
+        """The shape of what is orthogonalised by itself."""
+        return param.shape[-2] // self.heads, param.shape[-1]
+
     def _pieces(self, param: Tensor, matrices: int) -> Iterator[_Piece]:
         assert param.grad is not None
         tensors = (param, param.grad, self.state[param]["momentum_buffer"])
-        stacks = (tensor.view(-1, *param.shape[-2:]).split(matrices) for tensor in tensors)
+        stacks = (tensor.view(-1, *self._matrix(param)).split(matrices) for tensor in tensors)
         return map(_Piece._make, zip(*stacks, strict=True))
 
     def _update(self, batch: list[_Piece], group: dict) -> None:
@@ -123,7 +130,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_muon(
-    params: list[Tensor], weight_decay: float, config: OptimizerConfig, device: torch.device | str
+    params: list[Tensor],
+    weight_decay: float,
+    config: OptimizerConfig,
+    device: torch.device | str,
+    heads: int = 1,
 ) -> Muon:
     """Muon over ``params`` with the options of a configuration."""
     is_cuda = torch.device(device).type == "cuda"
@@ -136,4 +147,5 @@ def make_muon(
         ns_steps=config.ns_steps,
         ns_dtype=_NS_DTYPES[auto if config.ns_dtype == "auto" else config.ns_dtype],
         max_batch_elements=_GPU_BATCH if is_cuda else _CPU_BATCH,
+        heads=heads,
     )

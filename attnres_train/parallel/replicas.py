@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from attnres_train.parallel.gradients import in_buckets, sum_over
+from attnres_train.parallel.gradients import in_buckets
 from attnres_train.parallel.ranks import Ranks
 
 
@@ -20,13 +20,6 @@ class Replicated:
 
     parameters: list[Tensor]
     replicas: ProcessGroup
-    shares: ProcessGroup | None
-    """Ranks that hold other parameters of the kind, so that a sum over the model is over them too;
-    None where each holds all."""
-
-    def sum_over_shares(self, value: Tensor) -> Tensor:
-        """What the ranks' ``value`` of these parameters add up to; ``value`` may be changed."""
-        return value if self.shares is None else sum_over(value, self.shares)
 
 
 def by_replicas(rules: Iterable[tuple[Tensor, bool]], ranks: Ranks) -> list[Replicated]:
@@ -34,8 +27,7 @@ def by_replicas(rules: Iterable[tuple[Tensor, bool]], ranks: Ranks) -> list[Repl
     found: dict[ProcessGroup, Replicated] = {}
     for parameter, is_expert in rules:
         group = ranks.replicas(is_expert)
-        shares = None if group is ranks.data else ranks.experts
-        found.setdefault(group, Replicated([], group, shares)).parameters.append(parameter)
+        found.setdefault(group, Replicated([], group)).parameters.append(parameter)
     return list(found.values())
 
 

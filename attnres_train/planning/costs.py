@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,9 @@ from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.kinds import optimizer_kind
+from attnres_train.parallel.ownership import Update
 from attnres_train.planning.experts import exchange_bytes
+from attnres_train.planning.updates import update_of
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 4, "bf16_params": 2}
 GRADIENT_BYTES = 4
@@ -34,8 +37,10 @@ class ChunkCosts:
     tensor. Load of the experts is even."""
 
     parameters: int
-    optimizer_bytes: int
-    """State of the optimizer, and fp32 masters."""
+    updates: tuple[Update, ...]
+    """Of each of its parameters, but the experts."""
+    expert_updates: tuple[Update, ...]
+    """Of each stack of the experts that are here."""
     forward_flops: float
     backward_flops: float
     """Twice the forward pass, and what activation recomputation runs again."""
@@ -47,10 +52,16 @@ class ChunkCosts:
     """Bytes to the other ranks that share the experts, as those of the backward pass."""
     backward_exchange: float
 
+    @property
+    def optimizer_bytes(self) -> int:
+        """State of the optimizer and fp32 masters, of all owners together."""
+        return sum(update.state_bytes for update in (*self.updates, *self.expert_updates))
+
 
 class _Parameters(NamedTuple):
     elements: int
-    optimizer_bytes: int
+    updates: tuple[Update, ...]
+    expert_updates: tuple[Update, ...]
 
 
 class CostModel:
@@ -93,7 +104,8 @@ class CostModel:
             head_bytes = model.hidden_size * model.vocab_size * self.stream_bytes
         return ChunkCosts(
             parameters=sum(part.elements for part in parts),
-            optimizer_bytes=sum(part.optimizer_bytes for part in parts),
+            updates=tuple(update for part in parts for update in part.updates),
+            expert_updates=tuple(update for part in parts for update in part.expert_updates),
             forward_flops=flops * tokens,
             backward_flops=backward * tokens,
             activation_bytes=kept * tokens + head_bytes,
@@ -126,17 +138,18 @@ class CostModel:
     def _parameters(self, module: ModelChunk | DecoderLayer) -> _Parameters:
         optimizer = optimizer_kind(self.config.optimizer)
         rules = parameter_rules(module)
-        elements = optimizer_bytes = 0
-        masters = _FP32 if self.config.train.precision == "bf16_params" else 0
+        has_masters = self.config.train.precision == "bf16_params"
+        elements = 0
+        updates: list[Update] = []
+        of_experts: list[Update] = []
         for name, parameter in module.named_parameters():
-            part = optimizer.part(name, tuple(parameter.shape), rules[name])
-            states = len(optimizer.states(part))
-            here = parameter.numel()
-            if rules[name].is_expert:
-                here //= self.exchange.ranks
-            elements += here
-            optimizer_bytes += (states * _FP32 + masters) * here
-        return _Parameters(elements, optimizer_bytes)
+            rule, shape = rules[name], tuple(parameter.shape)
+            if rule.is_expert:
+                shape = (shape[0] // self.exchange.ranks, *shape[1:])
+            update = update_of(optimizer, name, shape, rule, has_masters)
+            (of_experts if rule.is_expert else updates).append(update)
+            elements += prod(shape)
+        return _Parameters(elements, tuple(updates), tuple(of_experts))
 
 
 def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str = "none") -> float:

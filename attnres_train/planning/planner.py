@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.flops import training_flops_per_token
+from attnres_train.parallel.ownership import most_state_bytes
 from attnres_train.pipeline.plan.parts import MODES, Mode
 from attnres_train.pipeline.plan.schedule import Schedule, peak_in_flight
 from attnres_train.pipeline.plan.schedule_kinds import to_compare
@@ -14,7 +15,7 @@ from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
 from attnres_train.planning.build import build_plan
-from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, CostModel
+from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, ChunkCosts, CostModel
 from attnres_train.planning.machine import Machine
 from attnres_train.planning.timeline import draw_timeline
 
@@ -29,7 +30,7 @@ class Planner:
         self.config, self.machine = config, machine
         self.plan = build_plan(config)
         self.layout = self.plan.layout
-        replicas = data_parallel_size(config, world_size)
+        self.replicas = replicas = data_parallel_size(config, world_size)
         train = config.train
         self.micro_batches = train.global_batch_size // (train.micro_batch_size * replicas)
         self.model = CostModel(config)
@@ -100,11 +101,21 @@ class Planner:
         memory = {
             "parameters": parameters * PARAMETER_BYTES[self.config.train.precision],
             "gradients": parameters * GRADIENT_BYTES,
-            "optimizer": sum(cost.optimizer_bytes for cost in costs),
+            "optimizer": self._optimizer_bytes(costs),
             "activations": self._activations(rank, schedule),
             "block_store": units * self.model.unit_bytes,
         }
         return {**memory, "total": sum(memory.values())}
+
+    def _optimizer_bytes(self, chunks: list[ChunkCosts]) -> int:
+        """On the replica that owns most of them."""
+        updates = [update for chunk in chunks for update in chunk.updates]
+        experts = [update for chunk in chunks for update in chunk.expert_updates]
+        replicas = self.replicas if self.config.optimizer.sharded else 1
+        ranks = self.model.exchange.ranks  # among which a layer's experts are
+        if ranks == 1 or replicas == 1:
+            return most_state_bytes([*updates, *experts], replicas)
+        return most_state_bytes(updates, replicas) + most_state_bytes(experts, replicas // ranks)
 
     def _activations(self, rank: int, schedule: Schedule) -> float:
         kept = peak_in_flight(schedule[rank], [chunk.activation_bytes for chunk in self.chunks])

@@ -44,6 +44,31 @@ def test_split_model_equals_the_whole(kind, block_size, bounds):
     assert_same_gradients(split_grads, grads, rtol=1e-11)
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "residual", [{}, {"two_phase": False}, {"query": "input"}, {"kind": "mhc_lite"}], ids=str
+)
+def test_parameters_are_read_after_their_first_reader_begins(residual, recompute):
+    config = tiny_config(residual=residual)
+    chunk = build(config, dtype=torch.float64, recompute=recompute)
+    expected = chunk(random_batch(), {}, None).loss
+    late = 0
+
+    def restore(parameter, values):
+        def hook(*_):
+            parameter.data.copy_(values)
+
+        return hook
+
+    for name, parameter in chunk.named_parameters():
+        values, reader = parameter.detach().clone(), chunk.first_reader(name)
+        late += reader is not chunk
+        parameter.data.fill_(math.nan)
+        reader.register_forward_pre_hook(restore(parameter, values))
+    assert late > 40  # those of layers, but for what their reads learn
+    assert torch.equal(chunk(random_batch(), {}, None).loss, expected)
+
+
 @pytest.mark.parametrize(("kind", "block_size"), RESIDUALS)
 @pytest.mark.parametrize("bounds", [(0, 5), (0, 2, 5)])
 def test_recomputation_changes_nothing(kind, block_size, bounds):

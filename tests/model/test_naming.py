@@ -11,7 +11,7 @@ import torch
 from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.naming import released_tensors
+from attnres_train.model.naming import part_of, released_tensors, whole_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MLA_LAYERS = (3, 7, 11, 15, 19, 23, 26)
@@ -108,6 +108,15 @@ def test_shipped_configs(file, tensors, elements):
     found = saved_tensors(load_config(CONFIGS / file, []).model)
     assert len(found) == tensors
     assert sum(shape.numel() for shape in found.values()) == elements
+
+
+def test_a_part_of_a_stack_has_the_names_of_its_experts():
+    stack, name = torch.arange(12.0).view(4, 3), "layers.7.block_sparse_moe.experts.w2"
+    part = dict(released_tensors([(part_of(name, 1, 3), stack[1:3])]))
+    whole = dict(released_tensors([(name, stack)]))
+    assert list(part) == list(whole)[1:3]
+    assert all(torch.equal(view, whole[released]) for released, view in part.items())
+    assert whole_of(part_of(name, 1, 3)) == (name, 1) and whole_of(name) == (name, 0)
 
 
 def test_expert_views_share_memory_with_the_stack():

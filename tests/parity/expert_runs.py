@@ -163,24 +163,25 @@ def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> flo
 
 def _doubled_expert_gradient() -> Any:
     """Summed over the ranks that have the experts, but divided by their number alone."""
-    from attnres_train import trainer
-    from attnres_train.parallel.gradients import average_gradients
+    from attnres_train.parallel.pieces import Piece
+    from attnres_train.parallel.reduction import GradientReduction
 
-    return mock.patch.object(
-        trainer,
-        "average_gradients",
-        lambda parameters, group, _: average_gradients(parameters, group),
-    )
+    settle = GradientReduction._settle
+
+    def by_their_number(self: GradientReduction, piece: Piece) -> None:
+        with mock.patch.object(self, "_replicas", piece.group.size()):
+            settle(self, piece)
+
+    return mock.patch.object(GradientReduction, "_settle", by_their_number)
 
 
 def _norm_without_experts() -> Any:
     """On all ranks alike: else they drift apart, which saving would tell."""
-    from attnres_train.parallel.replicas import Replicated
+    from attnres_train.parallel.pieces import Piece
 
-    def dense_alone(self: Replicated, value: Tensor) -> Tensor:
-        return value * (self.shares is None)
-
-    return mock.patch.object(Replicated, "sum_over_shares", dense_alone)
+    counts = Piece.counts_here.fget
+    dense_alone = property(lambda self: counts(self) and ".experts." not in self.name)
+    return mock.patch.object(Piece, "counts_here", dense_alone)
 
 
 def _forgotten_expert() -> Any:

@@ -70,8 +70,10 @@ class KimiDeltaAttention(nn.Module):
         return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        projections = ("q", "k", "v", "f_a", "f_b", "g_a", "g_b", "b", "o")
-        rules = matrices(std, (f"{name}_proj.weight" for name in projections))
+        rules = matrices(std, (f"{x}_proj.weight" for x in ("q", "k", "v")), heads=self.heads)
+        factors = (f"{x}_proj.weight" for x in ("f_a", "f_b", "g_a", "g_b"))
+        rules |= matrices(std, factors, role="low_rank")
+        rules |= matrices(std, ("b_proj.weight", "o_proj.weight"))
         for name in ("A_log", "dt_bias"):
             rules[name] = ParameterRule(decay_init(name, self.config), weight_decay=False)
         return rules

@@ -50,7 +50,7 @@ class Router(nn.Module):
         return weights * self.config.routed_scaling_factor, experts
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        return matrices(std, ["weight"])
+        return matrices(std, ["weight"], role="router")
 
 
 class Experts(nn.Module):

@@ -50,6 +50,8 @@ class Program:
     def __init__(self, plan: TransportPlan, schedule: Schedule, rank: int) -> None:
         self.report: Report = validate(plan, schedule)
         self.rank, self.training = rank, any(action.kind == "B" for action in schedule[rank])
+        self.last_backward = {a.chunk: a for a in schedule[rank] if a.kind == "B"}
+        """By chunk, the pass after which its parameters' gradients are whole."""
         self._num_ranks = plan.layout.num_ranks
         self._slots = start_slots(schedule, plan.layout.num_chunks)
         self.steps = [

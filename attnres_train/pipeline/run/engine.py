@@ -7,6 +7,7 @@ It makes the rank's program for each number of micro-batches, once and proved, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from attnres_train.pipeline.plan.program import Program
 from attnres_train.pipeline.plan.schedule import Schedule, forward_only, one_f_one_b
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
-from attnres_train.pipeline.run.execution import Execution
+from attnres_train.pipeline.run.execution import AroundLastBackward, Execution
 from attnres_train.pipeline.run.stage import Batch, Chunk, Stage
 from attnres_train.pipeline.run.transport import Transport
 
@@ -61,10 +62,13 @@ class Engine:
         self.schedule = schedule
         self._programs: dict[tuple[Callable, int], Program] = {}
 
-    def train_step(self, batches: Sequence[Batch]) -> StepResult:
+    def train_step(
+        self, batches: Sequence[Batch], last_backward: AroundLastBackward = nullcontext
+    ) -> StepResult:
         """Forward and backward of every micro-batch. Gradients of the mean of their losses are
-        added to the parameters' ``.grad``."""
-        return self._run(self.program(self.schedule, len(batches)), batches)
+        added to the parameters' ``.grad``. Each chunk's last backward pass, after which its
+        gradients are whole, is made within ``last_backward(chunk)``."""
+        return self._run(self.program(self.schedule, len(batches)), batches, last_backward)
 
     def evaluate(self, batches: Sequence[Batch]) -> StepResult:
         """The losses alone."""
@@ -83,9 +87,14 @@ class Engine:
             self._programs[key] = Program(plan, actions, self.stage.rank)
         return self._programs[key]
 
-    def _run(self, program: Program, batches: Sequence[Batch]) -> StepResult:
+    def _run(
+        self,
+        program: Program,
+        batches: Sequence[Batch],
+        last_backward: AroundLastBackward = nullcontext,
+    ) -> StepResult:
         sent_before = self.stage.transport.bytes_sent
-        execution = Execution(self.stage, program, batches)
+        execution = Execution(self.stage, program, batches, last_backward)
         with torch.set_grad_enabled(program.training):
             execution.run()
         losses, store = execution.losses, execution.store

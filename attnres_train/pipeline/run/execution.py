@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,23 @@ class _Outputs:
     loss_weight: Tensor | None
 
 
+AroundLastBackward = Callable[[int], AbstractContextManager[object]]
+"""Chunk -> what its last backward pass of a step is made in."""
+
+
 class Execution:
     """One run of ``program`` over ``batches``, with its state. ``losses`` are those of the last
     chunk, scalars without graph."""
 
-    def __init__(self, stage: Stage, program: Program, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        program: Program,
+        batches: Sequence[Batch],
+        last_backward: AroundLastBackward = nullcontext,
+    ) -> None:
         self.stage, self.program, self.batches = stage, program, batches
+        self.last_backward = last_backward
         self.plan, self.training = stage.plan, program.training
         self.store = BlockStore(stage.plan, stage.rank, self.training)
         # A buffer for each message, of its micro-batch's shape: they may differ in length.
@@ -174,7 +186,9 @@ class Execution:
                 self._accept_gradient(message)
             else:  # the block's hook waits for it: what comes before that in the pass need not
                 self.returning[message.key] = message
-        self._differentiate(chunk, micro_batch)
+        is_last = step.action == self.program.last_backward[chunk]
+        with self.last_backward(chunk) if is_last else nullcontext():
+            self._differentiate(chunk, micro_batch)
 
         gradient = self._gradient_of_partial(step)
         for message in step.after:

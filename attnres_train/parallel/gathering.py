@@ -1,0 +1,87 @@
+"""Updated parameters sent from their owners to all replicas, while these go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from attnres_train.parallel.pieces import Piece, bucketed, global_owner
+
+FirstReader = Callable[[Piece], nn.Module]
+"""Piece -> the module whose forward pass begins before anything reads it."""
+
+
+class ParameterGather:
+    """The ``pieces`` of a rank's ``chunks``, in model order, from their owners to all replicas.
+
+    `start` sends all of them, in the order of the forward pass, and returns. The forward pass of a
+    module waits for what it reads: a chunk for everything small, the ``first_reader`` of a large
+    piece for that. Whoever else reads parameters calls `wait` before.
+    """
+
+    def __init__(
+        self,
+        chunks: Mapping[int, nn.Module],
+        pieces: Sequence[Piece],
+        first_reader: FirstReader,
+    ) -> None:
+        self._buckets: dict[nn.Module, list[_Bucket]] = {}
+        for index, chunk in chunks.items():
+            own = [piece for piece in pieces if piece.chunk == index]
+            sent = [piece for piece in own if piece.owner is not None and piece.travels]
+            small = [piece for piece in sent if not piece.is_large]
+            self._buckets[chunk] = [_Bucket(bucket) for bucket in bucketed(small)]
+            for piece in sent:
+                if piece.is_large:
+                    self._buckets.setdefault(first_reader(piece), []).append(_Bucket([piece]))
+        self._under_way: dict[nn.Module, list[_Bucket]] = {}
+        for module in self._buckets:
+            module.register_forward_pre_hook(lambda module, _: self._wait_for(module))
+
+    def start(self) -> None:
+        """Begin to send. Collective."""
+        self.wait()
+        for module, buckets in self._buckets.items():
+            for bucket in buckets:
+                bucket.start()
+            self._under_way[module] = buckets
+
+    def wait(self) -> None:
+        """Return once every parameter is the owner's."""
+        for module in list(self._under_way):
+            self._wait_for(module)
+
+    def _wait_for(self, module: nn.Module) -> None:
+        for bucket in self._under_way.pop(module, []):
+            bucket.finish()
+
+
+class _Bucket:
+    """Pieces that travel together."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self.pieces = pieces
+        self._flat: Tensor | None = None
+        self._work: dist.Work | None = None
+
+    @torch.no_grad()
+    def start(self) -> None:
+        first, tensors = self.pieces[0], [piece.tensor.detach() for piece in self.pieces]
+        alone = len(tensors) == 1 and tensors[0].is_contiguous()
+        self._flat = tensors[0] if alone else torch.cat([t.reshape(-1) for t in tensors])
+        owner = global_owner(first)
+        self._work = dist.broadcast(self._flat, owner, group=first.group, async_op=True)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        assert self._work is not None and self._flat is not None
+        self._work.wait()
+        if not self.pieces[0].is_mine:
+            parts = self._flat.view(-1).split([piece.tensor.numel() for piece in self.pieces])
+            for piece, part in zip(self.pieces, parts, strict=True):
+                if part.data_ptr() != piece.tensor.data_ptr():
+                    piece.tensor.copy_(part.view_as(piece.tensor))
+        self._work = self._flat = None

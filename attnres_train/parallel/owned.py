@@ -1,0 +1,53 @@
+"""An optimizer of what this replica owns, as one of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from attnres_train.parallel.gathering import ParameterGather
+from attnres_train.parallel.reduction import GradientReduction
+
+
+class Optimizer(Protocol):
+    """What is asked of an optimizer."""
+
+    def step(self, lr: float) -> None:
+        """Update the parameters by their gradients, with learning rate ``lr``."""
+
+
+class OwnedOptimizer:
+    """``optimizer`` over the tensors of the pieces that are this replica's, whose gradients
+    ``reduction`` brings, and whose new values ``gather`` takes to the other replicas.
+
+    A step: `reduction.last_backward` and `reduction.finish`; then whatever is to be known of the
+    gradients, over all ranks; then `step`, or not; then `zero_grad`.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, reduction: GradientReduction, gather: ParameterGather
+    ) -> None:
+        self.optimizer, self.reduction, self.gather = optimizer, reduction, gather
+        pieces = reduction.pieces
+        self.owned: Sequence[Tensor] = [piece.tensor for piece in pieces if piece.is_mine]
+        """With the gradients that the update takes."""
+        self.counted: Sequence[Tensor] = [piece.tensor for piece in pieces if piece.counts_here]
+        """Those of them that are to be counted here: over all ranks, each parameter once."""
+
+    def step(self, lr: float) -> None:
+        """One update with learning rate ``lr``; the new values are on their way when it returns
+        (see `wait`). Collective."""
+        self.wait()  # nothing is changed that still is being sent
+        self.optimizer.step(lr)
+        self.gather.start()
+
+    def wait(self) -> None:
+        """Return once this rank has all parameters as they are after the last step. Forward passes
+        wait for what they read by themselves."""
+        self.gather.wait()
+
+    def zero_grad(self) -> None:
+        """Free all gradients."""
+        self.reduction.release()

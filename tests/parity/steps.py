@@ -1,0 +1,127 @@
+"""Whole training steps in fp64 on a grid of ranks, from the trainer to the parameters after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from attnres_train import train
+from attnres_train.config import load_config
+from attnres_train.data.prepare import prepare
+from attnres_train.model.init import init_weights
+from attnres_train.model.naming import released_tensors
+from attnres_train.parallel.meeting import meet
+from attnres_train.parallel.ranks import join_run
+from attnres_train.supervise.watch import Pulse
+from attnres_train.trainer import Trainer
+from tests.tiny import torchrun_environment
+
+STEPS = 3
+Tensors = dict[str, Tensor]
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass
+class Steps:
+    """What a rank has seen of the steps; tensors under released names."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    gradients: list[Tensors] = field(default_factory=list)
+    """Of each step, before clipping: those that are counted on this rank."""
+    parameters: Tensors = field(default_factory=dict)
+    """All that the rank holds, after the last step."""
+    states: Tensors = field(default_factory=dict)
+    """What the rank keeps of the optimizer."""
+
+
+def run_steps(
+    path: str, overrides: Sequence[str], port: int, steps: int = STEPS, fault: Fault | None = None
+) -> Steps:
+    """Runs on every rank: ``steps`` steps of the configuration, with ``train.precision`` fp32
+    standing for fp64, and with a ``fault`` if one is given."""
+    config, seen = load_config(path, overrides), Steps()
+    with (
+        torchrun_environment(port),
+        meet(300) as meeting,
+        join_run(config, meeting) as ranks,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for dtypes in (train.PARAMETER_DTYPE, train.STREAM_DTYPE):
+            patch.setitem(dtypes, "fp32", torch.float64)
+        patch.setattr(train, "init_weights", _init_without_zeros)
+        if fault is not None:
+            fault(patch)
+        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
+        trainer, update = Trainer(config, ranks, parts), parts.optimizer
+        first = next(iter(parts.chunks.values())).ports.exchange.experts.start
+        reduced = update.reduction.finish
+
+        def finish() -> None:
+            reduced()
+            counted = [p for p in update.reduction.pieces if p.counts_here]
+            named = [(p.name, p.tensor.grad.clone()) for p in counted]
+            seen.gradients.append(dict(released_tensors(named, first)))
+
+        patch.setattr(update.reduction, "finish", finish)
+        for _ in range(steps):
+            record, _ = trainer.train_step()
+            seen.losses.append(record["loss"])
+            seen.grad_norms.append(record["grad_norm"])
+        update.wait()
+        named = [(n, p.detach()) for c in trainer.chunks for n, p in c.named_parameters()]
+        seen.parameters = {n: p.clone() for n, p in released_tensors(named, first)}
+        for name, key, tensor in update.optimizer.state_tensors():
+            views = released_tensors([(name, tensor)], first)
+            seen.states |= {f"{key}.{released}": view.clone() for released, view in views}
+        dist.barrier()
+    return seen
+
+
+@torch.no_grad()
+def _init_without_zeros(chunk: nn.Module, seed: int) -> None:
+    """Pseudo-queries begin at zero, which would hide faults."""
+    init_weights(chunk, seed)
+    for name, parameter in chunk.named_parameters():
+        if "_res_" in name and not name.endswith("_norm.weight"):
+            generator = torch.Generator().manual_seed(int.from_bytes(name.encode()) % 2**31)
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+
+
+def differences(found: list[Steps], expected: Steps, relative: float) -> list[str]:
+    """Where the ``found`` of all ranks are not, together, the ``expected`` of one process."""
+    told = []
+    for rank, steps in enumerate(found):
+        for what in ("losses", "grad_norms"):
+            if getattr(steps, what) != pytest.approx(getattr(expected, what), rel=relative):
+                told.append(f"{what} of rank {rank}")
+    for step, gradients in enumerate(expected.gradients):
+        merged = once([steps.gradients[step] for steps in found])
+        told += [f"gradient of {name}" for name in _apart(merged, gradients, relative)]
+    merged = {}
+    for steps in found:
+        for name, tensor in steps.parameters.items():
+            if not torch.equal(tensor, merged.setdefault(name, tensor)):
+                told.append(f"replicas of {name}")
+    return told + [f"parameter {name}" for name in _apart(merged, expected.parameters, relative)]
+
+
+def once(by_rank: Sequence[Tensors]) -> Tensors:
+    """Those of all ranks, each of which one rank alone may have."""
+    names = [name for tensors in by_rank for name in tensors]
+    assert len(names) == len(set(names)), "something is counted twice"
+    return {name: tensor for tensors in by_rank for name, tensor in tensors.items()}
+
+
+def _apart(found: Tensors, expected: Tensors, relative: float) -> list[str]:
+    assert found.keys() == expected.keys()
+    return [
+        name
+        for name, tensor in expected.items()
+        if (found[name] - tensor).abs().max() > relative * max(tensor.abs().max(), 1e-12)
+    ]

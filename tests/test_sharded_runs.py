@@ -1,0 +1,124 @@
+"""Runs whose optimizer is shared out over replicas: saved, resumed, repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from attnres_train import train
+from attnres_train.checkpoint.folders import step_name
+from attnres_train.config import load_config
+from attnres_train.data.prepare import prepare
+from attnres_train.parallel.gathering import ParameterGather
+from attnres_train.parallel.meeting import meet
+from attnres_train.parallel.ranks import join_run
+from attnres_train.supervise.watch import Pulse
+from attnres_train.trainer import Trainer
+from tests.tiny import STEPS, column, free_port, grid, saved_tensors, torchrun_environment
+
+HALF = STEPS // 2
+STOP = f"train.stop_after={HALF}"
+MASTERS = "train.precision=bf16_params"
+QUICK = ["train.micro_batch_size=1", "train.eval_interval=0", MASTERS]
+
+
+def test_two_halves_equal_the_whole_bit_for_bit(tiny):
+    whole = tiny.train("sharded-whole", *QUICK, ranks=2)
+    tiny.train("sharded-halves", *QUICK, STOP, ranks=2)
+    halves = tiny.train("sharded-halves", *QUICK, ranks=2)
+    assert column(halves, "loss") == column(whole, "loss")
+    assert column(halves, "grad_norm") == column(whole, "grad_norm")
+    end, expected = saved_tensors(halves, STEPS), saved_tensors(whole, STEPS)
+    assert end.keys() == expected.keys() and len(end) > 300
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, end[name]), name
+    # Each tensor is written once, by whichever rank.
+    files = (whole / "checkpoints" / step_name(STEPS)).rglob("*.safetensors")
+    written = sum(file.stat().st_size for file in files)
+    assert 1 <= written / sum(tensor.nbytes for tensor in expected.values()) < 1.25
+
+
+@pytest.mark.parametrize(("stages", "virtual", "replicas"), [(1, 1, 1), (1, 1, 4), (2, 2, 2)])
+def test_every_grid_takes_the_whole_state_over(pool, tiny, stages, virtual, replicas):
+    """Not a number differs from the checkpoint's after loading; after a step replicas are equal."""
+    half = tiny.train("sharded-halves", *QUICK, STOP, ranks=2)
+    saved = saved_tensors(half, HALF)
+    arguments = [f"run.name=taken-{replicas}-{stages}", *QUICK, *grid(stages, virtual)]
+    call = [str(tiny.path), *arguments, f"checkpoint.resume={half}/checkpoints/{step_name(HALF)}"]
+    by_rank = pool.run(loaded_and_stepped, stages * replicas, call, free_port())
+    found: dict[str, torch.Tensor] = {}
+    for loaded, _ in by_rank:
+        for name, tensor in loaded.items():
+            assert torch.equal(tensor, saved[name]), name
+        found |= loaded
+    assert found.keys() == saved.keys()
+    kept = [name for loaded, _ in by_rank for name in loaded if name.startswith("optimizer.m")]
+    assert len(kept) == len(set(kept)), "state is kept twice"
+    after: dict[str, torch.Tensor] = {}
+    for _, stepped in by_rank:
+        for name, tensor in stepped.items():
+            assert torch.equal(tensor, after.setdefault(name, tensor)), f"{name}: replicas differ"
+    masters = [name for name in after if name.startswith("optimizer.master.")]
+    assert len(masters) > 100
+    for name in masters:
+        parameter = after[name.removeprefix("optimizer.master.")]
+        assert torch.equal(after[name].bfloat16(), parameter), name
+        assert not torch.equal(after[name], saved[name]) or not after[name].any(), name
+
+
+def loaded_and_stepped(arguments: list[str], port: int) -> tuple[dict, dict]:
+    """Runs on every rank: all that it would save, after a resume and after another step."""
+    with stepping(arguments, port) as trainer:
+        checkpoints = trainer.parts.checkpoints
+        trainer.progress = checkpoints.resume()
+        loaded = {name: tensor.clone() for name, tensor in checkpoints.tensors.items()}
+        trainer.train_step()
+        trainer.parts.optimizer.wait()
+        return loaded, {name: tensor.clone() for name, tensor in checkpoints.tensors.items()}
+
+
+@contextmanager
+def stepping(arguments: list[str], port: int) -> Iterator[Trainer]:
+    """The trainer of one rank, before its first step."""
+    config = load_config(arguments[0], arguments[1:])
+    with torchrun_environment(port), meet(300) as meeting, join_run(config, meeting) as ranks:
+        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
+        yield Trainer(config, ranks, parts)
+
+
+def test_a_forgotten_gather_is_seen_by_the_comparison_of_replicas(pool, tiny):
+    call = [str(tiny.path), "run.name=apart", *QUICK]
+    found = pool.run(compared_without_gather, 2, call, free_port())
+    assert found[0] == found[1] and len(found[0]) > 50
+
+
+def compared_without_gather(arguments: list[str], port: int) -> list[str]:
+    """Runs on every rank: what differs between replicas after a step."""
+    from attnres_train.checkpoint.drift import drifted
+
+    names = []
+    with pytest.MonkeyPatch.context() as patch, stepping(arguments, port) as trainer:
+        checkpoints = trainer.parts.checkpoints
+        for forget in (False, True):
+            if forget:
+                patch.setattr(ParameterGather, "start", lambda self: None)
+            trainer.train_step()
+            trainer.parts.optimizer.wait()
+            for group, tensors in checkpoints.replicas.items():
+                names += drifted(tensors, group, torch.device("cpu"))
+            assert forget or not names
+    return names
+
+
+def test_fifty_steps_twice_are_equal_to_the_last_bit(tiny):
+    few = ["train.seq_length=8", "train.train_iters=50", "checkpoint.save_interval=0"]
+    few += ["train.global_batch_size=4", "model.num_layers=2"]
+    runs = [tiny.train(f"fifty-{index}", *QUICK, *few, ranks=2) for index in (1, 2)]
+    assert len(column(runs[0], "loss")) == 50
+    for key in ("loss", "grad_norm"):
+        assert column(runs[0], key) == column(runs[1], key)
+    first, second = (saved_tensors(run, 50) for run in runs)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
