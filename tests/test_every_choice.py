@@ -27,6 +27,13 @@ ONE_STEP = ["train.train_iters=2", "train.global_batch_size=2", "checkpoint.save
 QUIET = ["train.eval_interval=0", "log.plot=false", *ONE_STEP]
 # What a value needs besides itself; names in braces are files of the fixture `inputs`.
 NEEDS = {
+    # From weights on, and step 1, where the others begin too.
+    "checkpoint.reset=schedule": ["checkpoint.load={checkpoint}"],
+    "checkpoint.reset=data": ["checkpoint.reset=[data,schedule]", "checkpoint.load={checkpoint}"],
+    "checkpoint.reset=optimizer": [
+        "checkpoint.reset=[optimizer,schedule]",
+        "checkpoint.load={checkpoint}",
+    ],
     "data.corpus.kind=jsonl": ["data.corpus.0.path={jsonl}"],
     "data.corpus.kind=parquet": ["data.corpus.0.path={parquet}"],
     "data.corpus.kind=indexed": ["data.corpus.0.path={indexed}", "data.tokenizer.kind=none"],
@@ -81,7 +88,7 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     (folder / "ranks.tiktoken").write_bytes(b"".join(ranks))
     if importlib.util.find_spec("sentencepiece"):
         (folder / "pieces.model").write_bytes(pieces(vocab_size=60, byte_fallback=False))
-    tiny.train("for-tokenizer", *QUIET)
+    earlier = tiny.train("for-tokenizer", *QUIET)
     (tokenizer,) = (tiny.folder / "cache" / "tokenizers").glob("*/tokenizer.json")
     return {
         "jsonl": str(write_jsonl(folder / "corpus.jsonl", list(texts))),
@@ -90,6 +97,7 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "tokenizer": str(tokenizer),
         "ranks": str(folder / "ranks.tiktoken"),
         "pieces": str(folder / "pieces.model"),
+        "checkpoint": str(earlier),
     }
 
 
