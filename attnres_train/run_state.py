@@ -37,22 +37,12 @@ from attnres_train.model.parameters import expert_parameters
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
 from attnres_train.screen import say
+from attnres_train.spikes import Progress, Spikes
 
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 10.0
 """Time that a save under way has to be done once the run has failed."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a checkpoint holds beside tensors."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    """Of the steps, those whose loss or gradient was not finite: nothing was learnt from them."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +70,13 @@ def standing(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> St
         return None
     path = folders.resolve_path("checkpoint.load", config.checkpoint.load, folder / "checkpoints")
     extras, reset = read_manifest(path).extras, config.checkpoint.reset
-    start = Progress(**extras["progress"])
+    start = Progress.of(extras["progress"])
+    start.spikes = Spikes()  # of the other run
     if "schedule" in reset:
         start.step = start.tokens = 0
     if "data" in reset:
         start.samples = 0
-    return Standing(path, extras | {"progress": vars(start)}, is_new=True)
+    return Standing(path, extras | {"progress": start.plain()}, is_new=True)
 
 
 def nothing_left(config: RunConfig) -> str | None:
@@ -137,6 +128,8 @@ class Checkpoints:
         self.prepared, self.files = prepared, files or {}
         self.record = identity.data_record(config, prepared)
         self.loaded_from: Path | None = None
+        self.newest: Path | None = None
+        """The checkpoint that this attempt has saved last, or else begun with."""
         # Of its own, as a thread uses it while training goes on; and a save may take its time.
         timeout = timedelta(seconds=config.checkpoint.timeout_seconds)
         self.group = dist.new_group(backend="gloo", timeout=timeout)
@@ -156,6 +149,7 @@ class Checkpoints:
                 say("\n".join([f"{verb} {found.path}", *told]))
         # Only now: an attempt that cannot resume leaves the folder as it was.
         self.loaded_from = peers.on_first(lambda: self._begin(found, progress, damaged))
+        self.newest = self.loaded_from
         return progress
 
     def _found_and_loaded(
@@ -220,7 +214,7 @@ class Checkpoints:
         return found, told, broken
 
     def _position(self, found: Standing) -> Progress:
-        progress = Progress(**found.extras["progress"])
+        progress = Progress.of(found.extras["progress"])
         if identity.begins_data_anew(self.config, found.extras, self.record):
             progress.samples = 0
         return progress
@@ -257,7 +251,8 @@ class Checkpoints:
             keep = folders.Keep(section.keep_last, section.keep_every)
             self._saver = Saver(self.folder, self.tensors, keep=keep, group=self.group)
         extras = {
-            "progress": vars(progress),
+            "progress": progress.plain(),
+            folders.KEEP_BEFORE: progress.spikes.before,
             "config": plain_values(self.config),
             "data": self.record,
         }
@@ -266,8 +261,10 @@ class Checkpoints:
     def ended_save(self) -> Outcome | None:
         """Wait for the save under way, if there is one; how it ended, the same on all ranks."""
         outcome = self._saver.wait() if self._saver else None
-        if outcome is not None and outcome.path is not None and self.ranks.is_main:
-            say(outcome.told())
+        if outcome is not None and outcome.path is not None:
+            self.newest = outcome.path
+            if self.ranks.is_main:
+                say(outcome.told())
         return outcome
 
     @contextmanager

@@ -123,7 +123,7 @@ def build_parts(
         chunks,
         plan,
         ranks.pp_rank,
-        P2PTransport(channels(plan), ranks.pipelines, ranks.timeout, ranks.device),
+        P2PTransport(channels(plan), ranks.pipelines, ranks.group_timeout, ranks.device),
         hidden_size=config.model.stream_size,
         stream_dtype=STREAM_DTYPE[config.train.precision],
         device=ranks.device,

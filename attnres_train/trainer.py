@@ -4,15 +4,12 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 from __future__ import annotations
 
 import logging
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from attnres_train.config.kinds import kind_of
@@ -21,11 +18,9 @@ from attnres_train.data.loader import Batch, BatchSource
 from attnres_train.errors import UserError
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
 from attnres_train.nonfinite import Skips
 from attnres_train.observe.dispatch import Observers
-from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedules import LRSchedule
@@ -34,9 +29,12 @@ from attnres_train.parallel.gradients import sum_over
 from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine, StepResult
-from attnres_train.run_state import Checkpoints, Progress
+from attnres_train.roll_back import roll_back
+from attnres_train.run_state import Checkpoints
+from attnres_train.spikes import Progress, look
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
+from attnres_train.totals import StepTotals, over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +58,6 @@ class Parts:
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
     pulse: Pulse = field(default_factory=Pulse)
-
-
-class StepTotals(NamedTuple):
-    """What a step came to over all ranks. ``memory_bytes`` is the sum of the processes' on CPU and
-    the largest device's on CUDA."""
-
-    loss: float
-    p2p_bytes: int
-    memory_bytes: int
-    document_length: float
-    stopping: bool
-    saving: bool
-    """Whether a save is under way on any rank."""
 
 
 class Trainer:
@@ -110,6 +95,8 @@ class Trainer:
                 observers.tell(Observer.on_step_begin, self.progress.step + 1)
                 record, totals = self.train_step()
                 stopping, step = totals.stopping, self.progress.step
+                if self._rolled_back(record):
+                    continue
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record["validation_loss"] = loss = self.validate()
                     observers.tell(Observer.on_validation, step, loss)
@@ -127,6 +114,22 @@ class Trainer:
                     self._save(last)
                 observers.tell_step_end(record, after_save=True)
         return self.progress
+
+    def _rolled_back(self, record: Record) -> bool:
+        """Whether the run stands at an earlier step now, since a spike began with this one."""
+        progress, observers = self.progress, self.parts.observers
+        if self.config.train.on_spike == "tell" or progress.spikes.since != progress.step:
+            return False
+        self.parts.optimizer.wait()  # nothing of before arrives on top of what is loaded
+        self._tell_save()  # a save under way is of a step before
+        back = roll_back(self.config, self.parts.checkpoints, progress)
+        if back is None:
+            return False
+        observers.tell_step_end(record, after_save=False)
+        observers.tell_step_end(record, after_save=True)
+        self.progress = back
+        observers.tell(Observer.on_roll_back, back.step)
+        return True
 
     def _save(self, last: bool) -> None:
         """Save the state as it is now. The ``last`` time, and without `checkpoint.async_save`, it
@@ -163,6 +166,7 @@ class Trainer:
         parts, progress = self.parts, self.progress
         step = progress.step + 1
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
+        parts.pulse.beat()  # from here on it waits for others
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
         self.expert_record.begin()
         reduction = parts.optimizer.reduction
@@ -185,6 +189,7 @@ class Trainer:
         progress.samples += samples
         progress.tokens += samples * self.config.train.seq_length
         progress.skipped += not taken
+        look(self.config.train, progress, totals.loss, self.ranks.is_main)
         parts.pulse.rest()
         record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
         return record, totals
@@ -245,33 +250,8 @@ class Trainer:
         return record
 
     def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
-        """The totals of a step of ``micro_batches``, by one gather."""
-        device = self.ranks.device
-        mine = torch.tensor(
-            [
-                0.0 if result.loss is None else float(result.loss),
-                float(result.loss is not None),
-                result.p2p_bytes,
-                peak_memory_bytes(device),
-                statistics.fmean(map(mean_document_length, micro_batches)),
-                self.stop_requested(),
-                self.parts.checkpoints.saving,
-            ],
-            dtype=torch.float64,
-            device=device,
-        )
-        rows = mine.new_empty(self.ranks.world_size, len(mine))
-        dist.all_gather(list(rows), mine)
-        loss, with_loss, p2p_bytes, memory, document_lengths, stop, saving = rows.T.tolist()
-        peak = max(memory) if device.type == "cuda" else sum(memory)
-        return StepTotals(
-            loss=sum(loss) / sum(with_loss),
-            p2p_bytes=int(sum(p2p_bytes)),
-            memory_bytes=int(peak),
-            document_length=statistics.fmean(document_lengths),
-            stopping=any(stop),
-            saving=any(saving),
-        )
+        saving, stopping = self.parts.checkpoints.saving, self.stop_requested()
+        return over_ranks(self.ranks, result, micro_batches, stopping=stopping, saving=saving)
 
     def _record(self, totals: StepTotals, grad_norm: float, lr: float, seconds: float) -> Record:
         """What is logged of the step just done, which took ``seconds``."""
@@ -290,6 +270,8 @@ class Trainer:
         }
         if self.progress.skipped:
             record["skipped_steps"] = self.progress.skipped
+        if self.progress.spikes.count:
+            record["loss_spikes"] = self.progress.spikes.count
         if peak:
             flops = tokens * self.parts.flops_per_token(totals.document_length)
             record["mfu"] = flops / (seconds * peak * self.ranks.world_size)

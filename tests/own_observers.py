@@ -41,3 +41,39 @@ class Crash(Observer):
         self.steps += 1
         if self.steps == 2:
             raise RuntimeError("crashed as it was told to")
+
+
+class Hurt(Observer):
+    """Spoils the weights in some steps, so that the loss of the next one spikes."""
+
+    everywhere = True
+
+    class Options(Section):
+        times: list[int]
+        """Of the steps of this run as they are made, also those that come again: which ones."""
+        crash: bool = False
+        """End the run right after it has gone back."""
+        damage: int = 0
+        """Flip a byte in the checkpoint of that step once it is saved."""
+
+    def on_start(self, step: int) -> None:
+        self.made = step
+
+    def on_backward(self, step, chunks):
+        self.made += 1
+        if self.made in self.options.times:
+            for chunk in chunks.values():
+                for name, parameter in chunk.named_parameters():
+                    if name.startswith(("norm.", "layers.3.mlp")):
+                        parameter.data.mul_(-30)
+
+    def on_roll_back(self, step: int) -> None:
+        if self.options.crash:
+            raise RuntimeError("crashed as it was told to")
+
+    def on_save(self, step, path):
+        if step == self.options.damage and self.run.is_main:
+            data = path / "rank_00000.safetensors"
+            content = bytearray(data.read_bytes())
+            content[-5] ^= 16
+            data.write_bytes(content)

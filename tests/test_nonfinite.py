@@ -6,9 +6,11 @@ import json
 import math
 
 import pytest
+import torch
 
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
+from tests.in_fp64 import run_in_fp64
 from tests.parity.pool import RankFailedError
 from tests.tiny import column, grid, records, saved_tensors
 
@@ -63,6 +65,18 @@ def test_every_layout_leaves_out_the_same_step(tiny, skipping, name, layout, ran
     run = tiny.train(f"skipping-{name}", *words, ranks=ranks)
     assert column(run, "loss") == pytest.approx(column(skipping, "loss"), rel=1e-4)
     assert column(run, "skipped_steps") == column(skipping, "skipped_steps")
+
+
+def test_two_stages_go_on_as_one_does_after_a_skipped_step(tiny):
+    words = [*EVERY, poison(3, infinite=True), "train.train_iters=5"]
+    one = run_in_fp64(tiny, "skip-one-fp64", *grid(1, 1), *words)
+    two = run_in_fp64(tiny, "skip-two-fp64", *PIPELINE, *words, ranks=2)
+    assert column(two, "skipped_steps") == column(one, "skipped_steps") == [1, 1, 1]
+    expected, found = saved_tensors(one, 5), saved_tensors(two, 5)
+    assert expected.keys() == found.keys()
+    assert any(tensor.dtype == torch.float64 for tensor in expected.values())
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name].double(), tensor.double(), rtol=1e-9, atol=1e-9), name
 
 
 def test_a_resumed_run_goes_on_counting(tiny, skipping):

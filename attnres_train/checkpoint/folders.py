@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # A replaced one counts: between the two renames of `publish` there is no other of its step.
 _STEP = re.compile(r"step_\d{8,}(\.replaced)?")
+KEEP_BEFORE = "keep_before"
+"""In `Manifest.extras`: steps, the newest checkpoint before each of which stays."""
 _NOTHING: Mapping[Path, str] = MappingProxyType({})
 
 
@@ -45,8 +47,8 @@ class Found(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Which complete checkpoints stay: the newest ``last``, and those of every ``every`` steps (0:
-    none of them)."""
+    """Which complete checkpoints stay: the newest ``last``, those of every ``every`` steps (0: none
+    of them), and the newest from before each step that the newest one names (`KEEP_BEFORE`)."""
 
     last: int
     every: int = 0
@@ -54,6 +56,8 @@ class Keep(NamedTuple):
     def reasons(self, complete: Sequence[Found]) -> dict[Path, str]:
         """Those of ``complete``, from old to new, that stay, and why."""
         why = {}
+        for entry in _before_spikes(complete):
+            why[entry.path] = "before a loss spike"
         for number, entry in enumerate(reversed(complete), 1):
             step = entry.manifest.step if entry.manifest else 0
             if number == 1:
@@ -63,6 +67,13 @@ class Keep(NamedTuple):
             elif step and self.every and step % self.every == 0:
                 why[entry.path] = f"every {self.every} steps"
         return why
+
+
+def _before_spikes(complete: Sequence[Found]) -> Iterator[Found]:
+    newest = complete[-1].manifest if complete else None
+    for bound in newest.extras.get(KEEP_BEFORE, ()) if newest else ():
+        before = [entry for entry in complete if entry.manifest and entry.manifest.step < bound]
+        yield from before[-1:]
 
 
 def step_name(step: int) -> str:

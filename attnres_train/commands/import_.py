@@ -27,7 +27,7 @@ from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import ParameterRule, parameter_rules
 from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.build import build_optimizer
-from attnres_train.run_state import Progress
+from attnres_train.spikes import Progress
 from attnres_train.train import PARAMETER_DTYPE
 
 
@@ -57,7 +57,7 @@ def import_weights(
         0,
         state,
         lambda name: start.value(name, state[name]),
-        {"progress": vars(Progress()), "config": plain_values(config)},
+        {"progress": Progress().plain(), "config": plain_values(config)},
         keep_last=config.checkpoint.keep_last,
         file_bytes=file_bytes,
     )

@@ -59,7 +59,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.TOKENIZER: {"data.tokenizer": "kind vocab_size eod pattern special_tokens options"},
     Effect.RECIPE: {
         "model.moe": "bias_update_rate",
-        "train": "train_iters global_batch_size precision clip_grad eval_interval eval_iters",
+        "train": "train_iters global_batch_size precision clip_grad eval_interval eval_iters "
+        "spike_window spike_deviations on_spike",
         "optimizer": "kind lr weight_decay betas eps momentum ns_steps ns_dtype per_head "
         "adamw_matrices options",
         "lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio options",
@@ -73,7 +74,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "parallel": "pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
         "tensor_model_parallel_size expert_model_parallel_size context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
-        "train": "micro_batch_size stop_after recompute max_skipped_steps device",
+        "train": "micro_batch_size stop_after recompute max_skipped_steps max_roll_backs device",
         "optimizer": "sharded",
         "data.corpus": "path",
         "data.tokenizer": "path",

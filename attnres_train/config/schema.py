@@ -15,6 +15,9 @@ from attnres_train.config.model_schema import ModelConfig
 from attnres_train.config.paths import holding_names, holding_paths
 from attnres_train.config.section import Section
 
+MOST_ROLL_BACKS = 100
+"""More than any run has a use for: the data that one may take are counted by it."""
+
 
 class RunSection(Section):
     name: str = Field("run", min_length=1)
@@ -105,6 +108,15 @@ class TrainSection(Section):
     max_skipped_steps: int = Field(3, ge=0)
     """Steps in a row that may be passed over because their loss or gradient is not finite; one more
     ends the run. 0: the first one does."""
+    spike_window: int = Field(100, ge=0)
+    """Last losses that one is compared with: a spike is told, and a checkpoint from before it kept;
+    nothing before there are that many. 0: nothing is a spike."""
+    spike_deviations: float = Field(10, gt=0)
+    """Robust standard deviations (by the median absolute one) above the median: a spike."""
+    on_spike: Literal["tell", "roll_back"] = "tell"
+    """`roll_back`: go on from the newest checkpoint before the spike, with the data after it."""
+    max_roll_backs: int = Field(5, ge=0, le=MOST_ROLL_BACKS)
+    """Roll-backs of a run; the next spike ends it."""
     eval_interval: int = Field(0, ge=0)
     """Steps between validations; 0: none, and nothing is held out (`data.split`)."""
     eval_iters: int = Field(10, ge=1)

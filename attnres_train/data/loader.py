@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attnres_train.config.schema import RunConfig
+from attnres_train.config.schema import MOST_ROLL_BACKS, RunConfig
 from attnres_train.data.indexed import keep_open
 from attnres_train.data.prepare import Prepared
 from attnres_train.data.samples import Split, open_samples
@@ -25,7 +25,9 @@ def open_data(config: RunConfig, prepared: Prepared) -> BatchSource:
     """
     train, open_shard = config.train, keep_open()
     steps: dict[Split, int] = {
-        "train": train.train_iters,
+        # Roll-backs pass over data: a run takes at most so many samples, whatever was configured
+        # when they were made.
+        "train": train.train_iters * (1 + MOST_ROLL_BACKS),
         "valid": train.eval_iters if train.eval_interval else 0,
     }
     samples = {

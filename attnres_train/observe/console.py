@@ -44,6 +44,11 @@ class Console(Observer):
             self.write(self.line(record, tokens / seconds, seconds))
             self.steps, self.seconds = 0, 0.0
 
+    def on_roll_back(self, step: int) -> None:
+        self.bar.n = step
+        self.bar.refresh()
+        self.steps, self.seconds = 0, 0.0
+
     def line(self, record: Record, rate: float, step_seconds: float) -> str:
         """The log line of one record."""
         step = record["step"]
@@ -59,6 +64,8 @@ class Console(Observer):
         parts.append(f"memory {record['memory_bytes'] / 2**30:.2f} GiB")
         if "skipped_steps" in record:
             parts.append(f"skipped {record['skipped_steps']:.0f}")
+        if "loss_spikes" in record:
+            parts.append(f"spikes {record['loss_spikes']:.0f}")
         if "validation_loss" in record:
             parts.append(f"validation loss {record['validation_loss']:.4f}")
         parts.append(f"ETA {clock((self.end - step) * step_seconds)}")

@@ -25,7 +25,8 @@ Record = dict[str, float]
 step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, expert_rank_load,
 expert_bytes`` of a model with experts, ``mfu`` where the device's peak is known,
 ``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
-number so far; of such a step ``loss`` or ``grad_norm`` is not finite), and what observers of the
+number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes`` likewise,
+and what observers of the
 user's add. Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before
 clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly
 tokens were spread over the experts as `model.moe.balance.Balance` says, and the bytes that the
@@ -138,6 +139,10 @@ class Observer(Kind):
     def on_save(self, step: int, path: Path) -> None:
         """The checkpoint of step ``step`` is complete in folder ``path``; told after a later step
         where `checkpoint.async_save` has it written meanwhile."""
+
+    def on_roll_back(self, step: int) -> None:
+        """The run has gone back to the checkpoint of ``step``, on every rank, after a loss spike:
+        the steps after ``step`` come again, with other data."""
 
     def on_failure(self, error: Exception) -> None:
         """The run fails, on this rank, with ``error``; `on_end` follows. Other ranks may be ended

@@ -18,6 +18,9 @@ from attnres_train.errors import UserError
 from attnres_train.observe.observer import Observer, Record, RunContext
 from attnres_train.screen import complain
 
+ABANDONED = "history/abandoned.jsonl"
+"""Of the run folder: records of steps that a roll-back has undone."""
+
 
 class JsonLines(Observer):
     """One JSON object per step in ``metrics.jsonl``. Resuming drops the records of steps that the
@@ -41,6 +44,23 @@ class JsonLines(Observer):
         # JSON has no word for what is not finite.
         values = {k: v if math.isfinite(v) else None for k, v in record.items()}
         self.waiting.append(json.dumps(values).encode() + b"\n")
+        self._write()
+
+    def on_roll_back(self, step: int) -> None:
+        """Steps after ``step`` will stand here with their last values; those of now are moved to
+        `ABANDONED`."""
+        self._close()
+        aside_path = self.run.folder / ABANDONED
+        try:
+            keep = _size_up_to(self.path, step)
+            aside_path.parent.mkdir(exist_ok=True)
+            with open(self.path, "rb") as file, open(aside_path, "ab") as aside:
+                file.seek(keep)
+                aside.write(file.read() + b"".join(self.waiting))
+        except OSError as error:
+            complain(f"{aside_path} cannot be written: {error}")
+        self.waiting = [line for line in self.waiting if json.loads(line)["step"] <= step]
+        self.step, self.size = step, None
         self._write()
 
     def on_end(self) -> None:
@@ -173,6 +193,10 @@ class TensorBoard(Observer):
     def on_start(self, step: int) -> None:
         folder = self.run.folder / "tensorboard"
         self.writer = self.writer_class(str(folder), purge_step=step + 1)
+
+    def on_roll_back(self, step: int) -> None:
+        self.writer.close()
+        self.on_start(step)
 
     def on_step_end(self, record: Record) -> None:
         for key, value in record.items():

@@ -16,6 +16,9 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.parallel.meeting import Meeting
 from attnres_train.parallel.megatron import build_groups, lay_out
 
+WATCHDOG_SECONDS = 60.0
+"""Time that a run's own watch has to notice a hang before NCCL's watchdog."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -35,6 +38,12 @@ class Ranks:
     control: ProcessGroup
     """All processes, CPU-capable: checkpoints and other coordination beside training."""
     timeout: timedelta
+    """How long a rank waits for another within a step (``pipeline.timeout_seconds``)."""
+
+    @property
+    def group_timeout(self) -> timedelta:
+        """Of groups whose backend is the device's."""
+        return group_timeout(backend_of(self.device), self.timeout)
 
     @property
     def pp_rank(self) -> int:
@@ -71,15 +80,28 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def backend_of(device: torch.device) -> str:
+    """Of torch.distributed, for tensors on ``device``."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def group_timeout(backend: str, limit: timedelta) -> timedelta:
+    """The timeout of a group of ``backend`` whose ranks wait for each other up to ``limit``."""
+    # gloo's raises in the call that waits, and says what was waited for. NCCL's is a watchdog that
+    # ends the process, without a record of it: it is there for what our own watch
+    # (`supervise.watch`: limit and a margin) does not see, and has to come after that.
+    return limit if backend == "gloo" else limit + timedelta(seconds=WATCHDOG_SECONDS)
+
+
 @contextmanager
 def join_run(config: RunConfig, meeting: Meeting) -> Iterator[Ranks]:
     """Make the process groups of those who have met, and yield `Ranks`. To be called by all of them
-    within ``pipeline.timeout_seconds``, which is every group's timeout.
+    within ``pipeline.timeout_seconds``, which is every group's timeout (`group_timeout`).
     """
     device = choose_device(config.train.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = backend_of(device)
     timeout = timedelta(seconds=config.pipeline.timeout_seconds)
     meeting.store.set_timeout(timeout)
     dist.init_process_group(
@@ -87,7 +109,7 @@ def join_run(config: RunConfig, meeting: Meeting) -> Iterator[Ranks]:
         store=dist.PrefixStore("groups", meeting.store),
         rank=meeting.rank,
         world_size=meeting.world_size,
-        timeout=timeout,
+        timeout=group_timeout(backend, timeout),
     )
     failed = True
     try:
@@ -103,11 +125,12 @@ def join_run(config: RunConfig, meeting: Meeting) -> Iterator[Ranks]:
 
 def _place(config: RunConfig, device: torch.device, timeout: timedelta) -> Ranks:
     grid = lay_out(config.parallel, dist.get_world_size())
+    on_device = group_timeout(backend_of(device), timeout)
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
-        **build_groups(grid, timeout)._asdict(),
+        **build_groups(grid, on_device)._asdict(),
         pipelines=tuple(map(tuple, grid.pipelines)),
         # NCCL moves nothing that lies in the CPU's memory.
         control=dist.new_group(backend="gloo", timeout=timeout),

@@ -1,0 +1,65 @@
+"""What a step came to over all ranks, by one gather."""
+
+from __future__ import annotations
+
+import statistics
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from attnres_train.model.batch import MicroBatch
+from attnres_train.model.flops import mean_document_length
+from attnres_train.observe.hardware import peak_memory_bytes
+from attnres_train.parallel.ranks import Ranks
+from attnres_train.pipeline.run.engine import StepResult
+
+
+class StepTotals(NamedTuple):
+    """What a step came to over all ranks. ``memory_bytes`` is the sum of the processes' on CPU and
+    the largest device's on CUDA."""
+
+    loss: float
+    p2p_bytes: int
+    memory_bytes: int
+    document_length: float
+    stopping: bool
+    saving: bool
+    """Whether a save is under way on any rank."""
+
+
+def over_ranks(
+    ranks: Ranks,
+    result: StepResult,
+    micro_batches: list[MicroBatch],
+    *,
+    stopping: bool,
+    saving: bool,
+) -> StepTotals:
+    """The totals of a step of ``micro_batches``. Collective."""
+    device = ranks.device
+    mine = torch.tensor(
+        [
+            0.0 if result.loss is None else float(result.loss),
+            float(result.loss is not None),
+            result.p2p_bytes,
+            peak_memory_bytes(device),
+            statistics.fmean(map(mean_document_length, micro_batches)),
+            stopping,
+            saving,
+        ],
+        dtype=torch.float64,
+        device=device,
+    )
+    rows = mine.new_empty(ranks.world_size, len(mine))
+    dist.all_gather(list(rows), mine)
+    loss, with_loss, p2p_bytes, memory, document_lengths, stop, is_saving = rows.T.tolist()
+    peak = max(memory) if device.type == "cuda" else sum(memory)
+    return StepTotals(
+        loss=sum(loss) / sum(with_loss),
+        p2p_bytes=int(sum(p2p_bytes)),
+        memory_bytes=int(peak),
+        document_length=statistics.fmean(document_lengths),
+        stopping=any(stop),
+        saving=any(is_saving),
+    )
