@@ -96,6 +96,7 @@ def look(section: TrainSection, progress: Progress, loss: float, is_main: bool) 
             usual = median(spikes.recent)
             complain(
                 f"the loss of step {progress.step} spikes: {loss:.4f}; the last {window} have a "
-                f"median of {usual:.4f}, their limit is {limit:.4f} (spike {spikes.count} of the run)"
+                f"median of {usual:.4f}, their limit is {limit:.4f} "
+                f"(spike {spikes.count} of the run)"
             )
     spikes.recent = [*spikes.recent, loss][-window:]

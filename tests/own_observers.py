@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 from attnres_train.config.section import Section
 from attnres_train.observe.observer import Observer, Record
@@ -77,3 +78,17 @@ class Hurt(Observer):
             content = bytearray(data.read_bytes())
             content[-5] ^= 16
             data.write_bytes(content)
+
+
+class Sleeper(Observer):
+    """Hangs, on one rank."""
+
+    everywhere = True
+
+    class Options(Section):
+        rank: int
+        step: int
+
+    def on_step_begin(self, step):
+        if (self.run.rank, step) == (self.options.rank, self.options.step):
+            time.sleep(600)

@@ -178,6 +178,15 @@ def test_told_alone_it_is_counted_and_a_checkpoint_from_before_kept(tiny, capsys
     assert last.startswith(step_name(STEPS)) and last.endswith("newest")
 
 
+def test_a_blend_is_long_enough_and_the_last_step_may_spike(tiny):
+    """The run takes more samples than its steps ask for."""
+    corpus = f"{{kind: text, path: {tiny.folder / 'corpus'}, weight: %s}}"
+    words = [f"data.corpus=[{corpus % 1}, {corpus % 2}]", "train.train_iters=8"]
+    run = run_in_fp64(tiny, "back-blended", *grid(1, 1), *EVERY, *words, hurt(7))
+    assert column(run, "step") == list(range(1, 9))
+    assert progress_of(run, 8)["samples"] == 80
+
+
 def test_one_too_many_ends_the_run(tiny):
     words = [*grid(1, 1), *EVERY, hurt(7, 9), "train.max_roll_backs=1"]
     with pytest.raises(RankFailedError, match=r"train\.max_roll_backs=1 roll-backs have been made"):

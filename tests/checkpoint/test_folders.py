@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnres_train.checkpoint.folders import find_latest, resolve_resume
+from attnres_train.checkpoint.folders import KEEP_BEFORE, Keep, find_latest, resolve_resume, scan
 from attnres_train.checkpoint.store import load, save
 from attnres_train.errors import UserError
 from tests.checkpoint.toy import step_folders
@@ -145,6 +145,21 @@ def test_keep_every(own):
     for step in range(10, 80, 10):
         put(own, step, keep_last=1, keep_every=30)
     assert step_folders(own) == ["step_00000030", "step_00000060", "step_00000070"]
+
+
+def put_after_spikes(own: Path, step: int, *bounds: int) -> None:
+    extras = {KEEP_BEFORE: list(bounds)}
+    save(own, step, {"a": torch.zeros(2)}, extras, keep_last=1)
+
+
+def test_the_newest_from_before_a_spike_stays(own):
+    for step, *bounds in ((10,), (20,), (30, 25), (40, 25), (50, 25, 45), (60, 25, 45)):
+        put_after_spikes(own, step, *bounds)
+    assert step_folders(own) == ["step_00000020", "step_00000040", "step_00000060"]
+    found = scan(own)
+    assert list(Keep(1).reasons(found).values()) == ["before a loss spike"] * 2 + ["newest"]
+    put_after_spikes(own, 70, 45, 65)
+    assert step_folders(own) == ["step_00000040", "step_00000060", "step_00000070"]
 
 
 def test_a_broken_one_of_the_same_step_is_set_aside_and_not_deleted(own):

@@ -4,13 +4,14 @@ import json
 import resource
 import sys
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 
 from attnres_train.errors import UserError
 from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.plot import LossPlot, draw_loss
-from attnres_train.observe.sinks import JsonLines, TensorBoard, Wandb, read_records
+from attnres_train.observe.sinks import ABANDONED, JsonLines, TensorBoard, Wandb, read_records
 from tests.observe.helpers import make
 
 
@@ -153,3 +154,58 @@ def test_a_picture_that_cannot_be_written_does_not_change_the_end(tmp_path, caps
         pass
     told = capsys.readouterr().err
     assert "LossPlot" in told and "Is a directory" in told and "the run is done" in told
+
+
+def test_a_roll_back_leaves_every_step_once_and_what_was_undone_beside(tmp_path):
+    sink = make(JsonLines, tmp_path)
+    sink.on_start(0)
+    for step in range(1, 6):
+        sink.on_step_end(record(step))
+    sink.on_roll_back(3)
+    for step in range(4, 7):
+        sink.on_step_end(record(step, again=1))
+    sink.on_end()
+    written = read_records(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r.get("again")) for r in written] == [
+        *((step, None) for step in (1, 2, 3)),
+        *((step, 1) for step in (4, 5, 6)),
+    ]
+    assert [r["step"] for r in read_records(tmp_path / ABANDONED)] == [4, 5]
+    sink = make(JsonLines, tmp_path)
+    sink.on_start(6)
+    sink.on_roll_back(0)
+    sink.on_step_end(record(1))
+    sink.on_end()
+    assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_roll_back_while_the_disk_is_full(tmp_path, monkeypatch):
+    sink = make(JsonLines, tmp_path)
+    sink.on_start(0)
+    for step in (1, 2, 3):
+        sink.on_step_end(record(step))
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "_open", mock.Mock(side_effect=OSError(28, "No space left on device")))
+        sink._close()
+        sink.on_step_end(record(4))
+        sink.on_roll_back(2)
+        sink.on_step_end(record(3, again=1))
+        assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    sink.on_step_end(record(4, again=1))
+    sink.on_end()
+    written = read_records(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r.get("again")) for r in written] == [(1, None), (2, None), (3, 1), (4, 1)]
+
+
+def test_tensorboard_drops_what_a_roll_back_has_undone(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = make(TensorBoard, tmp_path)
+    sink.on_start(0)
+    for step in (1, 2, 3):
+        sink.on_step_end(record(step))
+    sink.on_roll_back(1)
+    sink.on_step_end(record(2, loss=9.0))
+    sink.on_end()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 8.0), (2, 9.0)]
