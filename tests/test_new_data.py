@@ -148,7 +148,8 @@ def test_restart_begins_the_new_data_and_goes_on_with_the_steps(runs, capsys):
     assert "data.new=restart: the data begin anew, at sample 0 of their new order" in screen
     assert column(run, "step") == [1, 2, 3] and column(run, "tokens") == [256, 512, 768]
     meta = json.loads((run / "checkpoints" / step_name(3) / "meta.json").read_text())
-    assert meta["extras"]["progress"] == {"step": 3, "samples": 8, "tokens": 768}
+    place = {"step": 3, "samples": 8, "tokens": 768}
+    assert place.items() <= meta["extras"]["progress"].items()
     assert record(run)["later"] == [] and record(run)["num_files"] == 16
     # Said once more, as by a job that is requeued, it means nothing.
     assert "begin anew" not in runs.screen("anew", "data.new=restart", STOP(4))
