@@ -142,7 +142,10 @@ class Cluster:
         here, there = context.Pipe()
         arguments = self.ring, rank, store, self.compute, there
         process = context.Process(target=work, args=arguments, daemon=True)
+        # What `stop` raises in one of Python's hooks around a fork would be lost.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         self.workers.append((process, here))
         os.setpgid(process.pid, self.workers[0][0].pid)  # out of reach of the terminal's Ctrl-C

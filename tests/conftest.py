@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from attnres_train.supervise.signals import STOP_SIGNALS
 from tests.parity.pool import WorkerPool
 from tests.tiny import TinyRuns
 
@@ -19,6 +21,15 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("house")
+
+
+def pytest_configure() -> None:
+    """Hear signals as a terminal's processes do: a shell has those that it starts in the background
+    (``&``, nohup) ignore some, and so all that tests start would."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
