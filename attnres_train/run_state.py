@@ -33,7 +33,7 @@ from attnres_train.data.prepare import Prepared
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
-from attnres_train.model.parameters import expert_parameters
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
 from attnres_train.screen import say
@@ -117,13 +117,19 @@ class Checkpoints:
         self.tensors = training_state(
             [(name, tensor.detach()) for name, tensor in named], optimizer, released
         )
-        experts = set(dict(released(pair for chunk in chunks for pair in expert_parameters(chunk))))
+        rules = {
+            name: rule
+            for chunk in chunks
+            for own, rule in parameter_rules(chunk).items()
+            for name, _ in released([(own, chunk.get_parameter(own))])
+        }
         self.replicas: dict[dist.ProcessGroup, dict[str, Tensor]] = {}
         """The tensors by who holds the same."""
         for name, tensor in self.tensors.items():
             if config.optimizer.sharded and name.startswith(OPTIMIZER):
                 continue  # its owner alone holds it
-            group = ranks.replicas(parameter_of(name) in experts)
+            rule = rules.get(parameter_of(name))  # none: a buffer
+            group = ranks.stage if rule is None else ranks.replicas(rule)
             self.replicas.setdefault(group, {})[name] = tensor
         self.prepared, self.files = prepared, files or {}
         self.record = identity.data_record(config, prepared)

@@ -157,7 +157,7 @@ def build_update(
     """The optimizer over what this rank owns of ``chunks``, and as one of the whole model."""
     rules = {n: r for chunk in chunks.values() for n, r in parameter_rules(chunk).items()}
     held = [
-        Held(index, name, parameter, ranks.replicas(rules[name].is_expert))
+        Held(index, name, parameter, ranks.replicas(rules[name]))
         for index, chunk in chunks.items()
         for name, parameter in chunk.named_parameters()
     ]
@@ -222,7 +222,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
         init_weights(chunk, config.run.seed)
         chunks[index] = chunk
         rules = parameter_rules(chunk)
-        named = [(p, rules[name].is_expert) for name, p in chunk.named_parameters()]
-        for part in by_replicas([*named, *((b, False) for b in chunk.buffers())], ranks):
+        named = [(p, rules[name]) for name, p in chunk.named_parameters()]
+        for part in by_replicas([*named, *((b, None) for b in chunk.buffers())], ranks):
             broadcast_from_first(part.parameters, part.replicas)
     return chunks

@@ -243,7 +243,7 @@ class Trainer:
         logged of the experts."""
         loads = [load for chunk in self.chunks for load in router_loads(chunk)]
         for load in loads:
-            sum_over(load, self.ranks.data)
+            sum_over(load, self.ranks.stage)
         record = self.expert_record.of_step(loads)
         rate = self.config.model.moe.bias_update_rate if taken else 0.0
         update_router_biases(self.chunks, rate)

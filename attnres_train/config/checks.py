@@ -142,13 +142,13 @@ def _experts(config: RunConfig, world_size: int | None) -> Problems:
             f"{experts % size} over, and every rank has as many: take "
             f"{' or '.join(map(str, near))}"
         )
-    replicas, replica = data_parallel_size(config, world_size), parallel.model_parallel_size
-    if world_size and world_size % replica == 0 and replicas % size:
+    replica, stages = parallel.model_parallel_size, parallel.pipeline_model_parallel_size
+    if world_size and world_size % replica == 0 and (ranks := world_size // stages) % size:
         least = parallel.least_processes
         below = world_size - world_size % least
         yield (
-            f"{key} is {size}, but {world_size} processes / {replica} per replica = {replicas} "
-            f"data-parallel replicas, of which {size} at a time share the experts: start "
+            f"{key} is {size}, but {world_size} processes / {stages} pipeline stages = {ranks} "
+            f"ranks of a stage, of which {size} at a time share the experts: start "
             f"{f'{below} or ' if below else ''}{below + least} processes, or change it"
         )
 

@@ -42,8 +42,8 @@ class ParallelConfig(Section):
     tensor_model_parallel_size: int = Field(1, ge=1)
     """Tensor-parallel size."""
     expert_model_parallel_size: int = Field(1, ge=1)
-    """Expert-parallel size: data-parallel ranks that share the routed experts of a layer, each with
-    as many of them."""
+    """Expert-parallel size: ranks of a stage that share the routed experts of a layer, each with as
+    many of them. They may be tensor-parallel, context-parallel and data-parallel ranks."""
     context_parallel_size: int = Field(1, ge=1)
     """Context-parallel size."""
     layout: Literal["even", "auto"] | list[int] | str = "even"
@@ -68,8 +68,9 @@ class ParallelConfig(Section):
     def least_processes(self) -> int:
         """Processes that hold all of the model: experts may be shared by several replicas of the
         rest of it."""
-        rest = self.pipeline_model_parallel_size * self.tensor_model_parallel_size
-        return rest * math.lcm(self.context_parallel_size, self.expert_model_parallel_size)
+        of_stage = self.tensor_model_parallel_size * self.context_parallel_size
+        shared = math.lcm(of_stage, self.expert_model_parallel_size)
+        return self.pipeline_model_parallel_size * shared
 
 
 class PipelineConfig(Section):

@@ -38,6 +38,8 @@ class ParameterRule:
     ``low_rank`` factor of another map."""
     heads: int = 1
     """Of a linear map to heads, their number: the rows of each lie together."""
+    split: int | None = None
+    """The axis along which tensor-parallel ranks share it; None: each of them has all of it."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,3 @@ def parameter_rules(module: ModelPart) -> dict[str, ParameterRule]:
                 "parameter_rules say how it begins and whether it is a matrix and decays"
             )
     return {name: rules[name] for name in names}
-
-
-def expert_parameters(module: ModelPart) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters of ``module`` that are stacks of routed experts."""
-    rules = parameter_rules(module)
-    return [(name, p) for name, p in module.named_parameters() if rules[name].is_expert]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.model.parameters import ParameterRule
 from attnres_train.parallel.meeting import Meeting
 from attnres_train.parallel.megatron import build_groups, lay_out
 
@@ -29,11 +30,14 @@ class Ranks:
     world_size: int
     device: torch.device
     pipeline: ProcessGroup
+    tensor: ProcessGroup
+    context: ProcessGroup
     data: ProcessGroup
+    shards: ProcessGroup
+    stage: ProcessGroup
     experts: ProcessGroup
-    """The ranks that share the routed experts of this stage among them."""
     expert_data: ProcessGroup
-    """The ranks with this one's routed experts; ``data`` itself where each rank has all."""
+    """These are as in `parallel.megatron.Grid`."""
     pipelines: tuple[tuple[int, ...], ...]
     control: ProcessGroup
     """All processes, CPU-capable: checkpoints and other coordination beside training."""
@@ -62,10 +66,12 @@ class Ranks:
     def dp_size(self) -> int:
         return self.data.size()
 
-    def replicas(self, is_expert: bool) -> ProcessGroup:
-        """Who holds the replicas of a parameter (``ParameterRule.is_expert``). Its gradient is
-        summed over them, and divided by `dp_size` whichever they are."""
-        return self.expert_data if is_expert else self.data
+    def replicas(self, rule: ParameterRule) -> ProcessGroup:
+        """Who holds the replicas of a parameter. Its gradient is summed over them, and divided by
+        `dp_size` whichever they are: ranks that share samples have parts of the same sum."""
+        if rule.is_expert:
+            return self.expert_data
+        return self.stage if rule.split is None else self.shards
 
     @property
     def is_main(self) -> bool:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from attnres_train.model.parameters import ParameterRule
 from attnres_train.parallel.gradients import in_buckets
 from attnres_train.parallel.ranks import Ranks
 
@@ -22,11 +23,13 @@ class Replicated:
     replicas: ProcessGroup
 
 
-def by_replicas(rules: Iterable[tuple[Tensor, bool]], ranks: Ranks) -> list[Replicated]:
-    """(parameter, `ParameterRule.is_expert`) pairs by who holds their replicas, in their order."""
+def by_replicas(
+    rules: Iterable[tuple[Tensor, ParameterRule | None]], ranks: Ranks
+) -> list[Replicated]:
+    """(parameter, rule) pairs, and (buffer, None), by who holds their replicas, in their order."""
     found: dict[ProcessGroup, Replicated] = {}
-    for parameter, is_expert in rules:
-        group = ranks.replicas(is_expert)
+    for parameter, rule in rules:
+        group = ranks.stage if rule is None else ranks.replicas(rule)
         found.setdefault(group, Replicated([], group)).parameters.append(parameter)
     return list(found.values())
 

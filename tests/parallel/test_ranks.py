@@ -11,12 +11,17 @@ import torch
 import torch.distributed as dist
 
 from attnres_train.config.schema import RunConfig
+from attnres_train.model.parameters import ParameterRule, constant
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import choose_device, join_run
 from tests.tiny import free_port, torchrun_environment
 
+WHOLE = ParameterRule(constant(0))
+SPLIT = ParameterRule(constant(0), split=0)
+EXPERT = ParameterRule(constant(0), is_expert=True)
 
-def config(stages: int, experts: int = 1) -> RunConfig:
+
+def config(stages: int, experts: int = 1, tensor: int = 1, context: int = 1) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {"hidden_size": 8, "num_layers": 4, "vocab_size": 300},
@@ -24,19 +29,23 @@ def config(stages: int, experts: int = 1) -> RunConfig:
             "parallel": {
                 "pipeline_model_parallel_size": stages,
                 "expert_model_parallel_size": experts,
+                "tensor_model_parallel_size": tensor,
+                "context_parallel_size": context,
             },
             "pipeline": {"timeout_seconds": 300},
         }
     )
 
 
-def place(stages: int, experts: int, port: int) -> dict[str, Any]:
+def place(
+    stages: int, experts: int, port: int, tensor: int = 1, context: int = 1
+) -> dict[str, Any]:
     """Runs on every rank: join, and say where this process stands."""
     with (
         torchrun_environment(port),
         redirect_stderr(io.StringIO()) as warned,
         meet(300) as meeting,
-        join_run(config(stages, experts), meeting) as ranks,
+        join_run(config(stages, experts, tensor, context), meeting) as ranks,
     ):
         assert ranks.control.size() == ranks.world_size
         found = {
@@ -49,8 +58,11 @@ def place(stages: int, experts: int, port: int) -> dict[str, Any]:
             "pipeline": dist.get_process_group_ranks(ranks.pipeline),
             "data": dist.get_process_group_ranks(ranks.data),
             "experts": dist.get_process_group_ranks(ranks.experts),
-            "expert_data": dist.get_process_group_ranks(ranks.replicas(is_expert=True)),
-            "dense_data": dist.get_process_group_ranks(ranks.replicas(is_expert=False)),
+            "expert_data": dist.get_process_group_ranks(ranks.replicas(EXPERT)),
+            "dense_data": dist.get_process_group_ranks(ranks.replicas(WHOLE)),
+            "split_data": dist.get_process_group_ranks(ranks.replicas(SPLIT)),
+            "tensor": dist.get_process_group_ranks(ranks.tensor),
+            "context": dist.get_process_group_ranks(ranks.context),
             "timeouts": [
                 group._get_backend(ranks.device).options._timeout.total_seconds()
                 for group in (ranks.pipeline, ranks.data, ranks.experts, ranks.expert_data)
@@ -96,6 +108,20 @@ def test_experts_are_shared_by_neighbours(pool, stages, world_size, shared, copi
         assert [r - first for r in here["expert_data"]] in copies and rank in here["expert_data"]
         assert here["dense_data"] == here["data"] == list(range(first, first + replicas))
         assert here["timeouts"] == [300] * 4
+
+
+def test_tensor_and_context_ranks_of_a_stage(pool):
+    """Two stages of 2 (tensor) x 2 (context); four ranks at a time share the experts."""
+    found = pool.run(place, 8, 2, 4, free_port(), 2, 2)
+    for rank, here in enumerate(found):
+        first = rank // 4 * 4  # of the stage
+        tensor = [first + (rank - first) // 2 * 2 + i for i in range(2)]
+        context = [first + rank % 2 + 2 * i for i in range(2)]
+        assert (here["tensor"], here["context"], here["data"]) == (tensor, context, [rank])
+        assert here["split_data"] == context  # have the same shard, and other tokens
+        assert here["dense_data"] == here["experts"] == [first + i for i in range(4)]
+        assert here["expert_data"] == [rank]
+        assert here["pipeline"] == [rank % 4, rank % 4 + 4]
 
 
 def join_twice_alone() -> list[int]:

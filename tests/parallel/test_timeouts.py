@@ -22,7 +22,11 @@ STEP, SAVE, WATCHDOG = 41, 97, 1000
 # A group that is added to `Ranks` is to be placed here: which of the two waits is it for?
 PLACES = {
     "pipeline": STEP + WATCHDOG,
+    "tensor": STEP + WATCHDOG,
+    "context": STEP + WATCHDOG,
     "data": STEP + WATCHDOG,
+    "shards": STEP + WATCHDOG,
+    "stage": STEP + WATCHDOG,
     "experts": STEP + WATCHDOG,
     "expert_data": STEP + WATCHDOG,
     "control": STEP,
