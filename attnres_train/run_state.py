@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
 from attnres_train import identity, run_folder
 from attnres_train.checkpoint import drift, folders, rng, store
 from attnres_train.checkpoint.manifest import BrokenCheckpoint, read_manifest
-from attnres_train.checkpoint.names import (
-    MASTER,
-    OPTIMIZER,
-    SavedOptimizer,
-    parameter_of,
-    training_state,
-)
+from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.checkpoint.saver import Outcome, Saver
 from attnres_train.config.loader import plain_values
@@ -32,8 +25,7 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.naming import released_tensors
-from attnres_train.model.parameters import parameter_rules
+from attnres_train.named_state import by_holders, named_state
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
 from attnres_train.screen import say
@@ -111,26 +103,9 @@ class Checkpoints:
         """``files`` are the lists of the files of the corpora by digest, on the first rank."""
         self.config, self.ranks, self.run_folder = config, ranks, folder
         self.folder = folder / "checkpoints"
-        named = [item for chunk in chunks for item in chunk.state_dict(keep_vars=True).items()]
-        first_expert = next((c.ports.exchange.experts.start for c in chunks), 0)
-        released = partial(released_tensors, first_expert=first_expert)
-        self.tensors = training_state(
-            [(name, tensor.detach()) for name, tensor in named], optimizer, released
-        )
-        rules = {
-            name: rule
-            for chunk in chunks
-            for own, rule in parameter_rules(chunk).items()
-            for name, _ in released([(own, chunk.get_parameter(own))])
-        }
-        self.replicas: dict[dist.ProcessGroup, dict[str, Tensor]] = {}
+        self.tensors = named_state(chunks, optimizer, ranks)
+        self.replicas = by_holders(self.tensors, chunks, ranks, config.optimizer.sharded)
         """The tensors by who holds the same."""
-        for name, tensor in self.tensors.items():
-            if config.optimizer.sharded and name.startswith(OPTIMIZER):
-                continue  # its owner alone holds it
-            rule = rules.get(parameter_of(name))  # none: a buffer
-            group = ranks.stage if rule is None else ranks.replicas(rule)
-            self.replicas.setdefault(group, {})[name] = tensor
         self.prepared, self.files = prepared, files or {}
         self.record = identity.data_record(config, prepared)
         self.loaded_from: Path | None = None

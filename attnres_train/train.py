@@ -27,6 +27,7 @@ from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.experts import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
+from attnres_train.parallel.matrices import matrix_exchange
 from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.pieces import Held, make_pieces
@@ -163,13 +164,18 @@ def build_update(
     ]
     kind = optimizer_kind(config.optimizer)
     costs = {
-        name: update_of(kind, name, tuple(p.shape), rules[name], needs_master(p))
+        name: update_of(
+            kind, name, tuple(p.shape), rules[name], needs_master(p), ranks.tensor.size()
+        )
         for _, name, p, _ in held
     }
     pieces = make_pieces(held, costs, config.optimizer.sharded)
     mine = [(piece.name, piece.tensor) for piece in pieces if piece.is_mine]
-    optimizer = build_optimizer(mine, rules, config.optimizer, ranks.device)
-    gather = ParameterGather(chunks, pieces, lambda p: chunks[p.chunk].first_reader(p.name))
+    exchange = matrix_exchange(mine, rules, ranks.tensor)
+    optimizer = build_optimizer(mine, rules, config.optimizer, ranks.device, exchange)
+    gather = ParameterGather(
+        chunks, pieces, lambda p: chunks[p.chunk].first_reader(p.parameter_name)
+    )
     reduction = GradientReduction(pieces, ranks.dp_size, to_all=looks_at_gradients(config))
     return optimizer, OwnedOptimizer(optimizer, reduction, gather)
 

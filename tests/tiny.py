@@ -172,8 +172,7 @@ def column(run: Path, key: str) -> list[Any]:
 def saved_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Everything in a checkpoint."""
     path = run / "checkpoints" / step_name(step)
-    specs = read_manifest(path).tensors
-    tensors = {n: torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for n, s in specs.items()}
+    tensors = {name: saved.empty() for name, saved in read_manifest(path).tensors.items()}
     store.load(path, tensors)
     return tensors
 

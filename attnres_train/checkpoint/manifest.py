@@ -6,7 +6,8 @@ step_00000100/
     rank_00001.*             ...
     meta.json                step, progress, configuration; size of each file, checksum of each list
 
-`meta.json` is written last, so without it nothing is complete. Format 1, of before, had one list of
+`meta.json` is written last, so without it nothing is complete. Where a tensor lies in parts, their
+names say which they are (`model.parts`), and the format is 3. Format 1, of before, had one list of
 tensors in it and files of torch.distributed.checkpoint; it is read still (`old_format`).
 """
 
@@ -20,12 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from attnres_train.checkpoint.saved import SavedTensor, assembled
 from attnres_train.checkpoint.sealed import is_sealed, seal
 from attnres_train.checkpoint.tensor_file import Layout, TensorSpec, checksum, lay_out, read_bytes
 from attnres_train.errors import UserError
 
 META = "meta.json"
-FORMAT = 2
+FORMAT, FORMAT_OF_PARTS = 2, 3
 OWN_NAMES = "rank_*"
 
 
@@ -37,7 +39,7 @@ class BrokenCheckpoint(UserError):
 class Contents:
     """Every tensor of a checkpoint by name, and one `rng_state` per rank that wrote it."""
 
-    tensors: dict[str, TensorSpec]
+    tensors: dict[str, SavedTensor]
     rng: list[dict[str, str]]
 
 
@@ -74,7 +76,7 @@ class Manifest:
         return self.inline or _read_lists(self)
 
     @property
-    def tensors(self) -> dict[str, TensorSpec]:
+    def tensors(self) -> dict[str, SavedTensor]:
         return self.contents.tensors
 
     @property
@@ -106,9 +108,16 @@ def list_of(
 
 
 def meta_of(
-    step: int, serial: int, extras: dict, files: dict[str, int], lists: dict[str, int]
+    step: int,
+    serial: int,
+    extras: dict,
+    files: dict[str, int],
+    lists: dict[str, int],
+    in_parts: bool,
 ) -> bytes:
-    content = {"format": FORMAT, "step": step, "serial": serial, "extras": extras}
+    # Where all are whole, code that knows of no parts reads it.
+    version = FORMAT_OF_PARTS if in_parts else FORMAT
+    content = {"format": version, "step": step, "serial": serial, "extras": extras}
     return seal(content | {"files": files, "lists": lists})
 
 
@@ -118,8 +127,8 @@ def read_manifest(folder: Path) -> Manifest:
         data = (folder / META).read_bytes()
         content = json.loads(data)
         version = content.pop("format")
-        if version not in (1, FORMAT):
-            raise BrokenCheckpoint(f"{folder}: format {version}, not {FORMAT}")
+        if version not in (1, FORMAT, FORMAT_OF_PARTS):
+            raise BrokenCheckpoint(f"{folder}: format {version}, not {FORMAT_OF_PARTS}")
         manifest = _old(folder, content) if version == 1 else _new(folder, content, data)
     except OSError as error:
         raise BrokenCheckpoint(f"{folder}: {META} cannot be read ({error.strerror})") from error
@@ -142,8 +151,8 @@ def _new(folder: Path, content: dict[str, Any], data: bytes) -> Manifest:
 
 
 def _old(folder: Path, content: dict[str, Any]) -> Manifest:
-    tensors = {n: TensorSpec(*entry) for n, entry in content.pop("tensors").items()}
-    inline = Contents(tensors, content.pop("rng"))
+    tensors = [(n, TensorSpec(*entry)) for n, entry in content.pop("tensors").items()]
+    inline = Contents(assembled(tensors), content.pop("rng"))
     return Manifest(folder, **content, inline=inline)
 
 
@@ -162,16 +171,16 @@ def unlike(folder: Path, files: Mapping[str, int]) -> str | None:
 
 
 def _read_lists(manifest: Manifest) -> Contents:
-    contents = Contents({}, [])
-    for entries, rng in each_list(manifest):
-        # What every rank has, such as the number of updates, is written more than once.
-        contents.tensors.update({n: e for n, e in entries.items() if n not in contents.tensors})
-        contents.rng.append(rng)
-    return contents
+    lists = list(each_list(manifest))
+    try:
+        tensors = assembled(item for entries, _ in lists for item in entries.items())
+    except ValueError as error:
+        raise BrokenCheckpoint(f"{manifest.folder}: {error}") from error
+    return Contents(tensors, [rng for _, rng in lists])
 
 
 def each_list(manifest: Manifest) -> Iterator[tuple[dict[str, TensorSpec], dict[str, str]]]:
-    """Every rank's tensors, and its generators. Raises BrokenCheckpoint."""
+    """What every rank wrote of tensors, by name, and its generators. Raises BrokenCheckpoint."""
     for name, expected in manifest.lists.items():
         try:
             data = (manifest.folder / name).read_bytes()

@@ -7,14 +7,17 @@ from typing import Protocol
 
 from torch import Tensor
 
+from attnres_train.model.parts import tensor_of
+
 Named = Iterable[tuple[str, Tensor]]
 OPTIMIZER = "optimizer."
 MASTER = f"{OPTIMIZER}master."
 
 
 def parameter_of(name: str) -> str:
-    """The released name of the parameter or buffer that a saved tensor ``name`` is, or is the state
-    of; that of the number of updates is empty."""
+    """The released name of the parameter or buffer that a saved tensor, or part of one, ``name``
+    is, or is the state of; that of the number of updates is empty."""
+    name = tensor_of(name)
     return name.removeprefix(OPTIMIZER).partition(".")[2] if name.startswith(OPTIMIZER) else name
 
 
@@ -35,9 +38,10 @@ def training_state(
 
     ``named_tensors`` are the parameters and persistent buffers of the rank's chunks under chunk
     names. ``released_tensors`` maps (chunk name, tensor) pairs to (released name, view) pairs: one
-    view each, one per expert for a stack (`model.naming.released_tensors`). Optimizer state becomes
-    ``optimizer.<state key>.<released name>``, the number of updates ``optimizer.steps``; without an
-    optimizer only the model's tensors are named. Raises ValueError for a name that comes twice.
+    view each, one per expert for a stack, parts named as such (`model.naming.released_tensors`).
+    Optimizer state becomes ``optimizer.<state key>.<released name>``, the number of updates
+    ``optimizer.steps``; without an optimizer only the model's tensors are named. Raises ValueError
+    for a name that comes twice.
     """
     pairs = list(released_tensors((name, tensor.detach()) for name, tensor in named_tensors))
     if optimizer is not None:

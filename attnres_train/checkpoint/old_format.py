@@ -15,8 +15,8 @@ from attnres_train.checkpoint.tensor_file import bytes_of, view_of
 
 
 def read_old(manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
-    """Fill ``tensors`` in place, on this rank alone. Returns what went wrong: names of tensors with
-    other bytes than were saved, or why nothing could be read."""
+    """Fill ``tensors``, by name, in place, on this rank alone. Returns what went wrong: names of
+    tensors with other bytes than were saved, or why nothing could be read."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -27,7 +27,7 @@ def read_old(manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
         _, (cause, _) = next(iter(error.failures.items()))
         return [f"cannot be read ({type(cause).__name__}: {cause})"]
     saved = manifest.tensors
-    return [name for name, tensor in tensors.items() if _crc32(tensor) != saved[name].crc32]
+    return [name for name, t in tensors.items() if [_crc32(t)] != [*saved[name].checksums.values()]]
 
 
 def _crc32(tensor: Tensor) -> int:

@@ -24,10 +24,12 @@ class Report(NamedTuple):
     list_name: str
     list_crc32: int
     sizes: dict[str, int]
+    in_parts: bool = False
+    """Whether it wrote a part of a tensor."""
 
     @classmethod
-    def of(cls, name: str, text: bytes, sizes: dict[str, int]) -> Report:
-        return cls(name, zlib.crc32(text), {**sizes, name: len(text)})
+    def of(cls, name: str, text: bytes, sizes: dict[str, int], in_parts: bool = False) -> Report:
+        return cls(name, zlib.crc32(text), {**sizes, name: len(text)}, in_parts)
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -60,7 +62,8 @@ def publish(
             "be on a disk that all machines share"
         )
     lists = {report.list_name: report.list_crc32 for report in reports}
-    text = meta_of(step, folders.next_serial(folder), extras, files, lists)
+    in_parts = any(report.in_parts for report in reports)
+    text = meta_of(step, folders.next_serial(folder), extras, files, lists, in_parts)
     write_file(unfinished / META, text)
     sync_folder(unfinished)
     published = folders.publish(unfinished, step)

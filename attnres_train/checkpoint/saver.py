@@ -31,6 +31,7 @@ from attnres_train.checkpoint.sealed import sync_folder, write_file
 from attnres_train.checkpoint.sharing import share_of
 from attnres_train.checkpoint.staging import HostBuffers
 from attnres_train.checkpoint.tensor_file import checksum, lay_out, spec, write_tensors
+from attnres_train.model.parts import is_part
 
 Result = TypeVar("Result")
 THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
@@ -66,8 +67,9 @@ class Saver:
     """Saves ``tensors``, this rank's state, into step folders of ``folder``, which exists.
 
     All ranks of ``group`` (CPU-capable, and used by nobody else meanwhile; None: all ranks) make
-    the same calls. Names are layout-free; what several ranks hold is written by one of them. One
-    save is under way at a time.
+    the same calls. Names are layout-free, and say what a tensor is a part of (`model.parts`); what
+    several ranks hold is written by one of them. One save is under way at a time. Raises
+    ValueError, on all ranks, where parts do not make up whole tensors.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Saver:
         text, name = list_of(layouts, checksums, job.rng), list_name(self.peers.rank)
         write_file(unfinished / name, text)
         sync_folder(unfinished)
-        return Report.of(name, text, sizes)
+        return Report.of(name, text, sizes, any(map(is_part, layout.tensors)))
 
     def _bytes_by_tensor(self) -> Iterator[Iterator[memoryview]]:
         assert self._buffers is not None

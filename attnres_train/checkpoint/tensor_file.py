@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnres_train.model.parts import Place, common, indices, narrowed
+
 # torch's name of a dtype -> the format's.
 _DTYPES = {
     "float64": "F64",
@@ -59,8 +61,12 @@ class TensorSpec(NamedTuple):
         return dtype.itemsize
 
     @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.itemsize
+        return self.numel * self.itemsize
 
 
 def spec(tensor: Tensor) -> TensorSpec:
@@ -160,14 +166,38 @@ def read_tensor(folder: Path, entry: TensorSpec, target: Tensor) -> None:
         target.copy_(flat.view(target.dtype).view(target.shape))
 
 
-def read_bytes(path: Path, start: int, count: int) -> Iterator[memoryview]:
+def read_part(folder: Path, entry: TensorSpec, place: Place, target: Tensor, wanted: Place) -> None:
+    """Fill of ``target``, which lies at ``wanted`` in a tensor, what it has in common with the part
+    at ``place`` that ``entry`` is: all of that is read, as it has one checksum, but little of it is
+    in memory at a time. Raises as `read_tensor` does."""
+    if place == wanted:
+        read_tensor(folder, entry, target)
+        return
+    value, first = 0, 0
+    row = entry.nbytes // max(1, entry.shape[0])
+    rows = max(1, _CHUNK_BYTES // max(1, row))
+    for piece in read_bytes(folder / entry.file, entry.start, entry.nbytes, rows * row):
+        value = zlib.crc32(piece, value)
+        count = len(piece) // row
+        here = narrowed(place, 0, first, first + count)
+        if both := common(here, wanted):
+            block = torch.frombuffer(piece, dtype=target.dtype).view(count, *entry.shape[1:])
+            target[indices(both, wanted)].copy_(block[indices(both, here)])
+        first += count
+    if value != entry.crc32:
+        raise ValueError("other bytes than were saved")
+
+
+def read_bytes(
+    path: Path, start: int, count: int, at_a_time: int = _CHUNK_BYTES
+) -> Iterator[memoryview]:
     """``count`` bytes of a file from ``start`` on, in pieces that are valid until the next one.
     Raises OSError, and ValueError where the file is too short."""
-    buffer = memoryview(bytearray(min(count, _CHUNK_BYTES)))
+    buffer = memoryview(bytearray(min(count, at_a_time)))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         while count:
-            piece = buffer[: min(count, _CHUNK_BYTES)]
+            piece = buffer[: min(count, at_a_time)]
             _fill(file.fileno(), piece)
             yield piece
             count -= len(piece)

@@ -8,7 +8,6 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from attnres_train.checkpoint import folders, store
@@ -66,8 +65,7 @@ def _load(
     step_folder: Path, manifest: Manifest, layout: dict[str, Tensor], names: list[str]
 ) -> dict[str, Tensor]:
     """Tensors ``names`` of a checkpoint, in the dtypes of ``layout``."""
-    specs = {name: manifest.tensors[name] for name in names}
-    saved = {n: torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for n, s in specs.items()}
+    saved = {name: manifest.tensors[name].empty() for name in names}
     store.load(step_folder, saved, unread=("",))
     # One by one, so that the two precisions of the whole file are never there together.
     return {name: saved.pop(name).to(layout[name].dtype) for name in names}

@@ -3,8 +3,11 @@ Kimi-K3). E routed experts are stacked here and single tensors there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from attnres_train.model.parts import Place, named, parsed, whole, within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,36 +16,28 @@ _STACKED = (".experts.w1", ".experts.w2", ".experts.w3")
 
 
 def released_tensors(
-    named_tensors: Iterable[tuple[str, Tensor]], first_expert: int = 0
+    named_tensors: Iterable[tuple[str, Tensor]],
+    first_expert: int = 0,
+    places: Mapping[str, Place] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Tensor]]:
     """Released names and views for tensors named as a chunk's parameters are.
 
     ``layers.i.block_sparse_moe.experts.w1`` [E, ...] becomes E views named
     ``model.layers.i.block_sparse_moe.experts.e.w1.weight``, counted from ``first_expert`` where a
     stack holds only some of the layer's; every other tensor is one view of itself under its name
-    after ``model.`` (``lm_head.weight`` has no such prefix). Some of a stack, named by `part_of`,
-    become the views that these are in the stack's. Works for parameters, buffers,
+    after ``model.`` (``lm_head.weight`` has no such prefix). ``places`` are those of parameters of
+    which there is a part here: their names say so (`model.parts`). A part of what is here, named as
+    such, becomes the views, or the part of the whole, that it is. Works for parameters, buffers,
     gradients and any optimizer state of a parameter's shape.
     """
-    for part, tensor in named_tensors:
-        name, first = whole_of(part)
+    for text, tensor in named_tensors:
+        name, place = parsed(text, tensor.shape)
         released = name if name.startswith("lm_head.") else f"model.{name}"
         if name.endswith(_STACKED):
             prefix, matrix = released.rsplit(".", 1)
             # Views, so that loading writes through to the stack.
-            for expert, view in enumerate(tensor.unbind(0), first_expert + first):
+            for expert, view in enumerate(tensor.unbind(0), first_expert + place[0].start):
                 yield f"{prefix}.{expert}.{matrix}.weight", view
         else:
-            yield released, tensor
-
-
-def part_of(name: str, first: int, stop: int) -> str:
-    """The name of matrices ``first .. stop - 1`` of stack ``name``: ``experts.w1[4:8]``."""
-    return f"{name}[{first}:{stop}]"
-
-
-def whole_of(name: str) -> tuple[str, int]:
-    """The stack that `part_of` has named a part of, and the part's first matrix; of anything else
-    the name itself and 0."""
-    whole, _, part = name.partition("[")
-    return whole, int(part.partition(":")[0]) if part else 0
+            outer = places.get(name) or whole([span.of for span in place])
+            yield named(released, within(outer, place)), tensor

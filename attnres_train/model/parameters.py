@@ -36,8 +36,9 @@ class ParameterRule:
     role: Literal["", "router", "low_rank"] = ""
     """What a linear map is, where an optimizer may treat it apart: a ``router``'s, or a
     ``low_rank`` factor of another map."""
-    heads: int = 1
-    """Of a linear map to heads, their number: the rows of each lie together."""
+    heads: int = 0
+    """Of a linear map to heads, the number of those that are here: the rows of each lie together.
+    0: it is none."""
     split: int | None = None
     """The axis along which tensor-parallel ranks share it; None: each of them has all of it."""
 

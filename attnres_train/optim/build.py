@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from attnres_train.config.schema import OptimizerConfig
-from attnres_train.model.naming import whole_of
+from attnres_train.errors import UserError
 from attnres_train.model.parameters import ParameterRule
+from attnres_train.model.parts import tensor_of
 from attnres_train.optim.hybrid import HybridOptimizer, make_masters
-from attnres_train.optim.kinds import Part, optimizer_kind
+from attnres_train.optim.kinds import OptimizerKind, Part, optimizer_kind
+from attnres_train.optim.ports import AllHere, MatrixExchange
 
 
 def build_optimizer(
@@ -19,23 +22,30 @@ def build_optimizer(
     rules: Mapping[str, ParameterRule],
     config: OptimizerConfig,
     device: torch.device | str,
+    exchange: MatrixExchange | None = None,
 ) -> HybridOptimizer:
-    """The optimizer over the parameters that a rank updates (chunk names, all chunks together; of a
-    stack perhaps a part, `model.naming.part_of`), split into the parts that `optimizer.kind` makes
+    """The optimizer over the parameters that a rank updates (chunk names, all chunks together; of
+    some perhaps a part, as `model.parts` names it), split into the parts that `optimizer.kind` makes
     by their ``rules`` (`model.parameters.parameter_rules`, of whole parameters). Build it once the
     weights have their initial values: fp32 masters of half-precision parameters are copies of them.
+    ``exchange`` makes matrices whole that tensor ranks share.
 
     Raises ValueError for a parameter without a rule, or with one that does not fit its shape, and
-    for an optimizer whose state would not be saved.
+    for an optimizer whose state would not be saved; UserError where a kind cannot update a part.
     """
     params, kind = dict(named_parameters), optimizer_kind(config)
+    kind.exchange = exchange or AllHere()
     masters = make_masters(params)
     parts: dict[Part, list[Tensor]] = {}
     for name, master in masters.items():
-        whole, _ = whole_of(name)
+        whole = tensor_of(name)
         if whole not in rules:
             raise ValueError(f"parameter {whole!r} has no rule for the optimizer")
         part = kind.part(whole, tuple(master.shape), rules[whole])
+        if kind.exchange.size == 1:
+            part = replace(part, split=None)
+        elif rules[whole].split is not None:
+            _check_takes_parts(kind, part, whole)
         parts.setdefault(part, []).append(master)
     optimizers = []
     for part, group in parts.items():
@@ -43,6 +53,15 @@ def build_optimizer(
         _create_state(optimizer, group, kind.states(part))
         optimizers.append(optimizer)
     return HybridOptimizer(params, masters, optimizers)
+
+
+def _check_takes_parts(kind: OptimizerKind, part: Part, name: str) -> None:
+    if not (kind.takes_parts or kind.is_elementwise(part)):
+        raise UserError(
+            f"optimizer.kind {kind.section.kind} does not say that it can update a part of {name}, "
+            "of which parallel.tensor_model_parallel_size gives each rank one: let its "
+            "`is_elementwise` say so where each element is updated by itself, or take 1"
+        )
 
 
 def _create_state(

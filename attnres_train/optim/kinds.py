@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from attnres_train.optim.ports import MatrixExchange
+
 
 @dataclass(frozen=True)
 class Part:
@@ -27,6 +29,9 @@ class Part:
     weight_decay: float
     heads: int = 1
     """Matrices that lie one below the other in each parameter, and are updated each by itself."""
+    split: int | None = None
+    """Of matrices that are updated whole and of which tensor ranks have parts: the axis (-2 or -1)
+    along which they are cut."""
 
 
 class OptimizerKind(Kind, ABC):
@@ -36,6 +41,11 @@ class OptimizerKind(Kind, ABC):
     """
 
     section: OptimizerConfig
+    takes_parts = False
+    """Whether it can update parameters of which tensor ranks have parts, also where an element's
+    update is not its own affair (`is_elementwise`)."""
+    exchange: MatrixExchange | None = None
+    """Where what `Part.split` tells of becomes whole; set before `build`. None: it is whole."""
 
     def summary(self) -> str:
         """What follows from the configuration, on one line."""
@@ -52,6 +62,12 @@ class OptimizerKind(Kind, ABC):
         shape, fp32 and zero before the first step. They are saved and restored, as is the number of
         steps (``step``); other state is an error."""
         return ()
+
+    def is_elementwise(self, part: Part) -> bool:
+        """Whether each element of a parameter of ``part`` is updated by its own gradient and state
+        alone. Then replicas share out its rows (`optimizer.sharded`), and tensor ranks update the
+        parts that they have."""
+        return False
 
     def work(self, part: Part, shape: tuple[int, ...]) -> float:
         """FLOPs of one update of a parameter of ``part``, where they count beside reading and
@@ -87,6 +103,9 @@ class AdamWKind(OptimizerKind):
     def states(self, part: Part) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
+    def is_elementwise(self, part: Part) -> bool:
+        return part.optimizer == "adamw"
+
     def build(
         self, part: Part, params: list[Tensor], device: torch.device | str
     ) -> torch.optim.Optimizer:
@@ -99,8 +118,11 @@ class MuonKind(AdamWKind):
     """Muon for matrices, AdamW for the rest.
 
     Embeddings, head and norms are AdamW's, norms with weight decay (Moonlight, arXiv 2502.16982,
-    section 2.2 and appendix D): `ParameterRule.is_matrix` decides.
+    section 2.2 and appendix D): `ParameterRule.is_matrix` decides. Matrices that tensor ranks share
+    are gathered for Newton-Schulz alone (`optim.ports`).
     """
+
+    takes_parts = True
 
     def summary(self) -> str:
         section = self.section
@@ -116,7 +138,10 @@ class MuonKind(AdamWKind):
             return rest
         if len(shape) not in (2, 3):
             raise ValueError(f"Muon parameter {name!r} is no matrix: shape {shape}")
-        return Part("muon", rest.weight_decay, rule.heads if self.section.per_head else 1)
+        if rule.heads and self.section.per_head:
+            return Part("muon", rest.weight_decay, rule.heads)  # each of them whole on its rank
+        split = None if rule.split is None else rule.split - len(shape)
+        return Part("muon", rest.weight_decay, split=split)
 
     def work(self, part: Part, shape: tuple[int, ...]) -> float:
         """Newton-Schulz's products X X^T, S^2 and S X of matrices of ``A <= B``."""
@@ -136,7 +161,8 @@ class MuonKind(AdamWKind):
 
         if part.optimizer != "muon":
             return super().build(part, params, device)
-        return make_muon(params, part.weight_decay, self.section, device, part.heads)
+        matrices = part.heads, part.split, self.exchange
+        return make_muon(params, part.weight_decay, self.section, device, *matrices)
 
 
 def optimizer_kind(section: OptimizerConfig) -> OptimizerKind:

@@ -1,11 +1,13 @@
 """Muon: momentum whose matrices are orthogonalised (arXiv 2502.16982, Moonlight).
 
-Shapes: A rows, B columns of a matrix; N matrices of one shape in a batch; E experts of a stack.
+Shapes: A rows, B columns of a matrix, [a, b] of the part of it that is here; N matrices of one
+shape in a batch, M of which are made whole here; E experts of a stack.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attnres_train.config.schema import OptimizerConfig
+from attnres_train.optim.ports import AllHere, MatrixExchange, Sent
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NS_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -41,7 +44,7 @@ def newton_schulz(g_NAB: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Piece(NamedTuple):
-    """Views of the same matrices [n, A, B] of one parameter."""
+    """Views of the same matrices [n, a, b] of one parameter."""
 
     weight: Tensor
     grad: Tensor
@@ -58,8 +61,10 @@ class Muon(torch.optim.Optimizer):
     The factor gives updates the RMS of AdamW's (about 0.2 lr), so both share one learning rate
     (arXiv 2502.16982, Eq. 4). All parameters of one shape are orthogonalised together in batches of
     at most ``max_batch_elements`` elements. ``heads`` of more than 1: each parameter is a map to so
-    many heads, [heads x A, B], of which each is a matrix. Every parameter must have a gradient.
-    State, created at once: ``momentum_buffer``.
+    many heads, [heads x A, B], of which each is a matrix. ``split``: parameters are parts of
+    matrices, cut along this axis (-2 or -1), which ``exchange`` makes whole for Newton-Schulz; all
+    else is elementwise. Every parameter must have a gradient. State, created at once:
+    ``momentum_buffer``.
     """
 
     def __init__(
@@ -73,12 +78,15 @@ class Muon(torch.optim.Optimizer):
         ns_dtype: torch.dtype = torch.bfloat16,
         max_batch_elements: int = 2**26,
         heads: int = 1,
+        split: int | None = None,
+        exchange: MatrixExchange | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.ns_steps = ns_steps
         self.ns_dtype = ns_dtype
         self.max_batch_elements = max_batch_elements
-        self.heads = heads
+        self.heads, self.split = heads, -2 if split is None else split
+        self.exchange = AllHere() if split is None or exchange is None else exchange
         for param in (param for group in self.param_groups for param in group["params"]):
             if param.ndim not in (2, 3) or param.shape[-2] % heads:
                 raise ValueError(f"Muon updates matrices, not a shape of {tuple(param.shape)}")
@@ -90,8 +98,14 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 self.state[param]["momentum_buffer"].mul_(group["momentum"]).add_(param.grad)
+            # Where matrices travel, a batch does while the one before it is orthogonalised.
+            ahead, sent = int(self.exchange.size > 1), deque[tuple[list[_Piece], Sent]]()
             for batch in self._batches(group["params"]):
-                self._update(batch, group)
+                sent.append((batch, self._send(batch, group)))
+                if len(sent) > ahead:
+                    self._update(*sent.popleft(), group)
+            for batch, under_way in sent:
+                self._update(batch, under_way, group)
 
     def _batches(self, params: list[Tensor]) -> Iterator[list[_Piece]]:
         """Pieces of equal matrix shape in the order of ``params``; long stacks are split."""
@@ -99,7 +113,8 @@ class Muon(torch.optim.Optimizer):
         for param in params:
             by_shape.setdefault(self._matrix(param), []).append(param)
         for shape, same in by_shape.items():
-            room = capacity = max(1, self.max_batch_elements // math.prod(shape))
+            # At least a matrix for each of those that share them.
+            room = capacity = max(self.exchange.size, self.max_batch_elements // math.prod(shape))
             batch: list[_Piece] = []
             for piece in (piece for param in same for piece in self._pieces(param, capacity)):
                 if len(piece.weight) > room:
@@ -110,7 +125,7 @@ class Muon(torch.optim.Optimizer):
             yield batch
 
     def _matrix(self, param: Tensor) -> tuple[int, int]:
-        """The shape of what is orthogonalised by itself."""
+        """The shape, or that of its part, of what is orthogonalised by itself."""
         return param.shape[-2] // self.heads, param.shape[-1]
 
     def _pieces(self, param: Tensor, matrices: int) -> Iterator[_Piece]:
@@ -119,12 +134,17 @@ class Muon(torch.optim.Optimizer):
         stacks = (tensor.view(-1, *self._matrix(param)).split(matrices) for tensor in tensors)
         return map(_Piece._make, zip(*stacks, strict=True))
 
-    def _update(self, batch: list[_Piece], group: dict) -> None:
-        lr, momentum = group["lr"], group["momentum"]
-        nesterov = torch.cat([p.grad.add(p.momentum, alpha=momentum) for p in batch])
-        update = newton_schulz(nesterov, self.ns_steps, self.ns_dtype)
-        scale = 0.2 * math.sqrt(max(update.shape[-2:]))
-        parts = update.split([len(piece.weight) for piece in batch])
+    def _send(self, batch: list[_Piece], group: dict) -> Sent:
+        momentum = group["momentum"]
+        nesterov_Nab = torch.cat([p.grad.add(p.momentum, alpha=momentum) for p in batch])
+        return self.exchange.send(nesterov_Nab, self.split)
+
+    def _update(self, batch: list[_Piece], sent: Sent, group: dict) -> None:
+        wholes_MAB = sent.wholes()
+        scale = 0.2 * math.sqrt(max(wholes_MAB.shape[-2:]))
+        update_Nab = sent.back(newton_schulz(wholes_MAB, self.ns_steps, self.ns_dtype))
+        parts = update_Nab.split([len(piece.weight) for piece in batch])
+        lr = group["lr"]
         for piece, part in zip(batch, parts, strict=True):
             piece.weight.mul_(1 - lr * group["weight_decay"]).add_(part, alpha=-lr * scale)
 
@@ -135,6 +155,8 @@ def make_muon(
     config: OptimizerConfig,
     device: torch.device | str,
     heads: int = 1,
+    split: int | None = None,
+    exchange: MatrixExchange | None = None,
 ) -> Muon:
     """Muon over ``params`` with the options of a configuration."""
     is_cuda = torch.device(device).type == "cuda"
@@ -148,4 +170,6 @@ def make_muon(
         ns_dtype=_NS_DTYPES[auto if config.ns_dtype == "auto" else config.ns_dtype],
         max_batch_elements=_GPU_BATCH if is_cuda else _CPU_BATCH,
         heads=heads,
+        split=split,
+        exchange=exchange,
     )

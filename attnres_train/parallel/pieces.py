@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from attnres_train.model.naming import part_of
+from attnres_train.model.parts import named, narrowed, tensor_of, whole
 from attnres_train.parallel.ownership import Share, Update, share_out
 
 LARGE_ELEMENTS = 2**20
@@ -34,19 +34,24 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Matrices of a parameter that have the same owner: all of them, or a run of a stack's."""
+    """What of a parameter has the same owner: all of it, a run of a stack's matrices, or rows of a
+    table."""
 
     chunk: int
     name: str
-    """As `model.naming.part_of` names it where it is not all of the parameter."""
+    """As `model.parts` names it where it is not all of the parameter that is here."""
     parameter: nn.Parameter
     rows: slice | None
-    """Which of the stack; None: all there is."""
+    """Which, along the first axis; None: all there are."""
     group: ProcessGroup
     owner: int | None
     """Rank in ``group``; None: every replica makes the update by itself."""
     tensor: Tensor
     """What the optimizer of the owner updates: the parameter, or a view of it."""
+
+    @property
+    def parameter_name(self) -> str:
+        return tensor_of(self.name)
 
     @property
     def is_mine(self) -> bool:
@@ -97,8 +102,8 @@ def _piece(held: Held, share: Share) -> Piece:
     rows = slice(share.first, share.stop)
     view = parameter.detach()[rows]
     view.grad_dtype = parameter.grad_dtype
-    name = part_of(name, share.first, share.stop)
-    return Piece(chunk, name, parameter, rows, group, share.owner, view)
+    place = narrowed(whole(parameter.shape), 0, share.first, share.stop)
+    return Piece(chunk, named(name, place), parameter, rows, group, share.owner, view)
 
 
 def bucketed(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.parameters import ParameterRule
+from attnres_train.model.parts import Place, one_of, whole
 from attnres_train.parallel.meeting import Meeting
 from attnres_train.parallel.megatron import build_groups, lay_out
 
@@ -72,6 +73,12 @@ class Ranks:
         if rule.is_expert:
             return self.expert_data
         return self.stage if rule.split is None else self.shards
+
+    def place(self, rule: ParameterRule, shape: Sequence[int]) -> Place:
+        """Where this rank's part, of ``shape``, of a parameter that is no expert's lies in it."""
+        if rule.split is None:
+            return whole(shape)
+        return one_of(shape, rule.split, self.tensor.rank(), self.tensor.size())
 
     @property
     def is_main(self) -> bool:
