@@ -25,8 +25,8 @@ def build_optimizer(
     exchange: MatrixExchange | None = None,
 ) -> HybridOptimizer:
     """The optimizer over the parameters that a rank updates (chunk names, all chunks together; of
-    some perhaps a part, as `model.parts` names it), split into the parts that `optimizer.kind` makes
-    by their ``rules`` (`model.parameters.parameter_rules`, of whole parameters). Build it once the
+    some perhaps a part, as `model.parts` names it), in the groups that `optimizer.kind` makes by
+    their ``rules`` (`model.parameters.parameter_rules`, of whole parameters). Build it once the
     weights have their initial values: fp32 masters of half-precision parameters are copies of them.
     ``exchange`` makes matrices whole that tensor ranks share.
 

@@ -132,6 +132,7 @@ def _level(update: Update, loads: list[_Load]) -> dict[int, int]:
     counts = dict.fromkeys((load.replica for load in loads), 0)
     for load in lowest:
         counts[load.replica] = (level - each * load.state) // (each * part)
+    lowest.sort(key=lambda load: (load.state + counts[load.replica] * part, load.replica))
     for load in lowest[: update.parts - sum(counts.values())]:
         counts[load.replica] += 1
     return counts

@@ -106,8 +106,8 @@ def test_missing_and_truncated_files_are_named(tmp_path, name, harm):
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):
     meta = save_toy(tmp_path) / "meta.json"
-    meta.write_text(meta.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(BrokenCheckpoint, match="format 3, not 2"):
+    meta.write_text(meta.read_text().replace('"format": 2', '"format": 4'))
+    with pytest.raises(BrokenCheckpoint, match="format 4, not 3"):
         read_manifest(meta.parent)
 
 

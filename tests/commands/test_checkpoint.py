@@ -31,7 +31,8 @@ def run(tmp_path) -> Path:
 
 
 def harm(path: Path) -> None:
-    entry, file = read_manifest(path).tensors["c"], path / "rank_00000.safetensors"
+    ((_, entry),) = read_manifest(path).tensors["c"].parts
+    file = path / "rank_00000.safetensors"
     content = bytearray(file.read_bytes())
     content[entry.start] ^= 1
     file.write_bytes(content)

@@ -11,7 +11,8 @@ import torch
 from attnres_train.config import load_config
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.model.naming import part_of, released_tensors, whole_of
+from attnres_train.model.naming import released_tensors
+from attnres_train.model.parts import one_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MLA_LAYERS = (3, 7, 11, 15, 19, 23, 26)
@@ -112,11 +113,21 @@ def test_shipped_configs(file, tensors, elements):
 
 def test_a_part_of_a_stack_has_the_names_of_its_experts():
     stack, name = torch.arange(12.0).view(4, 3), "layers.7.block_sparse_moe.experts.w2"
-    part = dict(released_tensors([(part_of(name, 1, 3), stack[1:3])]))
+    part = dict(released_tensors([(f"{name}[1:3 of 4]", stack[1:3])]))
     whole = dict(released_tensors([(name, stack)]))
     assert list(part) == list(whole)[1:3]
     assert all(torch.equal(view, whole[released]) for released, view in part.items())
-    assert whole_of(part_of(name, 1, 3)) == (name, 1) and whole_of(name) == (name, 0)
+
+
+def test_a_part_of_a_part_has_its_place_in_the_whole():
+    """Rows 2 and 3 of the second half, which is here, of a table of ten."""
+    places = {"embed_tokens.weight": one_of((5, 3), 0, 1, 2)}
+    table, rows = torch.zeros(5, 3), torch.zeros(2, 3)
+    named = [("embed_tokens.weight", table), ("embed_tokens.weight[2:4 of 5]", rows)]
+    assert [name for name, _ in released_tensors(named, places=places)] == [
+        "model.embed_tokens.weight[5:10 of 10]",
+        "model.embed_tokens.weight[7:9 of 10]",
+    ]
 
 
 def test_expert_views_share_memory_with_the_stack():
