@@ -1,7 +1,7 @@
 """Parameters that tensor ranks share, in any grid, and the same in one process.
 
-Matrices to be cut by rows and by columns, of equal and of other shapes, in numbers that no two ranks
-share evenly; a map to heads; a table; replicated ones; a stack of experts.
+Matrices to be cut by rows and by columns, of equal and of other shapes, in numbers that two ranks
+cannot share evenly; a map to heads; a table; replicated ones; a stack of experts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attnres_train.config.schema import OptimizerConfig, ParallelConfig
 from attnres_train.model.parameters import ParameterRule, constant
-from attnres_train.model.parts import Place, indices, one_of, whole
+from attnres_train.model.parts import Place, indices, named, one_of, whole
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.clipping import grad_square_sum
 from attnres_train.optim.kinds import optimizer_kind
@@ -133,7 +133,8 @@ class Outcome(NamedTuple):
     """Of one rank."""
 
     norms: list[float]
-    parameters: dict[str, tuple[Place, Tensor]]
+    parameters: list[tuple[str, Tensor]]
+    """Parts named as such."""
     state_bytes: int
     dealt: list[list[int]]
     """Whole matrices that each tensor rank was dealt, by batch."""
@@ -153,6 +154,6 @@ def trained(tensor: int, experts: int, options: dict[str, Any]) -> Outcome:
     with mock.patch.object(MatrixDeal, "_deal", told):
         shared = Shared(grid, OptimizerConfig(ns_dtype="fp64", lr=0.01, **options))
         norms = [shared.step(step) for step in range(1, STEPS + 1)]
-    parameters = {n: (shared.places[n], p.detach()) for n, p in shared.named_parameters()}
+    parameters = [(named(n, shared.places[n]), p.detach()) for n, p in shared.named_parameters()]
     nbytes = sum(tensor.nbytes for *_, tensor in shared.inner.state_tensors())
     return Outcome(norms, parameters, nbytes, dealt)

@@ -11,29 +11,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnres_train.errors import UserError
-from attnres_train.model.parts import indices, whole
-from attnres_train.parallel.matrices import MatrixDeal, matrix_exchange
+from attnres_train.parallel.matrices import Dealt, MatrixDeal, matrix_exchange
 from attnres_train.parallel.pieces import Piece
-from tests.parallel.synthetic import SHAPES, STEPS, Outcome, Shared, rules, trained
+from tests.parallel.synthetic import SHAPES, STEPS, Outcome, rules, trained
 from tests.parity.pool import RankFailedError
-
-SMALL_BATCHES = {"attnres_train.optim.muon._CPU_BATCH": 1}
-
-
-def made_whole(by_rank: list[Outcome]) -> dict[str, Tensor]:
-    """The parameters of a grid; who holds the same has the same."""
-    tensors = {name: torch.full(shape, torch.nan).double() for name, shape in SHAPES.items()}
-    for outcome in by_rank:
-        assert outcome.norms == by_rank[0].norms
-        for name, (place, tensor) in outcome.parameters.items():
-            there = tensors[name][indices(place, whole(SHAPES[name]))]
-            assert there.isnan().all() or torch.equal(there, tensor), name
-            there.copy_(tensor)
-    return tensors
+from tests.parts import made_whole
 
 
 def worst(found: list[Outcome], expected: list[Outcome]) -> float:
-    ours, theirs = made_whole(found), made_whole(expected)
+    ours, theirs = (
+        made_whole((item for outcome in by_rank for item in outcome.parameters), once=False)
+        for by_rank in (found, expected)
+    )
+    assert all(outcome.norms == found[0].norms for outcome in found)
     errors = [abs(a / b - 1) for a, b in zip(found[0].norms, expected[0].norms, strict=True)]
     errors += [float((ours[n] - theirs[n]).norm() / theirs[n].norm()) for n in SHAPES]
     return max(errors)
@@ -62,12 +52,8 @@ def test_any_grid_updates_as_one_process_does(
 ):
     found = pool.run(trained, ranks, tensor, experts, {**options, "sharded": sharded})
     assert worst(found, alone(**options)) < 1e-12
-    assert all(
-        outcome.dealt == found[outcome_of].dealt
-        for outcome_of, outcome in (
-            (index // tensor * tensor, outcome) for index, outcome in enumerate(found)
-        )
-    )
+    for rank, outcome in enumerate(found):  # tensor ranks are adjacent
+        assert outcome.dealt == found[rank - rank % tensor].dealt
     total = alone(**options)[0].state_bytes
     if sharded and tensor * experts != 4:
         # Experts and what tensor ranks share is here in part; of the rest replicas own a share.
@@ -127,8 +113,6 @@ def in_the_wrong_place(*call: Any) -> Outcome:
     def turned(self: Any, results: Tensor) -> Tensor:
         return back(self, results.roll(results.shape[self._axis] // 2, self._axis))
 
-    from attnres_train.parallel.matrices import Dealt
-
     back = Dealt.back
     with mock.patch.object(Dealt, "back", turned):
         return trained(*call)
@@ -166,4 +150,3 @@ def with_own_kind() -> str:
 def test_a_kind_that_knows_of_no_parts_is_refused(pool):
     told = pool.run(with_own_kind, 2)[0]
     assert "lion:LionKind does not say that it can update a part of column_0" in told
-    assert Shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,6 +19,7 @@ from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
 from attnres_train.trainer import Trainer
+from tests.parts import made_whole
 from tests.tiny import torchrun_environment
 
 STEPS = 3
@@ -101,7 +102,7 @@ def differences(found: list[Steps], expected: Steps, relative: float) -> list[st
             if getattr(steps, what) != pytest.approx(getattr(expected, what), rel=relative):
                 told.append(f"{what} of rank {rank}")
     for step, gradients in enumerate(expected.gradients):
-        merged = once([steps.gradients[step] for steps in found])
+        merged = once(steps.gradients[step] for steps in found)
         told += [f"gradient of {name}" for name in _apart(merged, gradients, relative)]
     merged = {}
     for steps in found:
@@ -111,11 +112,9 @@ def differences(found: list[Steps], expected: Steps, relative: float) -> list[st
     return told + [f"parameter {name}" for name in _apart(merged, expected.parameters, relative)]
 
 
-def once(by_rank: Sequence[Tensors]) -> Tensors:
-    """Those of all ranks, each of which one rank alone may have."""
-    names = [name for tensors in by_rank for name in tensors]
-    assert len(names) == len(set(names)), "something is counted twice"
-    return {name: tensor for tensors in by_rank for name, tensor in tensors.items()}
+def once(by_rank: Iterable[Tensors]) -> Tensors:
+    """Those of all ranks, each element of which one rank alone may have; whole."""
+    return made_whole(item for tensors in by_rank for item in tensors.items())
 
 
 def _apart(found: Tensors, expected: Tensors, relative: float) -> list[str]:

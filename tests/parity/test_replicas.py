@@ -135,7 +135,7 @@ def test_every_state_is_kept_once_and_shares_are_even(run, place):
     assert once(states).keys() == one.states.keys()
     held = [sum(tensor.nbytes for tensor in mine.values()) for mine in states]
     assert sum(held) == sum(tensor.nbytes for tensor in one.states.values())
-    assert max(held) < 1.6 * sum(held) / len(held)  # a tiny model: its embedding is a fifth of it
+    assert max(held) < 1.1 * sum(held) / len(held)
 
 
 def drop_a_gradient(patch: pytest.MonkeyPatch) -> None:
