@@ -207,11 +207,12 @@ def _read_old(manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
     """Checksums are of whole tensors there: what is asked for in part is read whole."""
     wholes = {text: tensor for text, tensor in tensors.items() if not is_part(text)}
     problems = read_old(manifest, wholes) if wholes else []
-    for text in tensors.keys() - wholes.keys():
-        name, place = parsed(text, tensors[text].shape)
-        saved = manifest.tensors[name].empty()
-        problems += read_old(manifest, {name: saved})
-        tensors[text].copy_(saved[indices(place, whole(saved.shape))])
+    for text, tensor in tensors.items():
+        if is_part(text):
+            name, place = parsed(text, tensor.shape)
+            saved = manifest.tensors[name].empty()
+            problems += read_old(manifest, {name: saved})
+            tensor.copy_(saved[indices(place, whole(saved.shape))])
     return problems
 
 

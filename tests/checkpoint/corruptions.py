@@ -62,6 +62,10 @@ def edit(file: Path, before: str, after: str) -> None:
     file.write_text(text.replace(before, after, 1))
 
 
+def edit_format(file: Path, to: int) -> None:
+    edit(file, f'"format": {json.loads(file.read_bytes())["format"]}', f'"format": {to}')
+
+
 def folder_instead(file: Path) -> None:
     file.unlink()
     file.mkdir()
@@ -130,8 +134,8 @@ def corruptions() -> list[Corruption]:
     return [
         *_of_each_file(),
         inside(META, "step edited", lambda f: edit(f, '"step": 20', '"step": 10'), META),
-        inside(META, "format edited", lambda f: edit(f, '"format": 2', '"format": 1'), META),
-        inside(META, "format of tomorrow", lambda f: edit(f, '"format": 2', '"format": 9'), "9"),
+        inside(META, "format edited", partial(edit_format, to=1), META),
+        inside(META, "format of tomorrow", partial(edit_format, to=9), "9"),
         inside(META, "serial edited", lambda f: edit(f, '"serial": 2', '"serial": 9'), META),
         inside(META, "no seal", lambda f: edit(f, '"crc32"', '"crc64"'), META),
         inside(META, "no object", lambda f: f.write_text("[]"), META),

@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from attnres_train.__main__ import main
 from attnres_train.checkpoint import store
 from attnres_train.checkpoint.manifest import read_manifest
+from attnres_train.checkpoint.verify import read_one
 from attnres_train.config import load_config
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import Learned, ParameterRule, normal
+from attnres_train.model.parts import named, narrowed, whole
 from tests.checkpoint import kimi_linear_reference as reference
 from tests.checkpoint.released import CONFIG, tensors, write_released, write_run
 from tests.checkpoint.toy import rewrite_meta
@@ -249,3 +251,24 @@ def test_weights_that_do_not_fit_are_named_with_their_files(tmp_path, capsys):
     assert "[16] by the config" in lines[3]
     assert "lm_head.weight ([300, 16] I8 in model-0000" in lines[3]
     assert not (tmp_path / "r").exists()
+
+
+def test_a_checkpoint_in_parts_is_exported_like_a_whole_one(tmp_path):
+    values = tensors(2)
+    source = write_released(tmp_path / "source", values, attn_res_block_size=2)
+    assert main(["import", str(source), str(write_run(tmp_path, model=BLOCK))]) == 0
+    manifest, state = read_manifest(tmp_path / STEP_0), {}
+    for name in manifest.tensors:
+        tensor = read_one(manifest, name)
+        axis = len(name) % 2 if tensor.ndim == 2 else 0
+        parts = tensor.split(max(1, tensor.shape[axis] // 3), axis) if tensor.ndim else [tensor]
+        start = 0
+        for part in parts:
+            length = part.shape[axis] if tensor.ndim else 0
+            place = whole(tensor.shape)
+            place = narrowed(place, axis, start, start + length) if len(parts) > 1 else place
+            state[named(name, place)], start = part, start + length
+    assert len(state) > 2.5 * len(manifest.tensors)
+    path = store.save(tmp_path / "cut", 0, state, manifest.extras, keep_last=1)
+    assert main(["export", str(path), str(tmp_path / "again")]) == 0
+    assert_same(contents(tmp_path / "again"), values)

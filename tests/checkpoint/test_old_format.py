@@ -27,6 +27,17 @@ def test_it_loads_bit_for_bit(old):
     assert read_manifest(old).tensors.keys() == expected.keys()
 
 
+def test_it_loads_in_parts(tmp_path):
+    table = torch.arange(24.0).view(8, 3)
+    path = save_old(tmp_path, 1, {"table": table, "a": torch.ones(2)}, {})
+    parts = {"table[0:5 of 8]": torch.zeros(5, 3), "table[5:8 of 8]": torch.zeros(3, 3)}
+    load(path, parts | {"a": torch.zeros(2)})
+    assert torch.equal(torch.cat([*parts.values()]), table)
+    del parts["table[0:5 of 8]"]
+    with pytest.raises(RuntimeError, match=r"table\[0:5 of 8\] is missing: no rank asks for it"):
+        load(path, parts | {"a": torch.zeros(2)})
+
+
 def test_a_new_one_is_newer(old):
     path = save(old.parent, 3, Toy(range(2), seed=0).state(), {}, keep_last=2)
     assert path == old == find_latest(old.parent)
