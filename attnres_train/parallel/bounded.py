@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from attnres_train.config.model_schema import MoEConfig
 from attnres_train.model.moe.permutation import combine, dispatch
 from attnres_train.model.ports import Routed, Sent
 from attnres_train.parallel.experts import ExpertExchange, Journey, Sizes
@@ -30,9 +31,9 @@ class BoundedExchange(ExpertExchange):
     is. Without gradients (validation) the exact exchange is taken.
     """
 
-    def __init__(self, num_experts: int, group: ProcessGroup, factor: float) -> None:
-        super().__init__(num_experts, group)
-        self.factor = factor
+    def __init__(self, config: MoEConfig, group: ProcessGroup, factor: float) -> None:
+        super().__init__(config.num_experts, group)
+        self.config, self.factor = config, factor
 
     def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
         if not torch.is_grad_enabled():
@@ -42,9 +43,7 @@ class BoundedExchange(ExpertExchange):
     def room(self, tokens: int, choices: int) -> tuple[int, int]:
         """C and P for N ``tokens`` with K ``choices`` each."""
         ranks, share = self.group.size(), len(self.experts)
-        elsewhere = math.comb(self.num_experts - share, choices)
-        reached = 1 - elsewhere / math.comb(self.num_experts, choices)
-        rows = min(tokens, math.ceil(self.factor * tokens * reached))
+        rows = min(tokens, math.ceil(self.factor * tokens * self.config.reached(ranks)))
         at_most = ranks * rows * min(choices, share)
         return rows, min(at_most, math.ceil(self.factor * tokens * choices))
 
@@ -96,7 +95,8 @@ class _Sent:
     def arrived(self) -> Routed:
         tokens, weights = self.journey.land()
         self.told_work.wait()
-        pairs, overflow = SlottedPairs.sort(self.told.long(), len(self.exchange.experts), self.pairs)
+        share = len(self.exchange.experts)
+        pairs, overflow = SlottedPairs.sort(self.told.long(), share, self.pairs)
         self.exchange.overflow = self.exchange.overflow + overflow
         weights = weights + _nan_if(overflow, weights)
         return Routed(tokens, weights.flatten(), pairs)

@@ -20,7 +20,7 @@ def token_exchange(config: RunConfig, group: ProcessGroup) -> TokenExchange:
     if group.size() == 1:
         return AllHere(num_experts)
     if parallel.expert_dispatcher == "bounded":
-        return BoundedExchange(num_experts, group, parallel.expert_capacity_factor)
+        return BoundedExchange(config.model.moe, group, parallel.expert_capacity_factor)
     if parallel.expert_dispatcher == "deepep":
         return DeepEPExchange(num_experts, group)
     return ExpertExchange(num_experts, group)

@@ -45,13 +45,17 @@ class ExpertRecord:
         sent = self.exchange.bytes_sent - self.sent
         balance = balance_of(loads, self.ranks.experts.size())
         overflow = int(self.exchange.overflow) - self.overflow
-        mine = torch.tensor([sent, overflow, *balance], dtype=torch.float64, device=self.ranks.device)
+        mine = torch.tensor(
+            [sent, overflow, *balance], dtype=torch.float64, device=self.ranks.device
+        )
         rows = mine.new_empty(self.ranks.world_size, len(mine))
         dist.all_gather(list(rows), mine)
         total, lacking, num_layers, entropies, violations, rank_loads = rows.T
         if not num_layers.any():
             return {}
-        record: dict[str, float] = {} if not lacking.any() else {"expert_overflow": int(lacking.sum())}
+        record: dict[str, float] = (
+            {} if not lacking.any() else {"expert_overflow": int(lacking.sum())}
+        )
         return record | {
             "expert_entropy": float((num_layers * entropies).sum() / num_layers.sum()),
             "expert_violation": float(violations.max()),

@@ -20,7 +20,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.distributed import ProcessGroup
 
 from attnres_train.model.moe.permutation import Ragged, RaggedPermutation, combine, dispatch
-from attnres_train.model.ports import AllHere, Routed, Sent, TokenExchange
+from attnres_train.model.ports import Routed, Sent
 
 
 class ExpertExchange:
