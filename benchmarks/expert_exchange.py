@@ -3,9 +3,10 @@
 Contestants send the same tokens through the same layer: *exact*, the exchange as it is (a token
 once to every rank that has an expert of it); *per expert*, an all-to-all that sends a token once
 for each of its experts; *bounded*, that with room for a fixed number (`--room` times an even
-load's), which reads nothing on the host. *least* is counted from the routing: a token must get to every other rank
-with an expert of it and that rank's sum back, and gradients the same ways. *padded*, as an exchange
-of fixed sizes would be, and *gathered*, all tokens everywhere, are counted too.
+load's), which reads nothing on the host. *least* is counted from the routing: a token must get to
+every other rank with an expert of it and that rank's sum back, and gradients the same ways.
+*padded*, as an exchange of the fullest rank's size would be, and *gathered*, all tokens everywhere,
+are counted too.
 """
 
 from __future__ import annotations
