@@ -33,6 +33,7 @@ from attnres_train.parallel.pieces import Held, make_pieces
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.parallel.reduction import GradientReduction
 from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
+from attnres_train.parallel.tensor import tensor_split
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
 from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
@@ -130,6 +131,7 @@ def build_parts(
         debug=config.pipeline.debug,
         schedule=kind.schedule,
         on_pass=pulse.beat,
+        share=tensor_split(ranks.tensor).share,
     )
     train = config.train
     num_micro_batches = train.global_batch_size // (train.micro_batch_size * ranks.dp_size)
@@ -205,7 +207,10 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     """This rank's chunks by index, with initial weights that do not depend on the layout, and are
     the same on all replicas. Collective."""
     chunks = {}
-    ports = Ports(exchange=token_exchange(config.model.moe.num_experts, ranks.experts))
+    ports = Ports(
+        exchange=token_exchange(config.model.moe.num_experts, ranks.experts),
+        split=tensor_split(ranks.tensor),
+    )
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
         chunk = ModelChunk(

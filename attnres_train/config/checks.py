@@ -45,11 +45,12 @@ def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:
 
 
 def _not_there_yet(config: RunConfig) -> Problems:
-    sizes = ("tensor_model_parallel_size", "context_parallel_size")
-    for key in sizes:
-        size, name = getattr(config.parallel, key), key.partition("_")[0]
-        if size > 1:
-            yield f"parallel.{key} is {size}, but {name} parallelism is not there yet: set it to 1"
+    size = config.parallel.context_parallel_size
+    if size > 1:
+        yield (
+            f"parallel.context_parallel_size is {size}, but context parallelism is not there yet: "
+            "set it to 1"
+        )
 
 
 def _kept(config: RunConfig) -> Problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import parameter_rules
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
@@ -23,6 +25,9 @@ from tests.tiny import torchrun_environment
 
 STEPS = 3
 Tensors = dict[str, Tensor]
+Part = tuple[str, int]
+"""Released name of a tensor, and which part of it."""
+Key = TypeVar("Key")
 Fault = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -38,6 +43,10 @@ class Steps:
     """All that the rank holds, after the last step."""
     states: Tensors = field(default_factory=dict)
     """What the rank keeps of the optimizer."""
+    part: int = 0
+    """Which part of split tensors it holds."""
+    axes: dict[str, int] = field(default_factory=dict)
+    """Of those split tensors that it holds, by released name."""
 
 
 def run_steps(
@@ -61,6 +70,11 @@ def run_steps(
         trainer, update = Trainer(config, ranks, parts), parts.optimizer
         first = next(iter(parts.chunks.values())).ports.exchange.experts.start
         reduced = update.reduction.finish
+        seen.part = ranks.tensor.rank()
+        rules = [item for chunk in parts.chunks.values() for item in parameter_rules(chunk).items()]
+        whole_or_not = [(name, rule.split) for name, rule in rules if ranks.tensor.size() > 1]
+        for name, axis in ((n, axis) for n, axis in whole_or_not if axis is not None):
+            seen.axes |= {n: axis for n, _ in released_tensors([(name, torch.empty(0))], first)}
 
         def finish() -> None:
             reduced()
@@ -101,17 +115,31 @@ def differences(found: list[Steps], expected: Steps, relative: float) -> list[st
             if getattr(steps, what) != pytest.approx(getattr(expected, what), rel=relative):
                 told.append(f"{what} of rank {rank}")
     for step, gradients in enumerate(expected.gradients):
-        merged = once([steps.gradients[step] for steps in found])
+        merged = whole(found, once([_by_part(steps, steps.gradients[step]) for steps in found]))
         told += [f"gradient of {name}" for name in _apart(merged, gradients, relative)]
-    merged = {}
+    held: dict[Part, Tensor] = {}
     for steps in found:
-        for name, tensor in steps.parameters.items():
-            if not torch.equal(tensor, merged.setdefault(name, tensor)):
+        for (name, part), tensor in _by_part(steps, steps.parameters).items():
+            if not torch.equal(tensor, held.setdefault((name, part), tensor)):
                 told.append(f"replicas of {name}")
+    merged = whole(found, held)
     return told + [f"parameter {name}" for name in _apart(merged, expected.parameters, relative)]
 
 
-def once(by_rank: Sequence[Tensors]) -> Tensors:
+def _by_part(steps: Steps, tensors: Tensors) -> dict[Part, Tensor]:
+    return {(n, steps.part if n in steps.axes else 0): tensor for n, tensor in tensors.items()}
+
+
+def whole(found: Sequence[Steps], parts: dict[Part, Tensor]) -> Tensors:
+    """Tensors of which all ranks together hold all ``parts``."""
+    axes = {name: axis for steps in found for name, axis in steps.axes.items()}
+    together: dict[str, list[Tensor]] = {}
+    for name, part in sorted(parts):
+        together.setdefault(name, []).append(parts[name, part])
+    return {n: torch.cat(ts, axes[n]) if n in axes else ts[0] for n, ts in together.items()}
+
+
+def once(by_rank: Sequence[dict[Key, Tensor]]) -> dict[Key, Tensor]:
     """Those of all ranks, each of which one rank alone may have."""
     names = [name for tensors in by_rank for name in tensors]
     assert len(names) == len(set(names)), "something is counted twice"
