@@ -33,6 +33,7 @@ from attnres_train.parallel.pieces import Held, make_pieces
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.parallel.reduction import GradientReduction
 from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
+from attnres_train.parallel.table import rank_table
 from attnres_train.parallel.tensor import tensor_split
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
@@ -95,6 +96,8 @@ def _train(
         if ranks.is_main:
             more = facts(config, ranks.device)
             say(describe(config, chunk_layers(config), ranks.world_size, more))
+            if table := rank_table(config.parallel, ranks.world_size):
+                say(table)
         progress = Trainer(config, ranks, parts, stop, recorder).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
             say(f"stopped after step {progress.step}, saved; the same command resumes")

@@ -59,7 +59,7 @@ class MultiHeadLatentAttention(nn.Module):
         return self.split.scatter(self.o_proj(o.reshape(batch, length, -1)))
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        heads = self.config.num_heads
+        heads = self.heads
         rules = matrices(std, ["q_proj.weight"], heads=heads, split=0)
         rules |= matrices(std, ["kv_a_proj_with_mqa.weight"], role="low_rank")
         rules |= matrices(std, ["kv_b_proj.weight"], role="low_rank", heads=heads, split=0)

@@ -37,7 +37,7 @@ class ParameterRule:
     """What a linear map is, where an optimizer may treat it apart: a ``router``'s, or a
     ``low_rank`` factor of another map."""
     heads: int = 1
-    """Of a linear map to heads, their number: the rows of each lie together."""
+    """Of a linear map to heads, the number of those here: the rows of each lie together."""
     split: int | None = None
     """The axis along which tensor-parallel ranks share it; None: each of them has all of it."""
 

@@ -37,6 +37,8 @@ class Steps:
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    p2p_bytes: list[int] = field(default_factory=list)
+    """Over all ranks."""
     gradients: list[Tensors] = field(default_factory=list)
     """Of each step, before clipping: those that are counted on this rank."""
     parameters: Tensors = field(default_factory=dict)
@@ -87,6 +89,7 @@ def run_steps(
             record, _ = trainer.train_step()
             seen.losses.append(record["loss"])
             seen.grad_norms.append(record["grad_norm"])
+            seen.p2p_bytes.append(record["p2p_bytes"])
         update.wait()
         named = [(n, p.detach()) for c in trainer.chunks for n, p in c.named_parameters()]
         seen.parameters = {n: p.clone() for n, p in released_tensors(named, first)}

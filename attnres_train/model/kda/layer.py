@@ -83,9 +83,8 @@ class KimiDeltaAttention(nn.Module):
         return self.split.scatter(y)
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        heads = self.config.num_heads
         qkv = (f"{x}_proj.weight" for x in ("q", "k", "v"))
-        rules = matrices(std, qkv, heads=heads, split=0)
+        rules = matrices(std, qkv, heads=self.heads, split=0)
         rules |= matrices(std, ("f_a_proj.weight", "g_a_proj.weight"), role="low_rank")
         rules |= matrices(std, ("f_b_proj.weight", "g_b_proj.weight"), role="low_rank", split=0)
         rules |= matrices(std, ["b_proj.weight"], split=0)
