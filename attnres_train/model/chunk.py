@@ -174,7 +174,7 @@ class ModelChunk(nn.Module):
                 return ChunkOutput(completed, partial, loss=None)
             loss = linear_cross_entropy(
                 self._output(sources, partial).flatten(0, 1),
-                self.lm_head.weight,
+                self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
                 batch.loss_mask.flatten(),
                 divisor=batch.loss_tokens,

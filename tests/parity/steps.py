@@ -154,5 +154,6 @@ def _apart(found: Tensors, expected: Tensors, relative: float) -> list[str]:
     return [
         name
         for name, tensor in expected.items()
-        if (found[name] - tensor).abs().max() > relative * max(tensor.abs().max(), 1e-12)
+        if found[name].shape != tensor.shape
+        or (found[name] - tensor).abs().max() > relative * max(tensor.abs().max(), 1e-12)
     ]

@@ -135,7 +135,7 @@ def forget_the_sum(patch: pytest.MonkeyPatch) -> None:
 
 
 def double_a_gradient(patch: pytest.MonkeyPatch) -> None:
-    """Of a parameter that all have whole every rank has the gradient of all tokens, not its part."""
+    """Of a parameter that all have whole every rank has all of the gradient, not its part."""
     made = GradientReduction.__init__
 
     def summed(gradient: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def double_a_gradient(patch: pytest.MonkeyPatch) -> None:
         dist.all_reduce(gradient)
         return gradient
 
-    def init(self, pieces, *more):
-        made(self, pieces, *more)
+    def init(self, pieces, *more, **options):
+        made(self, pieces, *more, **options)
         piece = next(piece for piece in pieces if piece.name.endswith("f_a_proj.weight"))
         piece.parameter.register_hook(lambda gradient: summed(gradient))
 
