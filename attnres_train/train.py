@@ -27,6 +27,7 @@ from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.experts import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
+from attnres_train.parallel.linear import linear_maps
 from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.pieces import Held, make_pieces
@@ -209,10 +210,12 @@ def run_context(
 def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[int, ModelChunk]:
     """This rank's chunks by index, with initial weights that do not depend on the layout, and are
     the same on all replicas. Collective."""
-    chunks = {}
+    chunks, precision = {}, config.train.precision
+    dtype = PARAMETER_DTYPE[precision]
+    autocast = torch.bfloat16 if precision == "bf16" else None
     ports = Ports(
         exchange=token_exchange(config.model.moe.num_experts, ranks.experts),
-        split=tensor_split(ranks.tensor),
+        split=tensor_split(ranks.tensor, linear_maps(config.train, ranks.device, dtype, autocast)),
     )
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
@@ -221,10 +224,10 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
             layers.start,
             layers.stop,
             recompute=config.train.recompute,
-            stream_dtype=STREAM_DTYPE[config.train.precision],
-            autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
+            stream_dtype=STREAM_DTYPE[precision],
+            autocast_dtype=autocast,
             device=ranks.device,
-            dtype=PARAMETER_DTYPE[config.train.precision],
+            dtype=dtype,
             ports=ports,
         )
         init_weights(chunk, config.run.seed)
