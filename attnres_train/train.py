@@ -27,6 +27,7 @@ from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.dispatchers import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
+from attnres_train.parallel.linear import linear_maps
 from attnres_train.parallel.matrices import matrix_exchange
 from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.owned import OwnedOptimizer
@@ -34,6 +35,8 @@ from attnres_train.parallel.pieces import Held, make_pieces
 from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.parallel.reduction import GradientReduction
 from attnres_train.parallel.replicas import broadcast_from_first, by_replicas
+from attnres_train.parallel.table import rank_table
+from attnres_train.parallel.tensor import tensor_split
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.plan.schedule import forward_only
 from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
@@ -95,6 +98,8 @@ def _train(
         if ranks.is_main:
             more = facts(config, ranks.device)
             say(describe(config, chunk_layers(config), ranks.world_size, more))
+            if table := rank_table(config.parallel, ranks.world_size):
+                say(table)
         progress = Trainer(config, ranks, parts, stop, recorder).fit()
         if ranks.is_main and progress.step < config.train.train_iters:
             say(f"stopped after step {progress.step}, saved; the same command resumes")
@@ -131,6 +136,7 @@ def build_parts(
         debug=config.pipeline.debug,
         schedule=kind.schedule,
         on_pass=pulse.beat,
+        share=tensor_split(ranks.tensor).share,
     )
     train = config.train
     num_micro_batches = train.global_batch_size // (train.micro_batch_size * ranks.dp_size)
@@ -210,8 +216,13 @@ def run_context(
 def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[int, ModelChunk]:
     """This rank's chunks by index, with initial weights that do not depend on the layout, and are
     the same on all replicas. Collective."""
-    chunks = {}
-    ports = Ports(exchange=token_exchange(config, ranks.experts))
+    chunks, precision = {}, config.train.precision
+    dtype = PARAMETER_DTYPE[precision]
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    ports = Ports(
+        exchange=token_exchange(config, ranks.experts),
+        split=tensor_split(ranks.tensor, linear_maps(config.train, ranks.device, dtype, autocast)),
+    )
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
         chunk = ModelChunk(
@@ -219,10 +230,10 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
             layers.start,
             layers.stop,
             recompute=config.train.recompute,
-            stream_dtype=STREAM_DTYPE[config.train.precision],
-            autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
+            stream_dtype=STREAM_DTYPE[precision],
+            autocast_dtype=autocast,
             device=ranks.device,
-            dtype=PARAMETER_DTYPE[config.train.precision],
+            dtype=dtype,
             ports=ports,
         )
         init_weights(chunk, config.run.seed)

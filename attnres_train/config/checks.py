@@ -10,6 +10,7 @@ from attnres_train.config.files import checkpoint_problems
 from attnres_train.config.kinds import CHOICES, kinds_of
 from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.split_checks import split_problems
 
 Problems = Iterator[str]
 
@@ -25,6 +26,7 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
         *_model(config),
         *_layout(config),
         *_processes(config, world_size),
+        *split_problems(config),
         *_experts(config, world_size),
         *_batch(config, world_size),
         *_data(config),
@@ -45,11 +47,12 @@ def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:
 
 
 def _not_there_yet(config: RunConfig) -> Problems:
-    sizes = ("tensor_model_parallel_size", "context_parallel_size")
-    for key in sizes:
-        size, name = getattr(config.parallel, key), key.partition("_")[0]
-        if size > 1:
-            yield f"parallel.{key} is {size}, but {name} parallelism is not there yet: set it to 1"
+    size = config.parallel.context_parallel_size
+    if size > 1:
+        yield (
+            f"parallel.context_parallel_size is {size}, but context parallelism is not there yet: "
+            "set it to 1"
+        )
 
 
 def _kept(config: RunConfig) -> Problems:
@@ -124,10 +127,15 @@ def _processes(config: RunConfig, world_size: int | None) -> Problems:
         return
     below = max(0, world_size - world_size % needed)
     remedy = f"start {f'{below} or ' if below else ''}{below + needed} processes"
+    sizes = {
+        f"parallel.{kind}_size": getattr(config.parallel, f"{kind}_size")
+        for kind in ("pipeline_model_parallel", "tensor_model_parallel", "context_parallel")
+    }
+    counted = [key for key, size in sizes.items() if size > 1] or list(sizes)[:1]
+    arithmetic = " x ".join(f"{key} {sizes[key]}" for key in counted)
     yield (
         f"the number of processes (WORLD_SIZE or --nproc) is {world_size}, but a replica of the "
-        f"model takes {needed}, one per pipeline stage: {remedy}, or change "
-        "parallel.pipeline_model_parallel_size"
+        f"model takes {needed} ({arithmetic}): {remedy}, or change {' or '.join(counted)}"
     )
 
 

@@ -75,7 +75,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "tensor_model_parallel_size expert_model_parallel_size expert_dispatcher "
         "expert_capacity_factor context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
-        "train": "micro_batch_size stop_after recompute max_skipped_steps max_roll_backs device",
+        "train": "micro_batch_size stop_after recompute max_skipped_steps max_roll_backs device "
+        "backend",
         "optimizer": "sharded",
         "data.corpus": "path",
         "data.tokenizer": "path",

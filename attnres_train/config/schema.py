@@ -131,6 +131,10 @@ class TrainSection(Section):
     """Global batches per validation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes CUDA when it is there."""
+    backend: Literal["auto", "torch", "te"] = "auto"
+    """Who makes the linear maps of attention, dense and shared MLP: `te`, Transformer Engine, on
+    CUDA alone; `auto`: Transformer Engine on CUDA, where it is installed and a small map of it
+    gives what torch's does, and torch else. (Not measured yet.)"""
 
 
 class OptimizerConfig(Section):

@@ -1,7 +1,8 @@
 """A model chunk: a contiguous run of decoder layers, with the embedding before the first layer of
 the model and the output head after the last. A whole model is one chunk.
 
-Shapes: B samples, T tokens, D hidden size, V vocabulary, E experts.
+Shapes: B samples, T tokens, S those of them in the stream here (T in one process), D hidden size,
+V vocabulary, E experts.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the 
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
 
 OnBlock = Callable[[int, Tensor], None]
-"""Takes the number of a block and the block, [B, T, D]."""
+"""Takes the number of a block and the block, [B, S, D]."""
 
 
 @dataclass
 class ChunkOutput:
     """What a chunk hands on.
 
-    ``blocks``: the blocks that it completed, [B, T, D] each (block 0, the embedding, is the first
-    chunk's). ``partial``: the open block after it, [B, T, D], or None. ``loss``: of the last
+    ``blocks``: the blocks that it completed, [B, S, D] each (block 0, the embedding, is the first
+    chunk's). ``partial``: the open block after it, [B, S, D], or None. ``loss``: of the last
     chunk, a scalar in fp32 (fp64).
     """
 
@@ -57,7 +58,7 @@ class ModelChunk(nn.Module):
     own). ``recompute`` is `train.recompute`: with
     ``full`` each decoder layer keeps its inputs only and is rerun in the backward pass, with
     ``selective`` what is read from the stream, and the norm after it. ``ports`` are the chunk's
-    peers (default: none, all experts are here).
+    peers (default: none, everything is here).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ModelChunk(nn.Module):
             )
         self.config = config
         self.ports = ports or Ports.of_one_process(config)
+        self.vocabulary = self.ports.split.vocabulary(config.vocab_size)
         self.residual = build_residual(config)
         self.plan = self.residual.plan
         self.output_read = Read(self.residual, config.num_sublayers + 1, _OUTPUT_READ)
@@ -98,7 +100,7 @@ class ModelChunk(nn.Module):
     def _build(self) -> None:
         config, hidden = self.config, self.config.hidden_size
         if self.is_first:
-            self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
+            self.embed_tokens = self.vocabulary.embedding(hidden)
         self.layers = nn.ModuleDict(
             {
                 str(i): DecoderLayer(config, i, self.ports)
@@ -108,12 +110,12 @@ class ModelChunk(nn.Module):
         if self.is_last:
             self.output_read.create(self)
             self.norm = RMSNorm(hidden, config.norm_eps)
-            self.lm_head = nn.Linear(hidden, config.vocab_size, bias=False)
+            self.lm_head = self.ports.split.column(hidden, config.vocab_size)
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
         """Of embedding, head and what the head's read learns. The first two are tables of vectors
         to the optimizer, no maps (Moonlight, arXiv 2502.16982, section 2.2)."""
-        table = ParameterRule(normal(std))
+        table = ParameterRule(normal(std), split=0)
         ends = dict.fromkeys(("embed_tokens.weight", "lm_head.weight"), table)
         return ends | self.output_read.rules()
 
@@ -172,10 +174,11 @@ class ModelChunk(nn.Module):
                 return ChunkOutput(completed, partial, loss=None)
             loss = linear_cross_entropy(
                 self._output(sources, partial).flatten(0, 1),
-                self.lm_head.weight,
+                self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
                 batch.loss_mask.flatten(),
                 divisor=batch.loss_tokens,
+                vocabulary=self.vocabulary,
             )
             return ChunkOutput(completed, None, loss)
 
@@ -186,7 +189,8 @@ class ModelChunk(nn.Module):
         if not self.is_last:
             raise ValueError("only the chunk with the last layer has logits")
         with self._autocast(batch):
-            return self.lm_head(self._output(*self._run(batch, blocks, partial)))
+            output = self._output(*self._run(batch, blocks, partial))
+            return self.vocabulary.join(self.lm_head(output))
 
     def _autocast(self, batch: MicroBatch) -> AbstractContextManager:
         if self.autocast_dtype is None:
@@ -247,7 +251,7 @@ class ModelChunk(nn.Module):
     def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         """The input [B, T, D] of the head: the read of the whole stream, then the final norm."""
         h = self.residual.end(self.output_read.reader(self), sources, partial)
-        return self.norm(h).to(self.norm.weight.dtype)
+        return self.ports.split.gather(self.norm(h).to(self.norm.weight.dtype))
 
     def _known_blocks(self, blocks: Mapping[int, Tensor]) -> list[Tensor]:
         sublayer = 2 * self.first_layer + 1

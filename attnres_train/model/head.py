@@ -1,6 +1,6 @@
 """Cross-entropy of a linear head whose logits never exist as a whole.
 
-Shapes: N tokens, D hidden size, V vocabulary.
+Shapes: N tokens, D hidden size, V entries of the vocabulary that are here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from attnres_train.model.autograd import Context
+from attnres_train.model.split import Vocabulary, WholeVocabulary
 
 _LOGITS_AT_ONCE = 1 << 27  # elements: 0.5 GiB of fp32 logits, 819 tokens of a 163840 vocabulary
 
@@ -23,6 +24,7 @@ def linear_cross_entropy(
     mask: Tensor,
     logits_at_once: int = _LOGITS_AT_ONCE,
     divisor: Tensor | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Tensor:
     """Mean over tokens, weighted by ``mask``, of ``-log softmax(hidden @ weight.T)[label]``.
 
@@ -31,6 +33,10 @@ def linear_cross_entropy(
     The matmul follows autocast, everything after it is fp32 (fp64). Gradients are computed along
     with the loss, some tokens at a time: nothing is recomputed, and of the logits at most
     ``logits_at_once`` elements exist at any moment.
+
+    Labels count over the whole ``vocabulary`` (default: all of it is here). Where V are some of it
+    the loss is that over all, on every rank, while the gradients are of what is here: that of
+    ``hidden`` is a part of a sum.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -41,8 +47,12 @@ def linear_cross_entropy(
     # Where nothing is counted the mask is 0 and the divisor may be: 0 / tiny and not 0 / 0.
     share = mask / divisor.clamp_min(torch.finfo(mask.dtype).tiny)
     tokens = max(1, logits_at_once // weight.shape[0])
+    vocabulary = vocabulary or WholeVocabulary(len(weight))
     # Asked for here, as gradients are always off inside an autograd function.
-    return _LinearCrossEntropy.apply(hidden, weight, labels, share, tokens, torch.is_grad_enabled())
+    with_gradient = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(
+        hidden, weight, labels, share, tokens, with_gradient, vocabulary
+    )
 
 
 class _LinearCrossEntropy(Function):
@@ -55,22 +65,28 @@ class _LinearCrossEntropy(Function):
         share: Tensor,
         tokens: int,
         with_gradient: bool,
+        vocabulary: Vocabulary,
     ) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight, dtype=share.dtype) if with_gradient else None
         loss = share.new_zeros(())
+        first, last = vocabulary.here.start, vocabulary.here.stop - 1
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), tokens):
                 part = slice(start, start + tokens)
                 x, label, part_share = hidden[part], labels[part, None], share[part, None]
                 logits = F.linear(x, weight).to(share.dtype)
-                logits -= logits.amax(-1, keepdim=True)
-                own = logits.gather(-1, label)  # before the logits become their exponentials
-                total = logits.exp_().sum(-1, keepdim=True)
+                logits -= vocabulary.highest(logits.amax(-1, keepdim=True))
+                # Of a label that is elsewhere it is 0, which adds nothing there.
+                is_here, label = label.clamp(first, last) == label, label.clamp(first, last) - first
+                own = logits.gather(-1, label) * is_here  # before they become their exponentials
+                sums = torch.cat([own, logits.exp_().sum(-1, keepdim=True)], -1)
+                own, total = vocabulary.total(sums).split(1, -1)
                 loss += ((total.log() - own) * part_share).sum()
                 if grad_hidden is not None and grad_weight is not None:
                     # (softmax - one-hot label) x share, in the memory of the exponentials.
-                    grad = logits.mul_(part_share / total).scatter_add_(-1, label, -part_share)
+                    less = -part_share * is_here
+                    grad = logits.mul_(part_share / total).scatter_add_(-1, label, less)
                     grad = grad.to(hidden.dtype)
                     torch.mm(grad, weight, out=grad_hidden[part])
                     grad_weight += grad.t() @ x
@@ -84,4 +100,4 @@ class _LinearCrossEntropy(Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         # The loss is a scalar: whatever follows it only scales what was computed along with it.
         scale = grad.to(grad_hidden.dtype)
-        return grad_hidden * scale, grad_weight * scale, None, None, None, None
+        return grad_hidden * scale, grad_weight * scale, None, None, None, None, None

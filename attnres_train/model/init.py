@@ -1,5 +1,5 @@
-"""Initial weights that depend on the seed and each tensor's released name alone: not on the
-pipeline layout, the device or the parameter dtype."""
+"""Initial weights that depend on the seed and each tensor's released name alone: not on the grid,
+the device or the parameter dtype."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ def init_weights(chunk: ModelChunk, seed: int) -> None:
     """Fill every parameter and router buffer of ``chunk`` (which may come from ``to_empty``).
 
     Each parameter begins as its `ParameterRule` says, drawn in fp32 on the CPU with one generator
-    per released tensor. Raises ValueError for a parameter without a rule.
+    per released tensor: all of it, also where a part of it is kept. Raises ValueError for a
+    parameter without a rule.
     """
     rules, first_expert = parameter_rules(chunk), chunk.ports.exchange.experts.start
+    split = chunk.ports.split
     for name, parameter in chunk.named_parameters():
+        rule = rules[name]
         for released, tensor in released_tensors([(name, parameter)], first_expert):
-            tensor.copy_(initial_value(rules[name], released, tensor.shape, seed))
+            value = initial_value(rule, released, split.whole(tensor.shape, rule.split), seed)
+            tensor.copy_(split.mine(value, rule.split))
     for router in routers(chunk):
         router.e_score_correction_bias.zero_()
         router.tokens_per_expert.zero_()

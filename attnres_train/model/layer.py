@@ -37,14 +37,16 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(hidden, config.norm_eps)
         self.self_attn: MultiHeadLatentAttention | KimiDeltaAttention
         if config.is_full_attention(index):
-            self.self_attn = MultiHeadLatentAttention(hidden, config.mla)
+            self.self_attn = MultiHeadLatentAttention(hidden, config.mla, ports.split)
         else:
-            self.self_attn = KimiDeltaAttention(hidden, config.kda, config.norm_eps)
+            self.self_attn = KimiDeltaAttention(hidden, config.kda, config.norm_eps, ports.split)
         self.post_attention_layernorm = RMSNorm(hidden, config.norm_eps)
         if config.is_dense(index):
-            self.mlp = SwiGLU(hidden, config.intermediate_size)
+            self.mlp = SwiGLU(hidden, config.intermediate_size, ports.split)
         else:
-            self.block_sparse_moe = MixtureOfExperts(hidden, config.moe, ports.exchange)
+            self.block_sparse_moe = MixtureOfExperts(
+                hidden, config.moe, ports.exchange, ports.split
+            )
         residual = build_residual(config)
         self.reads = [
             Read(residual, sublayer, prefix)

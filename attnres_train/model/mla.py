@@ -1,7 +1,7 @@
 """NoPE multi-head latent attention (Kimi Linear, arXiv 2510.26692; no rotary embedding).
 
-Shapes: B batch, T tokens, D hidden size, H heads, R latent size, N key size expanded from the
-latent, E key size shared by all heads, V value size per head.
+Shapes: B batch, T tokens, S those in the stream, D hidden size, H heads here, R latent size, N key
+size expanded from the latent, E key size shared by all heads, V value size per head.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attnres_train.config.model_schema import MLAConfig
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, matrices
+from attnres_train.model.split import TensorSplit, Whole
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -22,25 +23,30 @@ class MultiHeadLatentAttention(nn.Module):
 
     The ``E`` key dims that all heads share are neither normalised nor rotated, but they stay in
     the score and in its scale ``(N + E) ** -0.5``. Parameter names are those of the released
-    checkpoint.
+    checkpoint. Heads are split by ``split`` (default: all are here); every rank has the latent.
     """
 
-    def __init__(self, hidden_size: int, config: MLAConfig) -> None:
+    def __init__(
+        self, hidden_size: int, config: MLAConfig, split: TensorSplit | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self.split = split = split or Whole()
+        self.heads = len(split.share(config.num_heads))
         heads, latent = config.num_heads, config.kv_lora_rank
         nope, shared, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        self.q_proj = nn.Linear(hidden_size, heads * (nope + shared), bias=False)
+        self.q_proj = split.column(hidden_size, heads * (nope + shared))
         self.kv_a_proj_with_mqa = nn.Linear(hidden_size, latent + shared, bias=False)
         self.kv_a_layernorm = RMSNorm(latent, config.kv_norm_eps)
-        self.kv_b_proj = nn.Linear(latent, heads * (nope + value), bias=False)
-        self.o_proj = nn.Linear(heads * value, hidden_size, bias=False)
+        self.kv_b_proj = split.column(latent, heads * (nope + value))
+        self.o_proj = split.row(heads * value, hidden_size)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; ``cu_seqlens`` as in `MicroBatch` keeps documents apart."""
+        """[B, S, D] -> [B, S, D]; ``cu_seqlens`` as in `MicroBatch` keeps documents apart."""
         c = self.config
+        x = self.split.gather(x)
         batch, length, _ = x.shape
-        per_head = (batch, length, c.num_heads, -1)
+        per_head = (batch, length, self.heads, -1)
         q = self.q_proj(x).view(per_head)
         # "rope" is their released name. Nothing rotates them: KDA tells positions apart.
         latent, shared = self.kv_a_proj_with_mqa(x).split(
@@ -48,16 +54,16 @@ class MultiHeadLatentAttention(nn.Module):
         )
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(per_head)
         nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
-        k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)], dim=-1)
+        k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)], dim=-1)
         o = causal_attention(q, k, v, cu_seqlens)
-        return self.o_proj(o.reshape(batch, length, -1))
+        return self.split.scatter(self.o_proj(o.reshape(batch, length, -1)))
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        heads = self.config.num_heads
-        rules = matrices(std, ["q_proj.weight"], heads=heads)
+        heads = self.heads
+        rules = matrices(std, ["q_proj.weight"], heads=heads, split=0)
         rules |= matrices(std, ["kv_a_proj_with_mqa.weight"], role="low_rank")
-        rules |= matrices(std, ["kv_b_proj.weight"], role="low_rank", heads=heads)
-        return rules | matrices(std, ["o_proj.weight"])
+        rules |= matrices(std, ["kv_b_proj.weight"], role="low_rank", heads=heads, split=0)
+        return rules | matrices(std, ["o_proj.weight"], split=1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:

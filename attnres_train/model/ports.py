@@ -1,14 +1,15 @@
 """What a model asks of its peers, and the answers of one process that has none.
 
 The model is single-process code. Where it depends on other ranks it asks a port; `parallel/` has
-those that talk to peers, and `train.build_chunks` hands them in.
+those that talk to peers, and `train.build_chunks` hands them in. The port of split tensors is in
+`model.split`.
 
 Shapes: N tokens, D hidden size, K experts per token, E experts of a layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.moe.permutation import Copies, Permutation
+from attnres_train.model.split import TensorSplit, Whole
 
 
 class SortedPairs(Copies, Protocol):
@@ -113,6 +115,7 @@ class Ports:
     """All that a chunk asks of its peers."""
 
     exchange: TokenExchange
+    split: TensorSplit = field(default_factory=Whole)
 
     @classmethod
     def of_one_process(cls, model: ModelConfig) -> Ports:

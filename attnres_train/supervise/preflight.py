@@ -3,6 +3,7 @@ written, and whether its devices are there."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,11 @@ def check_machine(config: RunConfig, local_processes: int | None = None) -> None
 
     ``local_processes`` are those that will be started here; None: this is one that was started.
     """
-    problems = [*_folder_problems(config), *_device_problems(config, local_processes)]
+    problems = [
+        *_folder_problems(config),
+        *_device_problems(config, local_processes),
+        *_backend_problems(config),
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -47,6 +52,19 @@ def cannot_write(folder: Path) -> str | None:
     except OSError as error:
         return f"nothing can be written in {nearest} ({error.strerror or error})"
     return None
+
+
+def _backend_problems(config: RunConfig) -> Iterator[str]:
+    if config.train.backend != "te":
+        return
+    other = "set it to auto or torch"
+    if importlib.util.find_spec("transformer_engine") is None:
+        yield (
+            "train.backend is te, but Transformer Engine is not installed here: pip install "
+            f"'attnres-train[gpu]' (NVIDIA's PyTorch containers have it), or {other}"
+        )
+    if config.train.device == "cpu":
+        yield f"train.backend is te, which computes on CUDA alone, but train.device is cpu: {other}"
 
 
 def _device_problems(config: RunConfig, local_processes: int | None) -> Iterator[str]:

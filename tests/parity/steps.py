@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.named_state import places_of
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
@@ -33,6 +35,8 @@ class Steps:
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    p2p_bytes: list[int] = field(default_factory=list)
+    """Over all ranks."""
     gradients: list[Tensors] = field(default_factory=list)
     """Of each step, before clipping: those that are counted on this rank."""
     parameters: Tensors = field(default_factory=dict)
@@ -60,26 +64,31 @@ def run_steps(
             fault(patch)
         parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer, update = Trainer(config, ranks, parts), parts.optimizer
-        first = next(iter(parts.chunks.values())).ports.exchange.experts.start
+        released = partial(
+            released_tensors,
+            first_expert=next(iter(parts.chunks.values())).ports.exchange.experts.start,
+            places={n: at for c in parts.chunks.values() for n, at in places_of(c, ranks)},
+        )
         reduced = update.reduction.finish
 
         def finish() -> None:
             reduced()
             counted = [p for p in update.reduction.pieces if p.counts_here]
             named = [(p.name, p.tensor.grad.clone()) for p in counted]
-            seen.gradients.append(dict(released_tensors(named, first)))
+            seen.gradients.append(dict(released(named)))
 
         patch.setattr(update.reduction, "finish", finish)
         for _ in range(steps):
             record, _ = trainer.train_step()
             seen.losses.append(record["loss"])
             seen.grad_norms.append(record["grad_norm"])
+            seen.p2p_bytes.append(record["p2p_bytes"])
         update.wait()
         named = [(n, p.detach()) for c in trainer.chunks for n, p in c.named_parameters()]
-        seen.parameters = {n: p.clone() for n, p in released_tensors(named, first)}
+        seen.parameters = {n: p.clone() for n, p in released(named)}
         for name, key, tensor in update.optimizer.state_tensors():
-            views = released_tensors([(name, tensor)], first)
-            seen.states |= {f"{key}.{released}": view.clone() for released, view in views}
+            views = released([(name, tensor)])
+            seen.states |= {f"{key}.{released_name}": view.clone() for released_name, view in views}
         dist.barrier()
     return seen
 
@@ -104,11 +113,12 @@ def differences(found: list[Steps], expected: Steps, relative: float) -> list[st
     for step, gradients in enumerate(expected.gradients):
         merged = once(steps.gradients[step] for steps in found)
         told += [f"gradient of {name}" for name in _apart(merged, gradients, relative)]
-    merged = {}
+    held: Tensors = {}
     for steps in found:
         for name, tensor in steps.parameters.items():
-            if not torch.equal(tensor, merged.setdefault(name, tensor)):
+            if not torch.equal(tensor, held.setdefault(name, tensor)):
                 told.append(f"replicas of {name}")
+    merged = made_whole(held.items())
     return told + [f"parameter {name}" for name in _apart(merged, expected.parameters, relative)]
 
 
@@ -122,5 +132,6 @@ def _apart(found: Tensors, expected: Tensors, relative: float) -> list[str]:
     return [
         name
         for name, tensor in expected.items()
-        if (found[name] - tensor).abs().max() > relative * max(tensor.abs().max(), 1e-12)
+        if found[name].shape != tensor.shape
+        or (found[name] - tensor).abs().max() > relative * max(tensor.abs().max(), 1e-12)
     ]

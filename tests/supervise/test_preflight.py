@@ -71,6 +71,15 @@ def test_the_kernels_own_folders_cannot_be_written():
     assert "nothing can be written in /proc" in (cannot_write(Path("/proc/runs")) or "")
 
 
+def test_a_backend_that_is_not_there(tmp_path):
+    wanted = config(tmp_path, "auto")
+    wanted.train.backend = "te"
+    message = told(wanted)
+    assert "train.backend is te, but Transformer Engine is not installed here: pip" in message
+    wanted.train.device = "cpu"
+    assert "computes on CUDA alone, but train.device is cpu: set it to auto or" in told(wanted)
+
+
 def test_cuda_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "train.device is cuda, but torch " in told(config(tmp_path, "cuda"))

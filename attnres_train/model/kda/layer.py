@@ -1,7 +1,8 @@
 """Kimi Delta Attention, the module: projections, short convolutions, decay, output gate.
 
 Parameter names, shapes and arithmetic are those of the released Kimi-Linear-48B-A3B (arXiv
-2510.26692, section 4). Shapes: B batch, T tokens, D hidden size, H heads, K head size, P = H K.
+2510.26692, section 4). Shapes: B batch, T tokens, S those in the stream, D hidden size, H heads
+here, K head size, P = H K.
 """
 
 from __future__ import annotations
@@ -18,42 +19,53 @@ from attnres_train.model.kda.operator import chunk_kda
 from attnres_train.model.kda.short_conv import ShortConv
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import Initialiser, ParameterRule, matrices
+from attnres_train.model.split import TensorSplit, Whole
 
 
 class KimiDeltaAttention(nn.Module):
-    """KDA sublayer, [B, T, D] -> [B, T, D]; the input is already normed.
+    """KDA sublayer, [B, S, D] -> [B, S, D]; the input is already normed. Heads are split by
+    ``split`` (default: all are here).
 
     ``A_log`` [1, 1, H, 1] and ``dt_bias`` [P] shape the decay and must stay fp32 (or fp64) when the
     other parameters are cast: cast parameter by parameter and leave these two out, since
     ``module.to(torch.bfloat16)`` would round them.
     """
 
-    def __init__(self, hidden_size: int, config: KDAConfig, norm_eps: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        config: KDAConfig,
+        norm_eps: float,
+        split: TensorSplit | None = None,
+    ) -> None:
         super().__init__()
-        heads, size = config.num_heads, config.head_dim
+        self.split = split = split or Whole()
+        size, whole = config.head_dim, config.num_heads * config.head_dim
+        heads = len(split.share(config.num_heads))
         width = heads * size
         self.config = config
         self.heads, self.chunk_size = heads, config.chunk_size
         self.lower_bound = config.lower_bound
-        self.q_proj = nn.Linear(hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(hidden_size, width, bias=False)
-        self.v_proj = nn.Linear(hidden_size, width, bias=False)
+        self.q_proj = split.column(hidden_size, whole)
+        self.k_proj = split.column(hidden_size, whole)
+        self.v_proj = split.column(hidden_size, whole)
         self.q_conv1d = ShortConv(width, config.short_conv_kernel_size)
         self.k_conv1d = ShortConv(width, config.short_conv_kernel_size)
         self.v_conv1d = ShortConv(width, config.short_conv_kernel_size)
         self.A_log = nn.Parameter(init_decay_(torch.empty(1, 1, heads, 1), "A_log", config))
         self.dt_bias = nn.Parameter(init_decay_(torch.empty(width), "dt_bias", config))
         self.f_a_proj = nn.Linear(hidden_size, size, bias=False)
-        self.f_b_proj = nn.Linear(size, width, bias=False)
+        self.f_b_proj = split.column(size, whole)
         self.g_a_proj = nn.Linear(hidden_size, size, bias=False)
-        self.g_b_proj = nn.Linear(size, width, bias=False)
-        self.b_proj = nn.Linear(hidden_size, heads, bias=False)
+        self.g_b_proj = split.column(size, whole)
+        self.b_proj = split.column(hidden_size, config.num_heads)
         self.o_norm = RMSNorm(size, norm_eps)
-        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+        self.o_proj = split.row(whole, hidden_size)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """``cu_seqlens`` [0, ..., B*T]: cumulative lengths of documents packed into the rows, which
         then see nothing of each other."""
+        x = self.split.gather(x)
         q, k, v = (
             self._heads(conv(proj(x), cu_seqlens))
             for proj, conv in (
@@ -67,15 +79,19 @@ class KimiDeltaAttention(nn.Module):
         o = gated_kda(raw, self.decay_gate, cu_seqlens=cu_seqlens, chunk_size=self.chunk_size)
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
         # As released: a sigmoid and not SiLU, after the norm, which would undo a factor of a head.
-        return self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
+        y = self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
+        return self.split.scatter(y)
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
-        rules = matrices(std, (f"{x}_proj.weight" for x in ("q", "k", "v")), heads=self.heads)
-        factors = (f"{x}_proj.weight" for x in ("f_a", "f_b", "g_a", "g_b"))
-        rules |= matrices(std, factors, role="low_rank")
-        rules |= matrices(std, ("b_proj.weight", "o_proj.weight"))
-        for name in ("A_log", "dt_bias"):
-            rules[name] = ParameterRule(decay_init(name, self.config), weight_decay=False)
+        qkv = (f"{x}_proj.weight" for x in ("q", "k", "v"))
+        rules = matrices(std, qkv, heads=self.heads, split=0)
+        rules |= matrices(std, ("f_a_proj.weight", "g_a_proj.weight"), role="low_rank")
+        rules |= matrices(std, ("f_b_proj.weight", "g_b_proj.weight"), role="low_rank", split=0)
+        rules |= matrices(std, ["b_proj.weight"], split=0)
+        rules |= matrices(std, ["o_proj.weight"], split=1)
+        for name, axis in (("A_log", 2), ("dt_bias", 0)):
+            init = decay_init(name, self.config)
+            rules[name] = ParameterRule(init, weight_decay=False, split=axis)
         return rules
 
     @property

@@ -103,7 +103,7 @@ class ShortConv(nn.Module):
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
         """U(-1, 1) / sqrt(taps), torch's default for such a convolution."""
-        return {"weight": ParameterRule(uniform(self.weight.shape[-1] ** -0.5))}
+        return {"weight": ParameterRule(uniform(self.weight.shape[-1] ** -0.5), split=0)}
 
     def extra_repr(self) -> str:
         return "{}, taps={}".format(*self.weight.shape[::2])

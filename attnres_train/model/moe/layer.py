@@ -16,6 +16,7 @@ from attnres_train.model.moe.grouped import grouped_linear
 from attnres_train.model.moe.permutation import combine, dispatch
 from attnres_train.model.parameters import ParameterRule, matrices
 from attnres_train.model.ports import AllHere, Routed, TokenExchange
+from attnres_train.model.split import TensorSplit
 
 
 class Router(nn.Module):
@@ -84,17 +85,22 @@ class Experts(nn.Module):
 
 class MixtureOfExperts(nn.Module):
     """``sum_k weight_k * expert_k(x) + shared_experts(x)``. Tokens go to their experts by way of
-    ``exchange`` (default: all experts are here)."""
+    ``exchange`` (default: all experts are here). The width of the shared experts is split by
+    ``split`` (default: it is not); routed ones are whole, and take the tokens of the stream."""
 
     def __init__(
-        self, hidden_size: int, config: MoEConfig, exchange: TokenExchange | None = None
+        self,
+        hidden_size: int,
+        config: MoEConfig,
+        exchange: TokenExchange | None = None,
+        split: TensorSplit | None = None,
     ) -> None:
         super().__init__()
         self.exchange = exchange or AllHere(config.num_experts)
         self.gate = Router(hidden_size, config)
         self.experts = Experts(hidden_size, config, len(self.exchange.experts))
         width = config.num_shared_experts * config.intermediate_size
-        self.shared_experts = SwiGLU(hidden_size, width) if width else None
+        self.shared_experts = SwiGLU(hidden_size, width, split) if width else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[..., D] -> [..., D] and the load of this call, int64 [E] tokens per expert."""

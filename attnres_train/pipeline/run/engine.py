@@ -40,7 +40,8 @@ class Engine:
     ``stream_dtype`` and live on ``device``. ``debug`` sends each tensor's identity beside it and
     checks it on arrival. ``schedule(P, V, M)`` orders the passes. Micro-batches may differ in shape
     and number from call to call; for every new M the schedule is validated (ScheduleError).
-    ``on_pass`` is called before each pass.
+    ``on_pass`` is called before each pass. ``share`` says which of T tokens are in the stream here
+    (default: all).
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Engine:
         debug: bool = False,
         schedule: Callable[[int, int, int], Schedule] = one_f_one_b,
         on_pass: Callable[[], None] = lambda: None,
+        share: Callable[[int], range] = range,
     ) -> None:
         self.stage = Stage(
-            chunks, plan, rank, transport, hidden_size, stream_dtype, device, debug, on_pass
+            chunks, plan, rank, transport, hidden_size, stream_dtype, device, debug, on_pass, share
         )
         self.schedule = schedule
         self._programs: dict[tuple[Callable, int], Program] = {}

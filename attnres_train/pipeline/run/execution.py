@@ -6,7 +6,7 @@ leaves behind: its partial with the gradient that came back, the loss with 1/M, 
 does not read itself with the gradient collected in the store. Those that it does read get what was
 collected when the pass comes to where they were made, so that it need not wait for it before.
 
-Shapes: B samples of a micro-batch, T tokens, D hidden_size; M micro-batches.
+Shapes: M micro-batches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Inbox and outbox of a rank for one pass: buffers, order and lifetime of what is on the wire.
 
-Shapes: every tensor is [B, T, D], B and T those of its micro-batch.
+Shapes: every tensor is [B, S, D], B samples of its micro-batch and S tokens of each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Receipt:
 
 class Inbox:
     """Receives each message into a buffer of its own; ``make_buffer(micro_batch)`` returns an empty
-    [B, T, D]."""
+    [B, S, D]."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Stage: one rank of a pipeline, with the chunks that it computes and its way to the others.
 
-Shapes: B samples of a micro-batch, T tokens, D hidden_size.
+Shapes: B samples of a micro-batch, T tokens, S those of them in the stream here, D hidden_size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Batch(Protocol):
 
 
 class ChunkOutput(Protocol):
-    """What a chunk makes of one micro-batch; tensors are [B, T, D]."""
+    """What a chunk makes of one micro-batch; tensors are [B, S, D]."""
 
     blocks: dict[int, Tensor]
     """The blocks that it completes."""
@@ -57,8 +57,11 @@ class Stage:
     """Whether each tensor's identity travels beside it."""
     on_pass: Callable[[], None] = lambda: None
     """Called before every pass: whoever watches over the process knows that it gets on."""
+    share: Callable[[int], range] = range
+    """T -> which of a sample's tokens are in the stream of this rank, S of them."""
 
     def buffer(self, batch: Batch) -> Tensor:
-        """Room for one tensor [B, T, D] of micro-batch ``batch``, not initialised."""
-        shape = *batch.tokens.shape, self.hidden_size
+        """Room for one tensor [B, S, D] of micro-batch ``batch``, not initialised."""
+        samples, length = batch.tokens.shape
+        shape = samples, len(self.share(length)), self.hidden_size
         return torch.empty(shape, dtype=self.stream_dtype, device=self.device)

@@ -1,6 +1,6 @@
 """Block store: each block of each micro-batch once per rank, with its gradient.
 
-A block is a leaf of the autograd graph, [B, T, D], that shares storage with the tensor that was
+A block is a leaf of the autograd graph, [B, S, D], that shares storage with the tensor that was
 received or produced. Chunks read the leaf, so their backward passes accumulate in its ``.grad``;
 gradients that peers return are added to the same tensor. It lives from the forward pass that brings
 it to the rank until the backward pass of the same chunk, which is its last reader here.
