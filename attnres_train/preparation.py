@@ -7,6 +7,7 @@ Whoever prepares data for a run asks here: the launcher, the first worker of eve
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader, FileRow, find_corpora
 from attnres_train.data.generations import Generation, Match, Part, RunData, match, parts
 from attnres_train.data.prepare import Prepared, prepare
+from attnres_train.data.record import as_record, from_record
 from attnres_train.errors import UserError
 from attnres_train.run_state import Standing, standing
 
@@ -33,8 +35,24 @@ Lists = dict[str, Sequence[FileRow]]
 class Preparation:
     """What was prepared, and the files it was prepared from."""
 
-    prepared: Prepared
+    record: Mapping[str, Any]
+    """Where it lies on this machine, with its files (`data.record`)."""
     files: Lists
+
+    @property
+    def prepared(self) -> Prepared:
+        return from_record(self.record)
+
+    def hand_over(self, path: Path) -> None:
+        """Write into ``path`` what `handed_over` reads."""
+        plain = {"record": self.record, "files": self.files}
+        path.write_text(json.dumps(plain), encoding="utf-8")
+
+
+def handed_over(path: Path) -> Preparation:
+    """What another process on this machine has prepared a moment ago (`Preparation.hand_over`): it
+    is not looked at again."""
+    return Preparation(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
@@ -51,8 +69,10 @@ def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
     if found is not None:
         run = RunData(_corpora(config, found, readers), _tokenizer(config, found))
     prepared = prepare(config, progress=progress, run=run)
-    rows = [part.reader.rows for generations in run.corpora for part in generations]
-    return Preparation(prepared, {digest_of(one): one for one in rows})
+    corpora = [part.reader for generations in run.corpora for part in generations]
+    seen = {file: content for one in corpora for file, content in one.contents.items()}
+    files = {digest_of(one.rows): one.rows for one in corpora}
+    return Preparation(as_record(prepared, seen), files)
 
 
 def _tokenizer(config: RunConfig, found: Standing) -> Path | None:

@@ -42,7 +42,7 @@ def begin(config: RunConfig, folder: Path, port: int, edits: Edits = ()) -> tupl
         stack.enter_context(patch.object(start, "SEEN_SECONDS", 0.1))
         try:
             with meet(300) as meeting:
-                begun = start.prepare_together(config, meeting, progress=False)
+                begun = start.prepare_together(config, meeting)
                 assert isinstance(begun, start.Start)
                 run = Path(config.run.dir, config.run.name)
                 if meeting.rank == 0:

@@ -21,6 +21,8 @@ from attnres_train.parallel.addresses import check_master, choose_interface, lis
 from attnres_train.parallel.launched import launched_world_size
 from attnres_train.screen import complain
 
+PREFIX = "start"
+"""Of a meeting's keys, in the store that is the whole run's."""
 POLL_SECONDS = 0.1
 # Seconds between two lines that tell who is waited for.
 TELL_SECONDS = 30.0
@@ -61,6 +63,10 @@ class Meeting:
         """
         self._wait([key], lambda missing: doing)
         return json.loads(self.store.get(key))
+
+    def heard(self, key: str) -> Any:
+        """What has been told under ``key``; None where nothing has."""
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
     def hear_all(self, key: str, doing: str, names: Sequence[str] = ()) -> list[Any]:
         """What every rank tells under ``key``, by rank; ``doing`` is what they do for it, as in
@@ -110,6 +116,11 @@ class Meeting:
         raise RuntimeError(f"{PEER_FAILED}: rank {rank} on {machine} failed: {told}")
 
 
+def told_beforehand(key: str, value: Any) -> dict[str, str]:
+    """What whoever has the store puts there for a process to have `heard` ``value``."""
+    return {f"{PREFIX}/{key}": json.dumps(value)}
+
+
 @contextmanager
 def meet(timeout: float) -> Iterator[Meeting]:
     """Meet the run's other processes (torchrun's environment; alone without it), those that come
@@ -135,7 +146,7 @@ def meet(timeout: float) -> Iterator[Meeting]:
         wait_for_workers=False,  # they are waited for by name
         master_listen_fd=listener(address, port) if serves else None,
     )
-    meeting = Meeting(dist.PrefixStore("start", store), rank, world_size, timeout)
+    meeting = Meeting(dist.PrefixStore(PREFIX, store), rank, world_size, timeout)
     try:
         yield meeting
     except BaseException as error:
