@@ -27,7 +27,7 @@ from attnres_train.data.record import as_record, from_record
 from attnres_train.errors import UserError
 from attnres_train.run_state import Standing, standing
 
-Lists = dict[str, Sequence[FileRow]]
+Lists = Mapping[str, Sequence[FileRow]]
 """Lists of files by their digest."""
 
 
@@ -44,9 +44,15 @@ class Preparation:
         return from_record(self.record)
 
     def hand_over(self, path: Path) -> None:
-        """Write into ``path`` what `handed_over` reads."""
+        """Write into ``path`` what `handed_over` reads. Raises UserError where that cannot be."""
         plain = {"record": self.record, "files": self.files}
-        path.write_text(json.dumps(plain), encoding="utf-8")
+        try:
+            path.write_text(json.dumps(plain), encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{path}, for the workers, cannot be written ({error.strerror}): make room there, "
+                "or have TMPDIR name another folder"
+            ) from error
 
 
 def handed_over(path: Path) -> Preparation:
