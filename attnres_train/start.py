@@ -18,10 +18,11 @@ from attnres_train.data.prepare import Prepared, check_alike
 from attnres_train.data.record import from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.machines import Place, first_ranks, machine_names
-from attnres_train.parallel.meeting import Meeting, of_ranks, some
+from attnres_train.parallel.meeting import Meeting, of_ranks
 from attnres_train.preparation import Lists, handed_over, prepare_run
 from attnres_train.run_state import nothing_left
 from attnres_train.supervise.preflight import cannot_write
+from attnres_train.words import some_of
 
 HANDED_OVER = "handed over"
 """The key under which our launcher tells in which file rank 0 finds what it has prepared."""
@@ -158,7 +159,7 @@ def _told(found: Sequence[Sequence[str]], machines: Sequence[str]) -> list[str]:
         for problem in problems:
             ranks_of.setdefault(problem, []).append(rank)
     return [
-        f"{problem} (on {some(list(dict.fromkeys(machines[rank] for rank in ranks)))}: "
+        f"{problem} (on {some_of(dict.fromkeys(machines[rank] for rank in ranks))}: "
         f"{of_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]

@@ -20,6 +20,7 @@ from attnres_train.errors import UserError
 from attnres_train.parallel.addresses import check_master, choose_interface, listener
 from attnres_train.parallel.launched import launched_world_size
 from attnres_train.screen import complain
+from attnres_train.words import some_of
 
 PREFIX = "start"
 """Of a meeting's keys, in the store that is the whole run's."""
@@ -76,7 +77,7 @@ class Meeting:
 
         def waited_for(missing: list[int]) -> str:
             machines = dict.fromkeys(names[rank] for rank in missing) if names else ()
-            on = f" on {some(list(machines))}" if machines else ""
+            on = f" on {some_of(machines)}" if machines else ""
             return f"{of_ranks(missing)}{on} {doing}"
 
         self._wait(keys, waited_for)
@@ -164,10 +165,4 @@ def of_ranks(ranks: Sequence[int]) -> str:
         else:
             runs.append([rank])
     told = ["-".join(map(str, run)) for run in runs]
-    return f"rank{'s' * (len(ranks) > 1)} {some(told)}"
-
-
-def some(names: Sequence[str], most: int = 8) -> str:
-    """``names`` in words, no more than ``most`` of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return f"rank{'s' * (len(ranks) > 1)} {some_of(told)}"
