@@ -14,8 +14,8 @@ import attnres_train
 PACKAGE = Path(attnres_train.__file__).parent
 PLANNING = "pipeline.plan"
 """The room that is pure Python: it knows block arithmetic, and neither torch nor the model."""
-# Room -> what it may import of ours, besides itself, `errors`, `screen` and `words`. Those not named
-# are on top.
+# Room -> what it may import of ours, besides itself, `errors`, `screen` and `words`. Those not
+# named are on top.
 ALLOWED = {
     "errors": (),
     "megatron": (),
