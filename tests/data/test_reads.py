@@ -49,11 +49,12 @@ def test_a_start_looks_at_each_file_once(tmp_path):
     tokens = {
         "read_content tokens.idx": 1,  # 16 blocks of it
         "read_content tokens.bin": 1,
-        "check_indexed tokens.idx": 3,  # header, and the two arrays that are looked through
+        "check_indexed tokens.idx": 2,  # the two arrays that are looked through
     }
-    every_rank = {
-        "num_sequences tokens.idx": 1,  # header and last sequence
-        "__init__ tokens.idx": 2,  # header, and the array in memory
+    by_rank = {
+        "read_header tokens.idx": 3,  # for the check, for a count, and for reading
+        "num_sequences tokens.idx": 1,  # the last sequence
+        "__init__ tokens.idx": 1,  # in memory
         "__init__ tokens.bin": 1,
     }
-    assert found == texts | tokens | every_rank
+    assert found == texts | tokens | by_rank
