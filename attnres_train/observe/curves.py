@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from attnres_train.config.loader import plain_values
@@ -49,6 +50,11 @@ def _wandb(section: WandbConfig) -> Any:
     return wandb
 
 
+def _earlier(run: RunContext, step: int) -> Iterator[Record]:
+    """The records of the steps of ``run`` up to ``step``."""
+    return (record for record in read_records(run.folder / METRICS) if record["step"] <= step)
+
+
 def _has_key(wandb: Any) -> bool:
     try:
         return bool(wandb.login(prompt=False, verify=False))
@@ -59,7 +65,8 @@ def _has_key(wandb: Any) -> bool:
 
 
 class TensorBoard(Observer):
-    """Scalars as TensorBoard events in ``<run folder>/tensorboard``."""
+    """Scalars as TensorBoard events in ``<run folder>/tensorboard``. Where a run that has no such
+    folder yet goes on, the steps up to then are there, too."""
 
     after_save = True
 
@@ -69,7 +76,10 @@ class TensorBoard(Observer):
 
     def on_start(self, step: int) -> None:
         folder = self.run.folder / "tensorboard"
+        is_new = not folder.is_dir()
         self.writer = self.writer_class(str(folder), purge_step=step + 1)
+        for record in _earlier(self.run, step) if is_new else ():
+            self.on_step_end(record)
 
     def on_roll_back(self, step: int) -> None:
         self.writer.close()
@@ -115,9 +125,8 @@ class Wandb(Observer):
         """Begin a curve, with the steps up to ``step``."""
         self.id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         self.curve = self._curve(**settings)
-        for record in read_records(self.run.folder / METRICS):
-            if record["step"] <= step:
-                self.on_step_end(record)
+        for record in _earlier(self.run, step):
+            self.on_step_end(record)
 
     def _curve(self, **settings: Any) -> Any:
         config = self.run.config

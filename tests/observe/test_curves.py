@@ -69,6 +69,16 @@ def test_tensorboard_drops_what_a_roll_back_has_undone(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 8.0), (2, 9.0)]
 
 
+def test_tensorboard_of_a_run_that_went_back_to_an_older_checkpoint_is_whole(tmp_path):
+    """The earlier course is moved aside, with its events; metrics up to then are kept."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(make(JsonLines, tmp_path), range(1, 6), start=0)
+    write(make(TensorBoard, tmp_path), range(4, 7), start=3)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
 class Curve:
     """A run as Weights & Biases keeps it: a step that is not after the last one is left out."""
 
