@@ -167,8 +167,8 @@ def sum_over_too_many(patch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_faults_are_found(run, fault, found):
-    (expected,) = run("one", "block", "packed")
-    told = differences(run("TP2", "block", "packed", fault=fault), expected, RELATIVE)
+    (expected,) = run("one", "block", "whole")
+    told = differences(run("TP2", "block", "whole", fault=fault), expected, RELATIVE)
     for kind in found:
         assert any(line.startswith(kind) for line in told), (kind, told)
 
