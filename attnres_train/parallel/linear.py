@@ -57,9 +57,9 @@ def differs(
         return f"fail ({type(error).__name__}: {error})"
     narrow = torch.bfloat16 in (dtype, autocast)
     for name, value in plain.items():
-        error = ((found[name] - value).norm() / value.norm()).item()
-        if not error < (0.03 if narrow else 0.003):  # fp32 may be TF32
-            return f"give another {name} ({error:.1e} off)"
+        off = ((found[name] - value).norm() / value.norm()).item()
+        if not off < (0.03 if narrow else 0.003):  # fp32 may be TF32
+            return f"give another {name} ({off:.1e} off)"
     return ""
 
 
