@@ -22,6 +22,7 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
     """
     problems = [
         *_not_there_yet(config),
+        *_context(config),
         *_model(config),
         *_layout(config),
         *_processes(config, world_size),
@@ -45,11 +46,34 @@ def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:
 
 
 def _not_there_yet(config: RunConfig) -> Problems:
-    sizes = ("tensor_model_parallel_size", "context_parallel_size")
-    for key in sizes:
-        size, name = getattr(config.parallel, key), key.partition("_")[0]
-        if size > 1:
-            yield f"parallel.{key} is {size}, but {name} parallelism is not there yet: set it to 1"
+    size = config.parallel.tensor_model_parallel_size
+    if size > 1:
+        yield (
+            f"parallel.tensor_model_parallel_size is {size}, but tensor parallelism is not there "
+            "yet: set it to 1"
+        )
+
+
+def _context(config: RunConfig) -> Problems:
+    size, length = config.parallel.context_parallel_size, config.train.seq_length
+    if size == 1:
+        return
+    shares, kernel = 2 * size, config.model.kda.short_conv_kernel_size
+    least = shares * max(1, kernel - 1)
+    named = f"parallel.context_parallel_size {size}: samples are cut into 2 x {size} = {shares}"
+    if length < least:
+        yield (
+            f"train.seq_length {length} is too short for {named} shares, each of at least "
+            f"model.kda.short_conv_kernel_size - 1 = {kernel - 1} tokens: take {least} or more, "
+            "or lower parallel.context_parallel_size"
+        )
+    elif length % shares:
+        below = length - length % shares
+        near = f"{below} or " if below >= least else ""
+        yield (
+            f"train.seq_length {length} does not suit {named} equal shares, and {length} / "
+            f"{shares} leaves {length % shares} over: take {near}{below + shares}"
+        )
 
 
 def _kept(config: RunConfig) -> Problems:
@@ -124,10 +148,13 @@ def _processes(config: RunConfig, world_size: int | None) -> Problems:
         return
     below = max(0, world_size - world_size % needed)
     remedy = f"start {f'{below} or ' if below else ''}{below + needed} processes"
+    context = config.parallel.context_parallel_size
+    each, keys = "one", "parallel.pipeline_model_parallel_size"
+    if context > 1:
+        each, keys = str(context), f"{keys} or parallel.context_parallel_size"
     yield (
         f"the number of processes (WORLD_SIZE or --nproc) is {world_size}, but a replica of the "
-        f"model takes {needed}, one per pipeline stage: {remedy}, or change "
-        "parallel.pipeline_model_parallel_size"
+        f"model takes {needed}, {each} per pipeline stage: {remedy}, or change {keys}"
     )
 
 

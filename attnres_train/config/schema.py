@@ -45,7 +45,8 @@ class ParallelConfig(Section):
     """Expert-parallel size: ranks of a stage that share the routed experts of a layer, each with as
     many of them. They may be tensor-parallel, context-parallel and data-parallel ranks."""
     context_parallel_size: int = Field(1, ge=1)
-    """Context-parallel size."""
+    """Context-parallel size: ranks that share the tokens of every sample, each with two of as many
+    equal shares of `train.seq_length` as twice their number, one from either end."""
     layout: Literal["even", "auto"] | list[int] | str = "even"
     """Decoder layers per chunk: `even`; `auto`, balanced by the FLOPs of each layer and of the head
     (`pipeline.plan.layout.balanced_bounds`); one count per chunk in model order (P*V of them); or

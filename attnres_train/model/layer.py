@@ -37,9 +37,9 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(hidden, config.norm_eps)
         self.self_attn: MultiHeadLatentAttention | KimiDeltaAttention
         if config.is_full_attention(index):
-            self.self_attn = MultiHeadLatentAttention(hidden, config.mla)
+            self.self_attn = MultiHeadLatentAttention(hidden, config.mla, ports.sequence)
         else:
-            self.self_attn = KimiDeltaAttention(hidden, config.kda, config.norm_eps)
+            self.self_attn = KimiDeltaAttention(hidden, config.kda, config.norm_eps, ports.sequence)
         self.post_attention_layernorm = RMSNorm(hidden, config.norm_eps)
         if config.is_dense(index):
             self.mlp = SwiGLU(hidden, config.intermediate_size)
