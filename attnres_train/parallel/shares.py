@@ -135,10 +135,8 @@ class Scan(Function):
         key_size = own.shape[-2]
         shares = peers.gather(own)
         ends, maps = shares.split([own.shape[-1] - key_size, key_size], dim=-1)
-        entering = [torch.zeros_like(ends[:, 0])]
         with torch.autocast(own.device.type, enabled=False):
-            for share in range(peers.shares.count - 1):
-                entering.append(maps[:, share] @ entering[-1] + ends[:, share])
+            entering = scan(maps, ends)
         here = torch.stack([entering[share] for share in peers.shares.own], dim=1)
         ctx.peers = peers
         ctx.save_for_backward(maps.contiguous(), here)
@@ -156,3 +154,12 @@ class Scan(Function):
         behind.reverse()
         dends = torch.stack([behind[share] for share in ctx.peers.shares.own], dim=1)
         return None, torch.cat((dends, dends @ here.mT), dim=-1)
+
+
+def scan(maps: Tensor, ends: Tensor) -> list[Tensor]:
+    """The state in front of every share, [B, H, K, V], of ``maps`` [B, 2C, H, K, K] and ``ends``
+    [B, 2C, H, K, V], A and B of the shares in order."""
+    entering = [torch.zeros_like(ends[:, 0])]
+    for share in range(maps.shape[1] - 1):
+        entering.append(maps[:, share] @ entering[-1] + ends[:, share])
+    return entering
