@@ -26,7 +26,7 @@ from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.context import sequence_exchange
-from attnres_train.parallel.experts import token_exchange
+from attnres_train.parallel.dispatchers import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.owned import OwnedOptimizer
@@ -207,7 +207,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     the same on all replicas. Collective."""
     chunks = {}
     ports = Ports(
-        exchange=token_exchange(config.model.moe.num_experts, ranks.experts),
+        exchange=token_exchange(config, ranks.experts),
         sequence=sequence_exchange(ranks.context),
     )
     for index in plan.layout.chunks_of(ranks.pp_rank):

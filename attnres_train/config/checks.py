@@ -148,13 +148,15 @@ def _processes(config: RunConfig, world_size: int | None) -> Problems:
         return
     below = max(0, world_size - world_size % needed)
     remedy = f"start {f'{below} or ' if below else ''}{below + needed} processes"
-    context = config.parallel.context_parallel_size
-    each, keys = "one", "parallel.pipeline_model_parallel_size"
-    if context > 1:
-        each, keys = str(context), f"{keys} or parallel.context_parallel_size"
+    sizes = {
+        f"parallel.{kind}_size": getattr(config.parallel, f"{kind}_size")
+        for kind in ("pipeline_model_parallel", "tensor_model_parallel", "context_parallel")
+    }
+    counted = [key for key, size in sizes.items() if size > 1] or list(sizes)[:1]
+    arithmetic = " x ".join(f"{key} {sizes[key]}" for key in counted)
     yield (
         f"the number of processes (WORLD_SIZE or --nproc) is {world_size}, but a replica of the "
-        f"model takes {needed}, {each} per pipeline stage: {remedy}, or change {keys}"
+        f"model takes {needed} ({arithmetic}): {remedy}, or change {' or '.join(counted)}"
     )
 
 
@@ -168,6 +170,11 @@ def _experts(config: RunConfig, world_size: int | None) -> Problems:
             f"{key} is {size}, but model.moe.num_experts {experts} / {size} leaves "
             f"{experts % size} over, and every rank has as many: take "
             f"{' or '.join(map(str, near))}"
+        )
+    if parallel.expert_dispatcher == "deepep" and config.train.precision == "fp32":
+        yield (
+            "parallel.expert_dispatcher is deepep, which sends bf16, but train.precision is fp32: "
+            "set it to bf16 or bf16_params, or take exact"
         )
     replica, stages = parallel.model_parallel_size, parallel.pipeline_model_parallel_size
     if world_size and world_size % replica == 0 and (ranks := world_size // stages) % size:

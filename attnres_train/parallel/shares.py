@@ -71,11 +71,11 @@ class ShareGroup:
     ) -> Tensor:
         sent = own[:, [place for _, place in to]].movedim(1, 0).contiguous()
         received = sent.new_empty(len(came), *sent.shape[1:])
-        sizes = [
+        to_each, from_each = (
             [sum(peer == rank for peer, _ in pairs) for rank in range(self.group.size())]
-            for pairs in (came, to)
-        ]
-        dist.all_to_all_single(received, sent, *sizes, group=self.group)
+            for pairs in (to, came)
+        )
+        dist.all_to_all_single(received, sent, from_each, to_each, group=self.group)
         self._count(sent[:1], sum(peer != self.group.rank() for peer, _ in to))
         shifted = torch.zeros_like(own)
         shifted[:, [place for _, place in came]] = received.movedim(0, 1)
