@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.flops import mean_document_length
 from attnres_train.model.init import init_weights
 from attnres_train.model.ports import AllHere, Ports
 from attnres_train.model.shares import Shares
@@ -80,13 +81,19 @@ def alone() -> dict[str, Found]:
     }
 
 
-@pytest.mark.parametrize(("ranks", "recompute"), [(2, "none"), (2, "selective"), (3, "full")])
+@pytest.mark.parametrize(("ranks", "recompute"), [(2, "none"), (3, "full")])
 def test_losses_and_gradients_are_those_of_one_process(pool, alone, ranks, recompute):
     found = pool.run(on_a_rank, ranks, recompute)[0]
     for name, expected in alone.items():
         for key, value in expected.items():
             error = (found[name][key] - value).norm() / value.norm().clamp(min=1e-9)
             assert error < 1e-11, (name, key)
+
+
+@pytest.mark.parametrize("borders", BORDERS.values(), ids=BORDERS)
+def test_documents_are_as_long_as_in_whole_samples(borders):
+    whole, shares = batch(borders), Shares(4, (1, 2))
+    assert mean_document_length(whole.of(shares), shares) == mean_document_length(whole)
 
 
 def test_a_part_needs_the_tokens_of_the_whole():
