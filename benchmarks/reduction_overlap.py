@@ -5,8 +5,8 @@ beside the passes, next to those that travel between them.
 
 Every replica is a gloo process in a network namespace of its own (Linux, root and iproute2). A
 small model with KDA, MLA and experts computes in earnest and sleeps for what is left of its time,
-as if an accelerator did it (`paced`). *alone* sends nothing; *after* begins to send gradients when the
-backward pass is over, and goes on when all parameters are there; *beside* is what a run does.
+as if an accelerator did it (`paced`). *alone* sends nothing; *after* begins to send gradients when
+the backward pass is over, and goes on when all parameters are there; *beside* is what a run does.
 *simulated* is *beside* with every gradient ready at the end of its layer, on links that carry the
 least that must be sent. `--links`: the time to send all gradients over that of a backward pass.
 
