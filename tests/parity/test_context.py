@@ -10,9 +10,9 @@ import torch
 
 from tests.data.tiny import write_text
 from tests.parity.context_faults import CONTEXT_FAULTS
-from tests.parity.expert_runs import Case, run, run_in_turns
+from tests.parity.expert_runs import Case, distance, run, run_in_turns
 from tests.parity.test_experts import check
-from tests.tiny import TinyRuns, write_config
+from tests.tiny import TinyRuns, column, write_config
 
 CASES = [
     Case(cp=2),
@@ -64,6 +64,34 @@ def test_everything_equals_one_process(short, case):
 @pytest.mark.parametrize("case", [case for case in EVERY if case not in CASES], ids=str)
 def test_every_combination_equals_one_process(short, case):
     check(run(short, case), run(short, case.alone), 1e-9)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.2)])
+def test_lower_precisions_are_no_further_from_fp64_than_in_one_process(short, precision, tolerance):
+    """In bf16 what a state adds to the outputs is rounded by itself, and the sum once more, 2^-9
+    each: that is little beside what all other sublayers round. As in `test_experts`, the tolerance
+    is that of the first step."""
+    exact = run(short, Case(packed=True))
+    errors = []
+    for case in (
+        Case(cp=2, packed=True, precision=precision),
+        Case(precision=precision, packed=True),
+    ):
+        found = run(short, case)
+        assert found.losses[0] == pytest.approx(exact.losses[0], rel=tolerance / 10)
+        assert found.norms[0] == pytest.approx(exact.norms[0], rel=tolerance)
+        errors.append(distance(found.gradients[0], exact.gradients[0]))
+    assert errors[0] < min(tolerance, 1.2 * errors[1])
+
+
+def test_validation_and_what_is_logged(short):
+    overrides = ("train.seq_length=24", "data.reset_at_documents=true", "train.stop_after=3")
+    alone = short.train("alone", *overrides)
+    found = short.train("CP2", *overrides, "parallel.context_parallel_size=2", ranks=2)
+    for key in ("loss", "validation_loss", "grad_norm", "tokens", "expert_entropy"):
+        assert column(found, key) == pytest.approx(column(alone, key), rel=1e-4), key
+    screen = short.screen("CP2", *overrides, "parallel.context_parallel_size=2", ranks=2)
+    assert "24 tokens / 4 shares x 2 = 12 per rank" in screen
 
 
 @pytest.mark.parametrize("fault", CONTEXT_FAULTS)
