@@ -66,11 +66,11 @@ def test_every_combination_equals_one_process(short, case):
     check(run(short, case), run(short, case.alone), 1e-9)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.4)])
 def test_lower_precisions_are_no_further_from_fp64_than_in_one_process(short, precision, tolerance):
     """In bf16 what a state adds to the outputs is rounded by itself, and the sum once more, 2^-9
     each: that is little beside what all other sublayers round. As in `test_experts`, the tolerance
-    is that of the first step."""
+    is that of the first step; one process is 0.31 from fp64 on these few and short documents."""
     exact = run(short, Case(packed=True))
     errors = []
     for case in (
