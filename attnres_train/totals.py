@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from attnres_train.model.batch import MicroBatch
-from attnres_train.model.flops import mean_document_length
 from attnres_train.observe.hardware import peak_memory_bytes
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import StepResult
@@ -31,12 +28,13 @@ class StepTotals(NamedTuple):
 def over_ranks(
     ranks: Ranks,
     result: StepResult,
-    micro_batches: list[MicroBatch],
     *,
+    document_length: float,
     stopping: bool,
     saving: bool,
 ) -> StepTotals:
-    """The totals of a step of ``micro_batches``. Collective."""
+    """The totals of a step, whose documents have ``document_length`` on this rank
+    (`model.flops.mean_document_length`). Collective."""
     device = ranks.device
     mine = torch.tensor(
         [
@@ -44,7 +42,7 @@ def over_ranks(
             float(result.loss is not None),
             result.p2p_bytes,
             peak_memory_bytes(device),
-            statistics.fmean(map(mean_document_length, micro_batches)),
+            document_length,
             stopping,
             saving,
         ],
@@ -56,10 +54,11 @@ def over_ranks(
     loss, with_loss, p2p_bytes, memory, document_lengths, stop, is_saving = rows.T.tolist()
     peak = max(memory) if device.type == "cuda" else sum(memory)
     return StepTotals(
-        loss=sum(loss) / sum(with_loss),
+        # Of ranks that share samples each has a part of their losses' sum.
+        loss=ranks.context.size() * sum(loss) / sum(with_loss),
         p2p_bytes=int(sum(p2p_bytes)),
         memory_bytes=int(peak),
-        document_length=statistics.fmean(document_lengths),
+        document_length=sum(document_lengths) / len(document_lengths),
         stopping=any(stop),
         saving=any(is_saving),
     )

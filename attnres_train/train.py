@@ -25,6 +25,7 @@ from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
+from attnres_train.parallel.context import sequence_exchange
 from attnres_train.parallel.dispatchers import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.linear import linear_maps
@@ -220,6 +221,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     ports = Ports(
         exchange=token_exchange(config, ranks.experts),
         split=tensor_split(ranks.tensor, linear_maps(config.train, ranks.device, dtype, autocast)),
+        sequence=sequence_exchange(ranks.context),
     )
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)

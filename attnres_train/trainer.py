@@ -18,6 +18,7 @@ from attnres_train.data.loader import Batch, BatchSource
 from attnres_train.errors import UserError
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
 from attnres_train.nonfinite import Skips
 from attnres_train.observe.dispatch import Observers
@@ -78,9 +79,9 @@ class Trainer:
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
-        # All chunks have the same exchange.
-        exchange = next(iter(parts.chunks.values())).ports.exchange
-        self.expert_record = ExpertRecord(exchange, ranks)
+        ports = next(iter(parts.chunks.values())).ports  # all chunks have the same
+        self.shares = ports.sequence.shares
+        self.expert_record = ExpertRecord(ports.exchange, ranks)
         why, limit = self.expert_record.why_not_finite, config.train.max_skipped_steps
         self.skips = Skips(limit, parts.chunks, ranks.control, why)
 
@@ -225,10 +226,11 @@ class Trainer:
         return sum_over(num_tokens.to(self.ranks.device), data) / (len(batches) * data.size())
 
     def _to_device(self, batches: Sequence[Batch], loss_tokens: Tensor) -> list[MicroBatch]:
-        """The batches of a step, on the device. All divide by ``loss_tokens``, the step's mean, so
-        that the mean over micro-batches and replicas is that over all tokens with a loss."""
-        device = self.ranks.device
-        return [MicroBatch(**batch, loss_tokens=loss_tokens).to(device) for batch in batches]
+        """What is here of the batches of a step, on the device. All divide by ``loss_tokens``, the
+        step's mean, so that the mean over micro-batches and replicas is that over all tokens with a
+        loss."""
+        whole = (MicroBatch(**batch, loss_tokens=loss_tokens) for batch in batches)
+        return [batch.of(self.shares).to(self.ranks.device) for batch in whole]
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
@@ -253,7 +255,14 @@ class Trainer:
 
     def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
         saving, stopping = self.parts.checkpoints.saving, self.stop_requested()
-        return over_ranks(self.ranks, result, micro_batches, stopping=stopping, saving=saving)
+        lengths = [mean_document_length(batch, self.shares) for batch in micro_batches]
+        return over_ranks(
+            self.ranks,
+            result,
+            document_length=sum(lengths) / len(lengths),
+            stopping=stopping,
+            saving=saving,
+        )
 
     def _record(self, totals: StepTotals, grad_norm: float, lr: float, seconds: float) -> Record:
         """What is logged of the step just done, which took ``seconds``."""

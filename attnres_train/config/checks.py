@@ -22,7 +22,7 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
     least. Without ``files`` a tokenizer's may be missing: those of another machine.
     """
     problems = [
-        *_not_there_yet(config),
+        *_context(config),
         *_model(config),
         *_layout(config),
         *_processes(config, world_size),
@@ -46,12 +46,25 @@ def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:
     return max(1, (world_size or parallel.least_processes) // parallel.model_parallel_size)
 
 
-def _not_there_yet(config: RunConfig) -> Problems:
-    size = config.parallel.context_parallel_size
-    if size > 1:
+def _context(config: RunConfig) -> Problems:
+    size, length = config.parallel.context_parallel_size, config.train.seq_length
+    if size == 1:
+        return
+    shares, kernel = 2 * size, config.model.kda.short_conv_kernel_size
+    least = shares * max(1, kernel - 1)
+    named = f"parallel.context_parallel_size {size}: samples are cut into 2 x {size} = {shares}"
+    if length < least:
         yield (
-            f"parallel.context_parallel_size is {size}, but context parallelism is not there yet: "
-            "set it to 1"
+            f"train.seq_length {length} is too short for {named} shares, each of at least "
+            f"model.kda.short_conv_kernel_size - 1 = {kernel - 1} tokens: take {least} or more, "
+            "or lower parallel.context_parallel_size"
+        )
+    elif length % shares:
+        below = length - length % shares
+        near = f"{below} or " if below >= least else ""
+        yield (
+            f"train.seq_length {length} does not suit {named} equal shares, and {length} / "
+            f"{shares} leaves {length % shares} over: take {near}{below + shares}"
         )
 
 

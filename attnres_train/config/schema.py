@@ -52,7 +52,8 @@ class ParallelConfig(Section):
     expert_capacity_factor: float = Field(1.5, ge=1)
     """Room with `bounded`, over what comes to a rank where the load is even."""
     context_parallel_size: int = Field(1, ge=1)
-    """Context-parallel size."""
+    """Context-parallel size: ranks that share the tokens of every sample, each with two of as many
+    equal shares of `train.seq_length` as twice their number, one from either end."""
     layout: Literal["even", "auto"] | list[int] | str = "even"
     """Decoder layers per chunk: `even`; `auto`, balanced by the FLOPs of each layer and of the head
     (`pipeline.plan.layout.balanced_bounds`); one count per chunk in model order (P*V of them); or

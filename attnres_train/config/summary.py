@@ -46,12 +46,20 @@ def derived(
         f"{_chunks(chunk_layers)}",
         "processes": f"{processes} / {parallel.model_parallel_size} per replica = "
         f"{_count(replicas, 'data-parallel replica')}",
+        **_shares(config),
         **_experts(config),
         "micro-batches": _micro_batches(config, replicas),
         "tokens": _tokens(config),
         "optimizer": kind_of(config, "optimizer.kind").summary(),
         "learning rate": kind_of(config, "lr_schedule.kind").summary(config),
     }
+
+
+def _shares(config: RunConfig) -> dict[str, str]:
+    size, length = config.parallel.context_parallel_size, config.train.seq_length
+    if size == 1:
+        return {}
+    return {"samples": f"{length} tokens / {2 * size} shares x 2 = {length // size} per rank"}
 
 
 def _experts(config: RunConfig) -> dict[str, str]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnres_train.model.shares import Shares
+
 
 @dataclass
 class MicroBatch:
-    """One micro-batch, the same on every pipeline rank.
+    """One micro-batch, the same on every pipeline rank. Of ranks that share its tokens each has
+    some of them (`of`), and what else it holds is that of the whole samples.
 
     ``tokens`` and ``labels`` are int64 [B, T] (labels are the tokens one position later),
     ``loss_mask`` float [B, T] weights each position's loss. ``cu_seqlens`` int32 gives the
@@ -25,6 +28,18 @@ class MicroBatch:
     loss_mask: Tensor
     cu_seqlens: Tensor | None = None
     loss_tokens: Tensor | None = None
+
+    def of(self, shares: Shares) -> MicroBatch:
+        """What is here of it; needs ``loss_tokens``, which do not follow from a part.
+
+        Raises ValueError without them.
+        """
+        if shares.count == 1:
+            return self
+        if self.loss_tokens is None:
+            raise ValueError("a part of a micro-batch needs loss_tokens, those of the whole")
+        parts = {name: shares.of(getattr(self, name)) for name in ("tokens", "labels", "loss_mask")}
+        return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> MicroBatch:
         moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}

@@ -14,6 +14,7 @@ from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe.layer import moe_flops_per_token
 from attnres_train.model.residual.kind import residual_kind
+from attnres_train.model.shares import Shares
 
 
 def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) -> dict[str, float]:
@@ -73,12 +74,15 @@ def training_flops_per_token(config: ModelConfig, seq_length: float) -> float:
     return 3 * sum(forward_flops_per_token(config, seq_length).values())
 
 
-def mean_document_length(batch: MicroBatch) -> float:
-    """Tokens of a token's document, averaged over the tokens of ``batch``: documents of n tokens
-    have sum(n^2) / sum(n), since attention costs each of their tokens as much as n."""
+def mean_document_length(batch: MicroBatch, shares: Shares | None = None) -> float:
+    """Tokens of a token's document, averaged over the tokens of the samples of ``batch``, of which
+    it has ``shares`` (default: all). Documents of n tokens have sum(n^2) / sum(n), since attention
+    costs each of their tokens as much as n."""
+    samples, here = batch.tokens.shape
+    length = here * shares.count // len(shares.own) if shares else here
     if batch.cu_seqlens is None:
-        return batch.tokens.shape[1]
-    lengths = document_lengths(batch.cu_seqlens, *batch.tokens.shape)
+        return length
+    lengths = document_lengths(batch.cu_seqlens, samples, length)
     return sum(n * n for n in lengths) / sum(lengths)
 
 

@@ -37,9 +37,13 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(hidden, config.norm_eps)
         self.self_attn: MultiHeadLatentAttention | KimiDeltaAttention
         if config.is_full_attention(index):
-            self.self_attn = MultiHeadLatentAttention(hidden, config.mla, ports.split)
+            self.self_attn = MultiHeadLatentAttention(
+                hidden, config.mla, ports.split, ports.sequence
+            )
         else:
-            self.self_attn = KimiDeltaAttention(hidden, config.kda, config.norm_eps, ports.split)
+            self.self_attn = KimiDeltaAttention(
+                hidden, config.kda, config.norm_eps, ports.split, ports.sequence
+            )
         self.post_attention_layernorm = RMSNorm(hidden, config.norm_eps)
         if config.is_dense(index):
             self.mlp = SwiGLU(hidden, config.intermediate_size, ports.split)

@@ -1,7 +1,9 @@
 """NoPE multi-head latent attention (Kimi Linear, arXiv 2510.26692; no rotary embedding).
 
 Shapes: B batch, T tokens, S those in the stream, D hidden size, H heads here, R latent size, N key
-size expanded from the latent, E key size shared by all heads, V value size per head.
+size expanded from the latent, E key size shared by all heads, V value size per head. Where some of
+a sample's tokens are here (`model.shares`), T counts those, and T' all of the sample up to the last
+of them.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from attnres_train.config.model_schema import MLAConfig
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, matrices
+from attnres_train.model.ports import SequenceExchange, WholeSamples
+from attnres_train.model.shares import Shares
 from attnres_train.model.split import TensorSplit, Whole
 
 
@@ -24,14 +29,20 @@ class MultiHeadLatentAttention(nn.Module):
     The ``E`` key dims that all heads share are neither normalised nor rotated, but they stay in
     the score and in its scale ``(N + E) ** -0.5``. Parameter names are those of the released
     checkpoint. Heads are split by ``split`` (default: all are here); every rank has the latent.
+    ``sequence`` is the port to the rest of the samples (default: they are whole).
     """
 
     def __init__(
-        self, hidden_size: int, config: MLAConfig, split: TensorSplit | None = None
+        self,
+        hidden_size: int,
+        config: MLAConfig,
+        split: TensorSplit | None = None,
+        sequence: SequenceExchange | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.split = split = split or Whole()
+        self.sequence = sequence or WholeSamples()
         self.heads = len(split.share(config.num_heads))
         heads, latent = config.num_heads, config.kv_lora_rank
         nope, shared, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
@@ -52,10 +63,13 @@ class MultiHeadLatentAttention(nn.Module):
         latent, shared = self.kv_a_proj_with_mqa(x).split(
             [c.kv_lora_rank, c.qk_rope_head_dim], dim=-1
         )
-        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(per_head)
+        # Of the tokens elsewhere the latent is asked for, far less than the heads made of it. After
+        # its norm, which every token has once then; in the dtype of the matmul that takes it.
+        latent, shared = self.sequence.gather([self.kv_a_layernorm(latent).to(shared), shared])
+        kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
         nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)], dim=-1)
-        o = causal_attention(q, k, v, cu_seqlens)
+        o = causal_attention(q, k, v, cu_seqlens, self.sequence.shares)
         return self.split.scatter(self.o_proj(o.reshape(batch, length, -1)))
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
@@ -66,26 +80,47 @@ class MultiHeadLatentAttention(nn.Module):
         return rules | matrices(std, ["o_proj.weight"], split=1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Causal attention within documents; q, k [B, T, H, N+E], v [B, T, H, V] -> [B, T, H, V].
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, shares: Shares | None = None
+) -> Tensor:
+    """Causal attention within documents; q [B, T, H, N+E], k [B, T', H, N+E], v [B, T', H, V] ->
+    [B, T, H, V]. ``shares`` says which tokens of the samples the queries are (default: all).
 
     Packed documents are attended one by one: that costs what they cost alone and needs no [T, T]
     mask. On a GPU it waits for ``cu_seqlens``, since every document is a launch of its own.
     """
+    shares = shares or Shares()
     value_size, padding = v.shape[-1], q.shape[-1] - v.shape[-1]
     if padding > 0 and v.device.type == "cpu":
         v = F.pad(v, (0, padding))  # torch's fused CPU kernel wants keys and values of one size
     if cu_seqlens is None:
-        return _attend(q, k, v)[..., :value_size]
-    lengths = document_lengths(cu_seqlens, *q.shape[:2])
-    flat = (x.flatten(0, 1).unsqueeze(0).split(lengths, dim=1) for x in (q, k, v))
-    o = torch.cat([_attend(*document) for document in zip(*flat, strict=True)], dim=1)
-    return o.view_as(v)[..., :value_size]
+        size = q.shape[1] // len(shares.own)
+        ends = [(share + 1) * size for share in shares.own]
+        parts = [
+            _attend(queries, k[:, :end], v[:, :end])
+            for queries, end in zip(q.split(size, dim=1), ends, strict=True)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[..., :value_size]
+    spans = list(shares.spans(cu_seqlens, *q.shape[:2]))
+    documents = q.flatten(0, 1).unsqueeze(0).split([span.tokens for span in spans], dim=1)
+    o = torch.cat(
+        [
+            _attend(queries, *(x[s.sample, s.start : s.end].unsqueeze(0) for x in (k, v)))
+            for queries, s in zip(documents, spans, strict=True)
+        ],
+        dim=1,
+    )
+    return o.view(*q.shape[:3], -1)[..., :value_size]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The queries are those of the last keys."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=q.shape[-1] ** -0.5)
+    same = q.shape[2] == k.shape[2]
+    mask = None if same else causal_lower_right(q.shape[2], k.shape[2])
+    o = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=same, scale=q.shape[-1] ** -0.5
+    )
     return o.transpose(1, 2)
 
 

@@ -4,11 +4,14 @@ The model is single-process code. Where it depends on other ranks it asks a port
 those that talk to peers, and `train.build_chunks` hands them in. The port of split tensors is in
 `model.split`.
 
-Shapes: N tokens, D hidden size, K experts per token, E experts of a layer.
+Shapes: N tokens, D hidden size, K experts per token, E experts of a layer. Of sequences: B samples,
+S shares of t tokens that are here of each (`model.shares`), R = B S rows; T tokens of a sample; H
+heads, K key size, V value size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.moe.permutation import Copies, Permutation
+from attnres_train.model.shares import Shares
 from attnres_train.model.split import TensorSplit, Whole
 
 
@@ -110,12 +114,64 @@ class _Stayed:
         return sums
 
 
+Recurrence = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""(values [R, t, H, V], states [R, H, K, V] in front of the rows, None for empty ones) -> (outputs
+[R, t, H, V], states after the rows or None). Linear in values and states together."""
+
+
+class SequenceExchange(Protocol):
+    """Where tokens meet those in front of them."""
+
+    @property
+    def shares(self) -> Shares:
+        """What is here of every sample."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank has sent to others so far."""
+        ...
+
+    def led(self, rows: Sequence[Tensor], tokens: int) -> list[Tensor]:
+        """Rows [R, t, ...] with the ``tokens`` in front of each, zeros in front of a sample:
+        [R, tokens + t, ...]. As they are where every row is a sample."""
+        ...
+
+    def recur(self, recurrence: Recurrence, values: Tensor, key_size: int) -> Tensor:
+        """The outputs of ``recurrence`` over the rows of ``values`` [R, t, H, V], each of which
+        begins with the state that the tokens in front of it leave."""
+        ...
+
+    def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """From parts [B, S t, ...] those of all tokens of the samples, from the first to the last
+        that is here."""
+        ...
+
+
+class WholeSamples:
+    """The exchange of one process: samples are whole, and nothing is in front of them."""
+
+    def __init__(self) -> None:
+        self.shares = Shares()
+        self.bytes_sent = 0
+
+    def led(self, rows: Sequence[Tensor], tokens: int) -> list[Tensor]:
+        return list(rows)
+
+    def recur(self, recurrence: Recurrence, values: Tensor, key_size: int) -> Tensor:
+        return recurrence(values, None)[0]
+
+    def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts)
+
+
 @dataclass(frozen=True)
 class Ports:
     """All that a chunk asks of its peers."""
 
     exchange: TokenExchange
     split: TensorSplit = field(default_factory=Whole)
+    sequence: SequenceExchange = field(default_factory=WholeSamples)
 
     @classmethod
     def of_one_process(cls, model: ModelConfig) -> Ports:

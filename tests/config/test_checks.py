@@ -11,9 +11,21 @@ def test_nothing_wrong(problems):
     assert problems("parallel.layout=[4]", "model.full_attention_layers=[1, 4]", world_size=2) == []
 
 
-def test_parallelism_that_is_not_there_yet(problems):
-    key = "parallel.context_parallel_size"
-    says(problems(f"{key}=2"), f"{key} is 2", "is not there yet", "set it to 1")
+class TestContext:
+    def test_lengths_that_do_not_divide(self, problems):
+        found = problems("parallel.context_parallel_size=3", "train.seq_length=64")
+        says(found, "train.seq_length 64", "2 x 3 = 6 equal shares", "leaves 4 over", "60 or 66")
+        found = problems("parallel.context_parallel_size=3", "train.seq_length=19")
+        says(found, "19 / 6 leaves 1 over: take 18 or 24")
+        assert problems("parallel.context_parallel_size=3", "train.seq_length=18") == []
+
+    def test_shares_shorter_than_a_convolution_reaches(self, problems):
+        found = problems("parallel.context_parallel_size=4", "train.seq_length=16")
+        says(found, "train.seq_length 16", "2 x 4 = 8 shares", "- 1 = 3 tokens: take 24 or more")
+
+    def test_processes_are_counted(self, problems):
+        found = problems("parallel.context_parallel_size=2", world_size=3)
+        says(found, "takes 2 (parallel.context_parallel_size 2)", "start 2 or 4 processes")
 
 
 def test_what_is_kept_for_good_has_to_be_saved(problems):

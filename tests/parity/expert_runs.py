@@ -1,10 +1,10 @@
-"""Training runs in fp64 whose routed experts are shared by ranks, and what is compared of them."""
+"""Training runs in fp64 whose experts or samples are shared by ranks, and what is compared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attnres_train import train
 from attnres_train.model.naming import released_tensors
 from attnres_train.observe.observer import Observer
+from tests.parity.context_faults import CONTEXT_FAULTS
 from tests.tiny import TinyRuns, column, free_port, saved_tensors, train_rank
 
 STEPS = 3
@@ -24,7 +25,6 @@ OVERRIDES = (
     "model.moe.bias_update_rate=0.05",
     "model.initializer_range=0.1",
     f"train.train_iters={STEPS}",
-    "train.seq_length=16",
     "train.micro_batch_size=1",
     "train.eval_interval=0",
     "train.clip_grad=0.5",
@@ -51,9 +51,13 @@ class Gradients(Observer):
         torch.save(found, folder / f"{step}-{self.run.rank}.pt")
 
 
+_OF_THE_MODEL = ("residual", "packed", "precision", "length")
+
+
 @dataclass(frozen=True)
 class Case:
-    """A grid and what runs on it; ``dp`` counts replicas, of which ``ep`` share the experts."""
+    """A grid and what runs on it; ``dp`` counts replicas. ``ep`` of the ranks of a stage share the
+    experts, ``cp`` the tokens of the same samples."""
 
     ep: int = 1
     dp: int = 1
@@ -65,9 +69,12 @@ class Case:
     precision: str = "fp64"
     room: float = 0
     """Of the bounded exchange; 0: the exact one."""
+    cp: int = 1
+    length: int = 16
 
     def __str__(self) -> str:
         grid = f"EP{self.ep}-DP{self.dp}-PP{self.pp}V{self.vpp}"
+        grid = f"CP{self.cp}-" * (self.cp > 1) + grid + f"-T{self.length}" * (self.length != 16)
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
         extras += f"-room{self.room}" * (self.room > 0)
         return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
@@ -75,13 +82,19 @@ class Case:
     @property
     def alone(self) -> Case:
         """The same model and data in one process."""
-        return Case(residual=self.residual, packed=self.packed, precision=self.precision)
+        return replace(Case(), **{name: getattr(self, name) for name in _OF_THE_MODEL})
+
+    @property
+    def ranks(self) -> int:
+        return self.cp * self.dp * self.pp
 
     @property
     def overrides(self) -> list[str]:
         precision = "fp32" if self.precision == "fp64" else self.precision
         return [
             *OVERRIDES,
+            f"train.seq_length={self.length}",
+            f"parallel.context_parallel_size={self.cp}",
             f"parallel.expert_model_parallel_size={self.ep}",
             f"parallel.pipeline_model_parallel_size={self.pp}",
             f"parallel.virtual_pipeline_model_parallel_size={self.vpp}",
@@ -111,7 +124,7 @@ def run_rank(case: Case, arguments: list[str], port: int, fault: str | None) -> 
     with (
         mock.patch.dict(train.PARAMETER_DTYPE, dtypes),
         mock.patch.dict(train.STREAM_DTYPE, dtypes),
-        FAULTS[fault]() if fault else mock.patch.dict({}),
+        (FAULTS | CONTEXT_FAULTS)[fault]() if fault else mock.patch.dict({}),
     ):
         train_rank(arguments, port)
 
@@ -121,7 +134,7 @@ def run(tiny: TinyRuns, case: Case, fault: str | None = None) -> Outcome:
     folder = tiny.folder / "runs" / name
     if not folder.exists():
         arguments = [str(tiny.path), f"run.name={name}", *case.overrides]
-        tiny.pool.run(run_rank, case.dp * case.pp, case, arguments, free_port(), fault)
+        tiny.pool.run(run_rank, case.ranks, case, arguments, free_port(), fault)
     return outcome(folder)
 
 
@@ -130,7 +143,7 @@ def run_in_turns(tiny: TinyRuns, name: str, cases: Sequence[Case]) -> Outcome:
     for done, case in enumerate(cases, 1):
         end = done if done < len(cases) else STEPS
         arguments = [str(tiny.path), f"run.name={name}", *case.overrides, f"train.stop_after={end}"]
-        tiny.pool.run(run_rank, case.dp * case.pp, case, arguments, free_port(), None)
+        tiny.pool.run(run_rank, case.ranks, case, arguments, free_port(), None)
     return outcome(tiny.folder / "runs" / name)
 
 

@@ -45,17 +45,23 @@ def gated_kda_kernel(k: Tensor, chunk_size: int) -> Callable[..., Any] | None:
 
 
 def run_gated_kda_kernel(
-    kernel: Callable[..., Any], raw: KDAInputs, gate: DecayGate, **options: Any
-) -> Tensor:
-    """o [B, T, H, V] of ``raw``, as it leaves its projections, under ``gate``. The backward pass
-    recomputes the decay, so that no [B, T, H, K] of fp32 is kept for it."""
+    kernel: Callable[..., Any],
+    raw: KDAInputs,
+    gate: DecayGate,
+    *,
+    initial_state: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """o [B, T, H, V] of ``raw``, as it leaves its projections, under ``gate``, and the state as in
+    `chunk_kda`. The backward pass recomputes the decay, so that no [B, T, H, K] of fp32 is kept for
+    it."""
     bound = gate.lower_bound
     options |= gate._asdict() | dict.fromkeys(_GATES, True)
     options |= {
         "A_log": gate.A_log.flatten(),
         "safe_gate": bound is not None and bound >= _SAFE_LOWER_BOUND,
     }
-    return run_kda_kernel(kernel, raw, initial_state=None, **options)[0]
+    return run_kda_kernel(kernel, raw, initial_state=initial_state, **options)
 
 
 def run_kda_kernel(

@@ -2,7 +2,8 @@
 
 Parameter names, shapes and arithmetic are those of the released Kimi-Linear-48B-A3B (arXiv
 2510.26692, section 4). Shapes: B batch, T tokens, S those in the stream, D hidden size, H heads
-here, K head size, P = H K.
+here, K head size, P = H K; R rows of t tokens, the shares of the samples that are here
+(`model.shares`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from attnres_train.config.model_schema import KDAConfig
-from attnres_train.model.kda.fla import gated_kda_kernel, run_gated_kda_kernel
+from attnres_train.model.kda.gated import continued_kda, gated_kda
 from attnres_train.model.kda.inputs import DecayGate, KDAInputs
-from attnres_train.model.kda.operator import chunk_kda
 from attnres_train.model.kda.short_conv import ShortConv
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import Initialiser, ParameterRule, matrices
+from attnres_train.model.ports import SequenceExchange, WholeSamples
+from attnres_train.model.shares import cumulative
 from attnres_train.model.split import TensorSplit, Whole
 
 
@@ -28,7 +30,8 @@ class KimiDeltaAttention(nn.Module):
 
     ``A_log`` [1, 1, H, 1] and ``dt_bias`` [P] shape the decay and must stay fp32 (or fp64) when the
     other parameters are cast: cast parameter by parameter and leave these two out, since
-    ``module.to(torch.bfloat16)`` would round them.
+    ``module.to(torch.bfloat16)`` would round them. ``sequence`` is the port to the rest of the
+    samples (default: they are whole).
     """
 
     def __init__(
@@ -37,9 +40,11 @@ class KimiDeltaAttention(nn.Module):
         config: KDAConfig,
         norm_eps: float,
         split: TensorSplit | None = None,
+        sequence: SequenceExchange | None = None,
     ) -> None:
         super().__init__()
         self.split = split = split or Whole()
+        self.sequence = sequence or WholeSamples()
         size, whole = config.head_dim, config.num_heads * config.head_dim
         heads = len(split.share(config.num_heads))
         width = heads * size
@@ -66,21 +71,42 @@ class KimiDeltaAttention(nn.Module):
         """``cu_seqlens`` [0, ..., B*T]: cumulative lengths of documents packed into the rows, which
         then see nothing of each other."""
         x = self.split.gather(x)
-        q, k, v = (
-            self._heads(conv(proj(x), cu_seqlens))
-            for proj, conv in (
-                (self.q_proj, self.q_conv1d),
-                (self.k_proj, self.k_conv1d),
-                (self.v_proj, self.v_conv1d),
-            )
-        )
+        rows = self.sequence.shares.rows
+        projected = [rows(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        q, k, v = map(self._heads, self._convolved(projected, cu_seqlens))
         decay, beta = self._heads(self.f_b_proj(self.f_a_proj(x))), self.b_proj(x)
-        raw = KDAInputs(q, k, v, decay, beta)
-        o = gated_kda(raw, self.decay_gate, cu_seqlens=cu_seqlens, chunk_size=self.chunk_size)
+        o = self._recurred(KDAInputs(q, k, v, rows(decay), rows(beta)), cu_seqlens)
+        o = self.sequence.shares.joined(o)
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
         # As released: a sigmoid and not SiLU, after the norm, which would undo a factor of a head.
         y = self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
         return self.split.scatter(y)
+
+    def _convolved(self, rows: list[Tensor], cu_seqlens: Tensor | None) -> list[Tensor]:
+        """q, k and v [R, t, P] after their short convolutions, which reach back to the tokens in
+        front of a row."""
+        convs, length = (self.q_conv1d, self.k_conv1d, self.v_conv1d), rows[0].shape[1]
+        led = self.sequence.led(rows, self.config.short_conv_kernel_size - 1)
+        before = led[0].shape[1] - length
+        if before and cu_seqlens is not None:
+            starts = self.sequence.shares.starts(cu_seqlens, rows[0].shape, before)
+            cu_seqlens = cumulative(starts)
+        return [conv(x, cu_seqlens)[:, before:] for conv, x in zip(convs, led, strict=True)]
+
+    def _recurred(self, raw: KDAInputs, cu_seqlens: Tensor | None) -> Tensor:
+        """o [R, t, H, V]; each row goes on with the state in front of it."""
+        gate, size = self.decay_gate, self.chunk_size
+
+        def recurrence(values: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            inputs = raw._replace(v=values)
+            if states is None:
+                return gated_kda(inputs, gate, cu_seqlens=cu_seqlens, chunk_size=size), None
+            starts = None
+            if cu_seqlens is not None:
+                starts = self.sequence.shares.starts(cu_seqlens, raw.k.shape)
+            return continued_kda(inputs, gate, states, starts, size)
+
+        return self.sequence.recur(recurrence, raw.v, raw.k.shape[-1])
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
         qkv = (f"{x}_proj.weight" for x in ("q", "k", "v"))
@@ -100,19 +126,6 @@ class KimiDeltaAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
-
-
-def gated_kda(
-    raw: KDAInputs, gate: DecayGate, *, cu_seqlens: Tensor | None, chunk_size: int
-) -> Tensor:
-    """`chunk_kda` of what ``gate`` makes of ``raw``: o [B, T, H, V] in the dtype of v.
-
-    A kernel that has norms and gates of its own gets the raw tensors.
-    """
-    kernel = gated_kda_kernel(raw.k, chunk_size)
-    if kernel is not None:
-        return run_gated_kda_kernel(kernel, raw, gate, cu_seqlens=cu_seqlens, chunk_size=chunk_size)
-    return chunk_kda(*gate.activate(raw), cu_seqlens=cu_seqlens, chunk_size=chunk_size)[0]
 
 
 @torch.no_grad()

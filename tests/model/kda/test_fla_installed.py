@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnres_train.model.kda.gated import gated_kda
 from attnres_train.model.kda.inputs import DecayGate, KDAInputs
-from attnres_train.model.kda.layer import gated_kda
 from attnres_train.model.kda.operator import chunk_kda
 from tests.model.kda.reference import log_decay, random_inputs, recurrence
 
