@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from attnres_train import train
+from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.parameters import parameter_rules
+from attnres_train.model.parts import Place, Span, whole
 from attnres_train.observe.observer import Observer
 from tests.parity.context_faults import CONTEXT_FAULTS
+from tests.parts import made_whole
 from tests.tiny import TinyRuns, column, free_port, saved_tensors, train_rank
 
 STEPS = 3
@@ -45,10 +49,24 @@ class Gradients(Observer):
         found: dict[str, Tensor] = {}
         for chunk in chunks.values():
             named = [(name, p.grad) for name, p in chunk.named_parameters()]
-            found |= released_tensors(named, chunk.ports.exchange.experts.start)
+            first, places = chunk.ports.exchange.experts.start, places_in(chunk)
+            found |= released_tensors(named, first, places)
         folder = self.run.folder / "gradients"
         folder.mkdir(exist_ok=True)
         torch.save(found, folder / f"{step}-{self.run.rank}.pt")
+
+
+def places_in(chunk: ModelChunk) -> dict[str, Place]:
+    """Where what is here of every split parameter lies in it."""
+    split, places = chunk.ports.split, {}
+    for name, rule in parameter_rules(chunk).items():
+        if rule.split is not None:
+            shape = chunk.get_parameter(name).shape
+            size = split.whole(shape, rule.split)[rule.split]
+            place, here = list(whole(shape)), split.share(size)
+            place[rule.split] = Span(here.start, here.stop, size)
+            places[name] = tuple(place)
+    return places
 
 
 _OF_THE_MODEL = ("residual", "packed", "precision", "length")
@@ -57,7 +75,7 @@ _OF_THE_MODEL = ("residual", "packed", "precision", "length")
 @dataclass(frozen=True)
 class Case:
     """A grid and what runs on it; ``dp`` counts replicas. ``ep`` of the ranks of a stage share the
-    experts, ``cp`` the tokens of the same samples."""
+    experts, ``cp`` the tokens of the same samples, ``tp`` heads, widths and the stream."""
 
     ep: int = 1
     dp: int = 1
@@ -70,10 +88,12 @@ class Case:
     room: float = 0
     """Of the bounded exchange; 0: the exact one."""
     cp: int = 1
+    tp: int = 1
     length: int = 16
 
     def __str__(self) -> str:
         grid = f"EP{self.ep}-DP{self.dp}-PP{self.pp}V{self.vpp}"
+        grid = f"TP{self.tp}-" * (self.tp > 1) + grid
         grid = f"CP{self.cp}-" * (self.cp > 1) + grid + f"-T{self.length}" * (self.length != 16)
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
         extras += f"-room{self.room}" * (self.room > 0)
@@ -86,7 +106,7 @@ class Case:
 
     @property
     def ranks(self) -> int:
-        return self.cp * self.dp * self.pp
+        return self.tp * self.cp * self.dp * self.pp
 
     @property
     def overrides(self) -> list[str]:
@@ -95,6 +115,7 @@ class Case:
             *OVERRIDES,
             f"train.seq_length={self.length}",
             f"parallel.context_parallel_size={self.cp}",
+            f"parallel.tensor_model_parallel_size={self.tp}",
             f"parallel.expert_model_parallel_size={self.ep}",
             f"parallel.pipeline_model_parallel_size={self.pp}",
             f"parallel.virtual_pipeline_model_parallel_size={self.vpp}",
@@ -156,7 +177,7 @@ def outcome(folder: Path) -> Outcome:
             # Replicas have the same: whoever differs would be a rank that trains another model.
             assert all(torch.equal(found[name], mine[name]) for name in found.keys() & mine.keys())
             found |= mine
-        gradients.append(found)
+        gradients.append(made_whole(found.items()))
     saved = saved_tensors(folder, STEPS)
     balance = [column(folder, f"expert_{key}") for key in ("entropy", "violation")]
     return Outcome(column(folder, "loss"), column(folder, "grad_norm"), gradients, balance, saved)

@@ -21,6 +21,7 @@ CASES = [
     Case(cp=2, pp=2, vpp=2, packed=True),
     Case(cp=2, ep=2, packed=True, recompute="full"),
     Case(cp=2, dp=2, ep=2, residual="standard", recompute="selective"),
+    Case(tp=2, cp=2, ep=2, packed=True),
 ]
 GRIDS = [
     Case(cp=2),
@@ -33,6 +34,9 @@ GRIDS = [
     Case(cp=2, dp=2, ep=2),
     Case(cp=2, dp=2, ep=4),
     Case(cp=2, dp=2, pp=2, vpp=2, ep=2),
+    Case(tp=2, cp=2),
+    Case(tp=2, cp=3, length=24),
+    Case(tp=2, cp=2, ep=4, pp=2, vpp=2),
 ]
 EVERY = [
     replace(grid, residual=residual, packed=packed, recompute=recompute)
@@ -103,7 +107,7 @@ def test_faults_are_found(short, fault):
 
 def test_any_grid_goes_on_from_any_other(short):
     """State of the optimizer included: the steps after the first ones would differ else."""
-    grids = [Case(cp=2, length=24), Case(length=24), Case(cp=3, length=24)]
+    grids = [Case(cp=2, length=24), Case(tp=2, dp=2, length=24), Case(cp=3, length=24)]
     check(run_in_turns(short, "in-turns", grids), run(short, Case(length=24)), 1e-9)
 
 
