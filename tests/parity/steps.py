@@ -15,6 +15,7 @@ from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
+from attnres_train.named_state import places_of
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
@@ -29,7 +30,7 @@ Fault = Callable[[pytest.MonkeyPatch], None]
 
 @dataclass
 class Steps:
-    """What a rank has seen of the steps; tensors under released names."""
+    """What a rank has seen of the steps; tensors under released names, parts named as such."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
@@ -61,13 +62,14 @@ def run_steps(
         parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer, update = Trainer(config, ranks, parts), parts.optimizer
         first = next(iter(parts.chunks.values())).ports.exchange.experts.start
+        places = {name: at for c in parts.chunks.values() for name, at in places_of(c, ranks)}
         reduced = update.reduction.finish
 
         def finish() -> None:
             reduced()
             counted = [p for p in update.reduction.pieces if p.counts_here]
             named = [(p.name, p.tensor.grad.clone()) for p in counted]
-            seen.gradients.append(dict(released_tensors(named, first)))
+            seen.gradients.append(dict(released_tensors(named, first, places)))
 
         patch.setattr(update.reduction, "finish", finish)
         for _ in range(steps):
@@ -76,9 +78,9 @@ def run_steps(
             seen.grad_norms.append(record["grad_norm"])
         update.wait()
         named = [(n, p.detach()) for c in trainer.chunks for n, p in c.named_parameters()]
-        seen.parameters = {n: p.clone() for n, p in released_tensors(named, first)}
+        seen.parameters = {n: p.clone() for n, p in released_tensors(named, first, places)}
         for name, key, tensor in update.optimizer.state_tensors():
-            views = released_tensors([(name, tensor)], first)
+            views = released_tensors([(name, tensor)], first, places)
             seen.states |= {f"{key}.{released}": view.clone() for released, view in views}
         dist.barrier()
     return seen
@@ -109,6 +111,7 @@ def differences(found: list[Steps], expected: Steps, relative: float) -> list[st
         for name, tensor in steps.parameters.items():
             if not torch.equal(tensor, merged.setdefault(name, tensor)):
                 told.append(f"replicas of {name}")
+    merged = made_whole(merged.items())
     return told + [f"parameter {name}" for name in _apart(merged, expected.parameters, relative)]
 
 
