@@ -28,8 +28,8 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.named_state import by_holders, named_state
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
+from attnres_train.progress import Progress, Spikes
 from attnres_train.screen import say
-from attnres_train.spikes import Progress, Spikes
 
 logger = logging.getLogger(__name__)
 
