@@ -22,7 +22,7 @@ from attnres_train.model.ports import Ports
 from attnres_train.observe.build import build_observers, looks_at_gradients
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
-from attnres_train.optim.build import build_optimizer
+from attnres_train.optim.build import build_optimizer, made_whole
 from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.context import sequence_exchange
@@ -176,7 +176,7 @@ def build_update(
     }
     pieces = make_pieces(held, costs, config.optimizer.sharded)
     mine = [(piece.name, piece.tensor) for piece in pieces if piece.is_mine]
-    exchange = matrix_exchange(mine, rules, ranks.tensor)
+    exchange = matrix_exchange(made_whole(mine, rules, config.optimizer), ranks.tensor)
     optimizer = build_optimizer(mine, rules, config.optimizer, ranks.device, exchange)
     gather = ParameterGather(
         chunks, pieces, lambda p: chunks[p.chunk].first_reader(p.parameter_name)

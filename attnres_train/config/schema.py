@@ -161,8 +161,9 @@ class OptimizerConfig(Section):
     """Matrices that `muon` leaves to AdamW: the `router`'s; the `low_rank` factors of KDA's gates
     and of MLA's keys and values."""
     sharded: bool = True
-    """Each data-parallel replica keeps the optimizer's state (and fp32 masters) of the matrices
-    that it owns, updates those and sends them to the others (ZeRO-1); else each does all."""
+    """Each data-parallel replica keeps the optimizer's state (and fp32 masters) of the matrices,
+    and rows of tables, that it owns, updates those and sends them to the others (ZeRO-1); else each
+    does all."""
     options: Annotated[KindOptions, OptionsOf("optimizer.kind")] = Field(
         default_factory=NoOptions, validate_default=True
     )

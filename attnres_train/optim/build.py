@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -53,6 +53,20 @@ def build_optimizer(
         _create_state(optimizer, group, kind.states(part))
         optimizers.append(optimizer)
     return HybridOptimizer(params, masters, optimizers)
+
+
+def made_whole(
+    named_parameters: Iterable[tuple[str, Tensor]],
+    rules: Mapping[str, ParameterRule],
+    config: OptimizerConfig,
+) -> Iterator[tuple[str, Tensor]]:
+    """Those, of what `build_optimizer` is given, that an exchange makes whole where they are parts
+    of matrices."""
+    kind = optimizer_kind(config)
+    for name, param in named_parameters:
+        whole = tensor_of(name)
+        if kind.part(whole, tuple(param.shape), rules[whole]).split is not None:
+            yield name, param
 
 
 def _check_takes_parts(kind: OptimizerKind, part: Part, name: str) -> None:

@@ -5,7 +5,7 @@ Shapes: N matrices [A, B] of which a rank has parts [a, b]; M of them are dealt 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,23 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from attnres_train.model.parameters import ParameterRule
-from attnres_train.model.parts import tensor_of
 
-
-def matrix_exchange(
-    mine: Sequence[tuple[str, Tensor]], rules: Mapping[str, ParameterRule], group: ProcessGroup
-) -> MatrixDeal | None:
-    """The exchange among ``group``, who share tensors, of a rank that updates ``mine``; None where
-    every matrix is whole. Collective. Raises RuntimeError unless all of them update parts of the
-    same matrices: they would wait for each other, or mix them up."""
+def matrix_exchange(mine: Iterable[tuple[str, Tensor]], group: ProcessGroup) -> MatrixDeal | None:
+    """The exchange among ``group``, who share tensors, of a rank that updates ``mine``, the parts
+    of matrices that have to become whole; None where all are whole. Collective. Raises RuntimeError
+    unless all ranks update parts of the same matrices: they would wait for each other, or mix them
+    up."""
     if group.size() == 1:
         return None
-    own = [
-        (name, list(tensor.shape))
-        for name, tensor in mine
-        if (rule := rules[tensor_of(name)]).is_matrix and rule.split is not None
-    ]
+    own = [(name, list(tensor.shape)) for name, tensor in mine]
     everybody: list[Any] = [None] * group.size()
     dist.all_gather_object(everybody, own, group=group)
     if any(others != own for others in everybody):

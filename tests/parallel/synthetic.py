@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnres_train.config.schema import OptimizerConfig, ParallelConfig
 from attnres_train.model.parameters import ParameterRule, constant
 from attnres_train.model.parts import Place, indices, named, one_of, whole
-from attnres_train.optim.build import build_optimizer
+from attnres_train.optim.build import build_optimizer, made_whole
 from attnres_train.optim.clipping import grad_square_sum
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.gathering import ParameterGather
@@ -81,7 +81,7 @@ class Shared(nn.Module):
         }
         pieces = make_pieces(held, costs, config.sharded)
         mine = [(piece.name, piece.tensor) for piece in pieces if piece.is_mine]
-        exchange = matrix_exchange(mine, self.rules, tensor)
+        exchange = matrix_exchange(made_whole(mine, self.rules, config), tensor)
         self.inner = build_optimizer(mine, self.rules, config, "cpu", exchange)
         gather = ParameterGather({0: self}, pieces, lambda piece: self)
         reduction = GradientReduction(pieces, grid.data.size())

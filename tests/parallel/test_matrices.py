@@ -13,7 +13,7 @@ from torch import Tensor
 from attnres_train.errors import UserError
 from attnres_train.parallel.matrices import Dealt, MatrixDeal, matrix_exchange
 from attnres_train.parallel.pieces import Piece
-from tests.parallel.synthetic import SHAPES, STEPS, Outcome, rules, trained
+from tests.parallel.synthetic import SHAPES, STEPS, Outcome, trained
 from tests.parity.pool import RankFailedError
 from tests.parts import made_whole
 
@@ -131,7 +131,7 @@ def test_faults_are_seen(pool, alone, fault):
 
 def other_matrices() -> None:
     name = f"column_{dist.get_rank()}"
-    matrix_exchange([(name, torch.zeros(4, 12))], rules(2), dist.group.WORLD)
+    matrix_exchange([(name, torch.zeros(4, 12))], dist.group.WORLD)
 
 
 def test_ranks_that_would_wait_for_each_other_are_told_at_the_start(pool):
