@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.flops import training_flops_per_token
-from attnres_train.parallel.ownership import most_state_bytes
+from attnres_train.parallel.ownership import Update, most_state_bytes
 from attnres_train.pipeline.plan.parts import MODES, Mode
 from attnres_train.pipeline.plan.schedule import Schedule, peak_in_flight
 from attnres_train.pipeline.plan.schedule_kinds import to_compare
@@ -109,13 +109,17 @@ class Planner:
 
     def _optimizer_bytes(self, chunks: list[ChunkCosts]) -> int:
         """On the replica that owns most of them."""
-        updates = [update for chunk in chunks for update in chunk.updates]
+        whole = [update for chunk in chunks for update in chunk.updates]
+        split = [update for chunk in chunks for update in chunk.split_updates]
         experts = [update for chunk in chunks for update in chunk.expert_updates]
-        replicas = self.replicas if self.config.optimizer.sharded else 1
-        ranks = self.model.exchange.ranks  # among which a layer's experts are
-        if ranks == 1 or replicas == 1:
-            return most_state_bytes([*updates, *experts], replicas)
-        return most_state_bytes(updates, replicas) + most_state_bytes(experts, replicas // ranks)
+        sharded, parallel = self.config.optimizer.sharded, self.config.parallel
+        shards = self.replicas * parallel.context_parallel_size
+        stage = shards * parallel.tensor_model_parallel_size
+        groups = [(whole, stage), (split, shards), (experts, stage // self.model.exchange.ranks)]
+        together: dict[int, list[Update]] = {}  # who have the same replicas are shared out as one
+        for updates, replicas in groups:
+            together.setdefault(replicas if sharded else 1, []).extend(updates)
+        return sum(most_state_bytes(updates, ranks) for ranks, updates in together.items())
 
     def _activations(self, rank: int, schedule: Schedule) -> float:
         kept = peak_in_flight(schedule[rank], [chunk.activation_bytes for chunk in self.chunks])
