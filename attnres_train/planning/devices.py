@@ -69,8 +69,8 @@ class Device:
 
 
 _TERA, _GIGA = 1e12, 1e9
-# Sources: the makers' data sheets (H100 and H200 SXM, A100 80 GB SXM, DGX B200); links are one
-# direction's half of NVLink's figure, and one port of 200 or 400 Gbit/s per device as in DGX systems.
+# Sources: the makers' data sheets (H100 and H200 SXM, A100 80 GB SXM, DGX B200). Links are half of
+# NVLink's figure, for one direction, and a port of 200 or 400 Gbit/s per device as in DGX systems.
 DEVICES = {
     device.name: device
     for device in (
@@ -112,7 +112,7 @@ def find_device(name: str, assumed: Iterable[str] = ()) -> Device:
         raise UserError(f"--device {name} is not known: take one of {', '.join(sorted(DEVICES))}")
     device = DEVICES[name]
     for word in assumed:
-        device = replace(device, **_values(word))
+        device = replace(device, **_values(word))  # type: ignore[arg-type]  # by `_value`
     return device
 
 

@@ -6,54 +6,29 @@ Shapes: P pipeline ranks, V virtual stages, C = P V chunks, K kinds of work (`wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.flops import layer_costs, training_flops_per_token
 from attnres_train.pipeline.plan.layout import make_layout
-from attnres_train.pipeline.plan.schedule import Schedule
 from attnres_train.pipeline.plan.simulate import Costs, simulate
-from attnres_train.pipeline.plan.transport_plan import TransportPlan
-from attnres_train.pipeline.plan.validate import Report, validate
 from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, read_bytes
 from attnres_train.planning.devices import Device
 from attnres_train.planning.grids import Grid
+from attnres_train.planning.orders import Order, Shape, make_order
 from attnres_train.planning.workload import WORK, Workload
 
 _UPDATE_NUMBERS = 2**26  # of a batch of matrices (`optim.muon`), in gradients' and narrow dtype
 
 
-class Shape(NamedTuple):
-    """What a pipeline's order depends on."""
-
-    pipeline: int
-    virtual: int
-    layout: str
-    recompute: str
-    micro_batches: int
-
-
-@dataclass(frozen=True)
-class Order:
-    """A schedule of as many micro-batches as fill the pipeline, and what it holds at a time."""
-
-    plan: TransportPlan
-    schedule: Schedule
-    stored: Report
-    alive: np.ndarray
-    """[P, n, V] micro-batches whose backward pass is to come, by chunk, whenever there are most."""
-
-
 class Step(NamedTuple):
     seconds: float
     parts: dict[str, float]
-    """Seconds of the busiest rank by what they are spent on; ``idle`` are those between."""
+    """Seconds by what they are spent on, the mean of all ranks; ``idle`` are those between passes:
+    bubbles, and waiting for ranks that have more to do."""
 
 
 class Estimator:
@@ -64,7 +39,7 @@ class Estimator:
         self.work = Workload(config, device)
         self.links = self.work.links
         self.stored_bytes = PARAMETER_BYTES[config.train.precision]
-        self.order = cache(self._order)
+        self.order = cache(lambda shape: make_order(config, shape))
         self._bounds = cache(self._layer_bounds)
         self._fixed = cache(self._fixed_memory)
         self._per_token = cache(self._kept_per_token)
@@ -81,7 +56,7 @@ class Estimator:
 
     def _shape(self, grid: Grid, rounds: int = 3) -> Shape:
         count = min(self.micro_batches(grid), rounds * grid.pipeline)
-        return Shape(grid.pipeline, grid.virtual, grid.layout, grid.recompute, count)
+        return Shape(grid.pipeline, grid.virtual, self._bounds_of(grid), count)
 
     def mfu(self, grid: Grid, seconds: float) -> float:
         """Useful FLOPs, no recomputation, over the devices' peak."""
@@ -126,152 +101,134 @@ class Estimator:
         """[P] bytes of activations, blocks and buffers."""
         model, narrow, tokens = self.model, self.work.narrow, self.work.tokens(grid)
         shape = self._shape(grid)
-        order, (kept, rerun, blocks) = self.order(shape), self._per_token(shape)
+        order, (kept, rerun) = self.order(shape), self._per_token(shape, grid.recompute)
         kept = kept * tokens
         if grid.tensor > 1 and grid.recompute != "full":  # what sublayers read, of all tokens
             gathered = 2 * (grid.tensor - 1) * tokens * model.hidden_size * narrow
-            kept += gathered * self._chunk_sizes(shape)
+            kept += gathered * shape.dealt(np.diff(shape.bounds))
         if self.stored_bytes > narrow and grid.recompute != "full":
             # Autocast's copies of weights live as long as a micro-batch's activations.
             elements = self.work.held(grid.tensor, grid.expert)["elements"]
-            kept += narrow * self._by_chunk(grid, elements).reshape(grid.virtual, grid.pipeline).T
+            kept += narrow * shape.dealt(self._by_chunk(grid, elements))
         # The fused loss makes the head's gradient in its forward pass.
         kept[-1, -1] += model.hidden_size * model.vocab_size * narrow / grid.tensor
-        unit = tokens * model.stream_size * narrow
-        widest = max((hop.units for hop in order.plan.hops), default=0)
+        unit = self.unit_bytes(grid)
         # Beside the hops: rows sent and received, and their sums, of one layer.
         exchange = 2 * self.links.experts(grid)[0] if grid.expert > 1 else 0.0
         return {
             "activations": (order.alive * kept[:, None, :]).sum(-1).max(-1) + rerun * tokens,
-            "block_store": blocks * unit,
-            "buffers": np.full(grid.pipeline, 2.0 * widest * unit + exchange),
+            "block_store": order.stored_units * unit,
+            "buffers": np.full(grid.pipeline, 2.0 * order.widest_hop * unit + exchange),
         }
 
-    def _kept_per_token(self, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Bytes per token that chunks keep [P, V], that recomputation makes at a time [P] (as
-        `CostModel` has it), and units that ranks store [P]."""
-        order, model, narrow = self.order(shape), self.model, self.work.narrow
-        bounds = self._bounds(*shape[:4])[:-1]
-
-        def dealt(of_chunks: np.ndarray) -> np.ndarray:
-            return of_chunks.reshape(shape.virtual, shape.pipeline).T
-
-        kept = dealt(np.add.reduceat(self.work.kept(shape.recompute), bounds))
-        if shape.recompute == "full":
-            rerun = dealt(np.maximum.reduceat(self.work.kept("none"), bounds)).max(1)
-        elif shape.recompute == "selective":
-            together = np.minimum(model.block_size or 0, 2 * self._chunk_sizes(shape).max(1))
+    def _kept_per_token(self, shape: Shape, recompute: str) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes per token that chunks keep [P, V], and that recomputation makes at a time [P] (as
+        `CostModel` has it)."""
+        model, narrow = self.model, self.work.narrow
+        kept = shape.dealt(np.add.reduceat(self.work.kept(recompute), shape.bounds[:-1]))
+        if recompute == "full":
+            most = np.maximum.reduceat(self.work.kept("none"), shape.bounds[:-1])
+            rerun = shape.dealt(most).max(1)
+        elif recompute == "selective":
+            layers = shape.dealt(np.diff(shape.bounds)).max(1)
+            together = np.minimum(model.block_size or 0, 2 * layers)
             rerun = read_bytes(model, narrow) + together * model.hidden_size * narrow
         else:
             rerun = np.zeros(shape.pipeline)
-        blocks = np.array(order.stored.peak_blocks) + np.array(order.stored.peak_partials)
-        return kept, rerun, blocks
-
-    def _chunk_sizes(self, shape: Shape) -> np.ndarray:
-        """[P, V] layers."""
-        sizes = np.diff(self._bounds(*shape[:4]))
-        return sizes.reshape(shape.virtual, shape.pipeline).T
+        return kept, rerun
 
     # Time
 
     def step(self, grid: Grid) -> Step:
-        """A step by formula: the slowest rank's passes, the others' once, and the update."""
-        passes = self._passes(grid)
+        """A step by formula: the busiest rank's passes, and those of one micro-batch elsewhere."""
+        passes, count = self._passes(grid), self.micro_batches(grid)
         ranks = passes.sum(-1)
-        slowest = int(ranks.argmax())
-        count = self.micro_batches(grid)
-        idle = (ranks.sum() - ranks[slowest]) / grid.virtual
-        return self._whole(grid, passes, slowest, count * ranks[slowest] + idle)
+        idle = (ranks.sum() - ranks.max()) / grid.virtual
+        return self._whole(grid, passes, count * ranks.max() + idle)
 
     def simulated(self, grid: Grid) -> Step:
         """A step by simulation of hops and passes. Of many micro-batches those that fill the
         pipeline are simulated, and the rest take as long as the last of them."""
-        passes = self._passes(grid)
-        slowest = int(passes.sum(-1).argmax())
-        count = self.micro_batches(grid)
+        passes, count = self._passes(grid), self.micro_batches(grid)
         if grid.pipeline == 1:
-            return self._whole(grid, passes, slowest, count * float(passes.sum()))
+            return self._whole(grid, passes, count * float(passes.sum()))
         forward, backward = (self._by_chunk(grid, one.sum(-1)) for one in self.work.times(grid))
-        unit = self.work.tokens(grid) * self.model.stream_size * self.work.narrow
-        costs = Costs(list(forward), list(backward), unit / self.links.hop(grid))
-        few, more = self.order_of(grid), self.order_of(grid, rounds=4)
-        seconds = [simulate(one.plan, one.schedule, costs, "eager", record=False).seconds
-                   for one in (few, more)]
+        unit = self.unit_bytes(grid) / self.links.hop(grid)
+        costs = Costs(forward.tolist(), backward.tolist(), unit)
+        few, more = (
+            simulate(one.plan, one.schedule, costs, "eager", record=False).seconds
+            for one in (self.order_of(grid), self.order_of(grid, rounds=4))
+        )
         simulated = min(count, 4 * grid.pipeline)
-        rest = count - simulated
-        each = (seconds[1] - seconds[0]) / max(1, simulated - min(count, 3 * grid.pipeline))
-        return self._whole(grid, passes, slowest, seconds[1] + rest * each)
+        added = max(1, simulated - min(count, 3 * grid.pipeline))
+        return self._whole(grid, passes, more + (count - simulated) * (more - few) / added)
+
+    def unit_bytes(self, grid: Grid) -> int:
+        """Of a block or partial of a micro-batch, on a rank."""
+        return self.work.tokens(grid) * self.model.stream_size * self.work.narrow
+
+    def sent(self, grid: Grid) -> dict[str, float]:
+        """Bytes that the rank with most to send sends in a step, by group."""
+        count, tokens = self.micro_batches(grid), self.work.tokens(grid)
+        found = {"pipeline": count * self.order_of(grid).most_sent * float(self.unit_bytes(grid))}
+        for group, passes in self.links.sent(grid, tokens).items():
+            found[group] = count * float(self._by_rank(grid, passes[0] + passes[1]).max())
+        held = self.work.held(grid.tensor, grid.expert)
+        elements, experts = (self._by_rank(grid, held[name]) for name in ("elements", "experts"))
+        rank = int(elements.argmax())
+        return found | self.links.updates(
+            grid, float(elements[rank]), float(experts[rank]), self.stored_bytes
+        )
 
     def _passes(self, grid: Grid) -> np.ndarray:
         """[P, K] seconds of one micro-batch on every rank."""
         forward, backward = self.work.times(grid)
         return self._by_rank(grid, forward + backward)
 
-    def _whole(self, grid: Grid, passes: np.ndarray, rank: int, seconds: float) -> Step:
+    def _whole(self, grid: Grid, passes: np.ndarray, seconds: float) -> Step:
         """With what comes once a step: gradients, the update, parameters."""
-        parts = dict(zip(WORK, self.micro_batches(grid) * passes[rank], strict=True))
+        parts = dict(zip(WORK, self.micro_batches(grid) * passes.mean(0), strict=True))
         parts["idle"] = max(0.0, seconds - sum(parts.values()))
-        gradients, update, parameters = self._update(grid, rank)
-        parts |= {"gradients": gradients, "optimizer": update, "parameters": parameters}
-        once = gradients + update + parameters
-        return Step(float(seconds + once), {name: float(one) for name, one in parts.items()})
+        once = self._update(grid)
+        parts |= once
+        return Step(float(seconds + sum(once.values())), {k: float(v) for k, v in parts.items()})
 
-    def _update(self, grid: Grid, rank: int) -> tuple[float, float, float]:
+    def _update(self, grid: Grid) -> dict[str, float]:
+        """Of the rank that has most parameters."""
         device, held = self.device, self.work.held(grid.tensor, grid.expert)
-        of_rank = {name: self._by_rank(grid, layers)[rank] for name, layers in held.items()}
+        of_ranks = {name: self._by_rank(grid, layers) for name, layers in held.items()}
+        rank = int(of_ranks["elements"].argmax())
+        elements, experts, state, work = (of_ranks[name][rank] for name in held)
         gradients, parameters = self.links.update_seconds(
-            grid, of_rank["elements"], of_rank["experts"], self.stored_bytes
+            grid, elements, experts, self.stored_bytes
         )
         first, last = (self._by_rank(grid, one.sum(-1))[rank] for one in self.work.times(grid))
         owners = grid.stage if self.config.optimizer.sharded else 1
-        work = of_rank["work"] / owners / (device.peak_flops * device.newton_schulz)
-        moved = 2 * of_rank["state"] / owners + 2 * GRADIENT_BYTES * of_rank["elements"]
-        update = work + moved / (device.memory_bandwidth * device.memory_share)
-        return (
-            max(0.0, gradients - device.overlap * last),
-            update,
-            max(0.0, parameters - device.overlap * first),
-        )
+        moved = 2 * state / owners + 2 * GRADIENT_BYTES * elements
+        update = work / owners / (device.peak_flops * device.newton_schulz)
+        return {
+            "gradients": max(0.0, gradients - device.overlap * last),
+            "optimizer": update + moved / (device.memory_bandwidth * device.memory_share),
+            "parameters": max(0.0, parameters - device.overlap * first),
+        }
 
     # Layouts
 
     def _by_chunk(self, grid: Grid, of_layers: np.ndarray) -> np.ndarray:
-        bounds = self._bounds(grid.pipeline, grid.virtual, grid.layout, grid.recompute)
-        return np.add.reduceat(of_layers, bounds[:-1], axis=0)
+        return np.add.reduceat(of_layers, self._bounds_of(grid)[:-1], axis=0)
 
     def _by_rank(self, grid: Grid, of_layers: np.ndarray) -> np.ndarray:
         chunks = self._by_chunk(grid, of_layers)
         return chunks.reshape(grid.virtual, grid.pipeline, *of_layers.shape[1:]).sum(0)
 
-    def _layer_bounds(self, pipeline: int, virtual: int, layout: str, recompute: str) -> np.ndarray:
+    def _bounds_of(self, grid: Grid) -> tuple[int, ...]:
+        recompute = grid.recompute if grid.layout == "auto" else ""
+        return self._bounds(grid.pipeline, grid.virtual, grid.layout, recompute)
+
+    def _layer_bounds(
+        self, pipeline: int, virtual: int, layout: str, recompute: str
+    ) -> tuple[int, ...]:
         model, length = self.model, self.config.train.seq_length
         costs = layer_costs(model, length, recompute) if layout == "auto" else ()
-        made = make_layout(
-            model.num_layers, model.block_size, pipeline, virtual, layout, costs
-        )
-        return np.array(made.bounds)
-
-    def _order(self, shape: Shape) -> Order:
-        bounds = self._bounds(shape.pipeline, shape.virtual, shape.layout, shape.recompute)
-        sizes = [int(size) for size in np.diff(bounds)]
-        model = self.model
-        layout = make_layout(model.num_layers, model.block_size, *shape[:2], sizes)
-        plan, kind = TransportPlan(layout), kind_of(self.config, "pipeline.schedule")
-        with kind.faults_named():
-            schedule = kind.schedule(shape.pipeline, shape.virtual, shape.micro_batches)
-            stored = validate(plan, schedule)
-        alive = [list(_most_alive(actions, rank, shape)) for rank, actions in enumerate(schedule)]
-        rows = max(map(len, alive))
-        padded = [[*of, *([of[0]] * (rows - len(of)))] for of in alive]
-        return Order(plan, schedule, stored, np.array(padded, dtype=float))
-
-
-def _most_alive(actions: tuple, rank: int, shape: Shape) -> Iterator[tuple[int, ...]]:
-    """The counts, by virtual stage, of micro-batches in flight that no others exceed."""
-    count, seen = [0] * shape.virtual, set()
-    for kind, chunk, _ in actions:
-        count[chunk // shape.pipeline] += 1 if kind == "F" else -1
-        seen.add(tuple(count))
-    for one in sorted(seen):
-        if not any(other != one and all(map(int.__le__, one, other)) for other in seen):
-            yield one
+        made = make_layout(model.num_layers, model.block_size, pipeline, virtual, layout, costs)
+        return made.bounds

@@ -77,6 +77,10 @@ class Grid(NamedTuple):
         return ", ".join(parts) or "one process"
 
 
+ALONE = Grid(1, 1, 1, 1, 1, 1, "even", 1, "none")
+"""One process, whatever the configuration's own sizes are."""
+
+
 @dataclass
 class Refused:
     """What was left out because it cannot be run: how many grids of processes, and one's reason."""
@@ -131,9 +135,7 @@ class Space:
         experts = config.model.moe.num_experts if _has_experts(config) else 1
         for expert in self._sizes("expert", [n for n in divisors(experts) if of_stage % n == 0]):
             for virtual, layout in self._layouts(pipeline):
-                place = Grid(
-                    tensor, context, expert, data, pipeline, virtual, layout, 1, "none"
-                )
+                place = Grid(tensor, context, expert, data, pipeline, virtual, layout, 1, "none")
                 yield [
                     [place._replace(micro_batch=n, recompute=mode) for mode in RECOMPUTE]
                     for n in powers(_MOST_SAMPLES)
@@ -155,9 +157,8 @@ class Space:
     def _accepts(self, axis: str, size: int) -> bool:
         """Whether nothing is said against this size by itself."""
         if (axis, size) not in self._accepted:
-            alone = Grid(1, 1, 1, 1, 1, 1, "even", 1, "none")._replace(**{axis: size}).of(
-                self.config
-            )
+            values: dict[str, Any] = {axis: size}
+            alone = ALONE._replace(**values).of(self.config)
             key = AXES[axis]
             told = [text for text in self._problems(alone, None) if key in text]
             if told:
@@ -169,7 +170,9 @@ class Space:
         try:
             check_config(config, gpus, files=False)
         except ConfigError as error:
-            return [text for text in error.problems if not (self.beyond and "not there yet" in text)]
+            return [
+                text for text in error.problems if not (self.beyond and "not there yet" in text)
+            ]
         return []
 
 
@@ -179,8 +182,10 @@ def fits_nothing(config: RunConfig, gpus: int) -> str:
     near = [
         number
         for number in sorted(range(1, 2 * gpus + 1), key=lambda n: (abs(n - gpus), n))
-        if number != gpus and any(batch % (number // p) == 0 for p in divisors(number)
-                                  if p <= config.model.num_layers)
+        if number != gpus
+        and any(
+            batch % (number // p) == 0 for p in divisors(number) if p <= config.model.num_layers
+        )
     ][:2]
     return (
         f"--gpus {gpus}: no grid of so many has replicas that train.global_batch_size {batch} can "
@@ -200,4 +205,3 @@ def powers(most: int) -> list[int]:
 
 def _has_experts(config: RunConfig) -> bool:
     return any(not config.model.is_dense(layer) for layer in range(config.model.num_layers))
-

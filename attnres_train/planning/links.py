@@ -1,7 +1,7 @@
 """What the groups of a grid send, and how long that takes on a device's links.
 
-Ranks are laid out as `parallel.megatron` lays them out: tensor, context, expert, data, pipeline, the
-first varying fastest. A group whose ranks share a node sends through its links; one that spans
+Ranks are laid out as `parallel.megatron` has it: tensor, context, expert, data, pipeline, the first
+varying fastest. A group whose ranks share a node sends through its links; one that spans
 nodes through the network, of which each of its ranks on a node has its own port.
 """
 
@@ -139,8 +139,10 @@ class Links:
         for name, number, size in (("gradients", _FP32, 1.0), ("parameters", stored, 1.0)):
             if not self.config.optimizer.sharded:
                 size = {"gradients": 2.0, "parameters": 0.0}[name]
-            found[name] = size * number * (
-                (elements - experts) * _others(whole.size) + experts * _others(split.size)
+            found[name] = (
+                size
+                * number
+                * ((elements - experts) * _others(whole.size) + experts * _others(split.size))
             )
         return found
 

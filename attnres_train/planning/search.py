@@ -1,7 +1,7 @@
 """The search for a configuration's best grid on a number of devices.
 
-Every setting that may fit is estimated by formula; the fastest are simulated, and so are the best of
-those that lose by one choice, to tell why.
+Every setting that may fit is estimated by formula. The fastest are simulated, and so is the best of
+every other choice, to tell why that loses.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class _Search:
         self.misses: dict[tuple[str, object], Miss] = {}
         """By axis and value the one that misses by least."""
         self.considered = 0
+        self.ranked: list[Grid] = []
 
     def run(self, shown: int) -> Found:
         for by_micro_batch in self.space.settings():
@@ -83,10 +84,10 @@ class _Search:
         if not self.considered:
             raise UserError(fits_nothing(self.config, self.gpus))
         self.fitting.sort()
-        ranked = self._ranked()
-        if not ranked:
+        self.ranked = self._ranked()
+        if not self.ranked:
             raise UserError(self._nothing_fits())
-        best = list(self._one_of_each(ranked))[:shown]
+        best = list(self._one_of_each())[:shown]
         return Found(
             best,
             list(self._losers(best[0])),
@@ -132,10 +133,10 @@ class _Search:
                 break
         return sorted(accepted, key=lambda grid: (self.simulated(grid).seconds, grid))
 
-    def _one_of_each(self, ranked: list[Grid]) -> Iterator[Grid]:
+    def _one_of_each(self) -> Iterator[Grid]:
         """The first of every grid of processes."""
         seen = set()
-        for grid in ranked:
+        for grid in self.ranked:
             if grid.sizes not in seen:
                 seen.add(grid.sizes)
                 yield grid
@@ -151,7 +152,11 @@ class _Search:
 
     def _with(self, winner: Grid, axis: str, value: object) -> Loser:
         """The best with ``value``, or what misses by least."""
-        alike = (grid for _, grid in self.fitting if getattr(grid, axis) == value)
+        alike = (
+            grid
+            for grid in (*self.ranked, *(grid for _, grid in self.fitting))
+            if getattr(grid, axis) == value
+        )
         grid = next((one for one in alike if not self.space.problems(one)), None)
         if axis == "recompute":  # settings that cannot be faster were passed over
             changed = winner._replace(recompute=value)  # type: ignore[arg-type]
@@ -171,8 +176,8 @@ class _Search:
             f"nothing fits {self.gpus} x {self.device.name}: a rank has {usable:.0f} of "
             f"{self.device.memory / 1e9:.0f} GB for the run, and the nearest ({least.grid}; "
             f"micro-batch {least.grid.micro_batch}, recompute {least.grid.recompute}) needs "
-            f"{gigabytes:.0f} GB, {gigabytes - usable:.1f} GB too much; take more devices or larger "
-            "ones, or a smaller model"
+            f"{gigabytes:.0f} GB, {gigabytes - usable:.1f} GB too much; take more devices or "
+            "larger ones, or a smaller model"
         )
 
 

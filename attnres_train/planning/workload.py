@@ -57,8 +57,10 @@ class Workload:
         self.narrow = STREAM_BYTES[config.train.precision]
         self.parameters = ModelParameters(config.model)
         layers = range(config.model.num_layers)
-        self.flops = {kind: np.array([self._flops(layer)[kind] for layer in layers])
-                      for kind in ("projections", "experts", "attention", "recurrence", "reads")}
+        self.flops = {
+            kind: np.array([self._flops(layer)[kind] for layer in layers])
+            for kind in ("projections", "experts", "attention", "recurrence", "reads")
+        }
         self.moe = np.array([not config.model.is_dense(layer) for layer in layers])
         self.full = np.array([config.model.is_full_attention(layer) for layer in layers])
         self.links = Links(config, device, self.narrow)
@@ -117,7 +119,7 @@ class Workload:
         state and FLOPs of the update if nobody shared them."""
         names = ("elements", "experts", "state", "work")
         rows = [self._sums(of, tensor, expert) for of in self._by_layer()]
-        return {name: np.array(column) for name, column in zip(names, zip(*rows), strict=True)}
+        return dict(zip(names, np.array(rows).T, strict=True))
 
     def _by_layer(self) -> list[tuple[Parameter, ...]]:
         last = self.model.num_layers - 1
@@ -159,12 +161,12 @@ class Workload:
         casts = 0 if stored == self.narrow else stored + self.narrow
         forward[:, memory] = _TRAFFIC * moved + (casts + self.narrow) * elements
         # The product that is a weight's gradient is written, read and added to what there is.
-        backward[:, memory] = 2 * _TRAFFIC * moved + (
-            3 * self.narrow + 2 * GRADIENT_BYTES
-        ) * elements
+        backward[:, memory] = (
+            2 * _TRAFFIC * moved + (3 * self.narrow + 2 * GRADIENT_BYTES) * elements
+        )
         forward[:, memory] /= bandwidth
         backward[:, memory] /= bandwidth
-        backward[:, : launches] += self._again(grid, forward)[:, :launches]
+        backward[:, :launches] += self._again(grid, forward)[:, :launches]
         for passes, count in ((forward, _FORWARD_LAUNCHES), (backward, _BACKWARD_LAUNCHES)):
             host = count * device.launch_seconds
             passes[:, launches] = np.maximum(0, host - passes.sum(1))
