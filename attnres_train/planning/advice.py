@@ -28,6 +28,11 @@ _CAUSES = {
 """What a step can be bound by -> the parts of its time."""
 
 
+_SHORT = {key: axis for axis, key in AXES.items()}
+_SHOWN = 3
+"""Losers of an axis on a screen, the nearest first."""
+
+
 def as_report(found: Found) -> dict[str, Any]:
     """Ready for JSON. Sizes in bytes, times in seconds; all predicted."""
     config, device = found.estimator.config, found.estimator.device
@@ -153,22 +158,36 @@ def _first(report: Mapping[str, Any]) -> str:
 
 
 def _losers(report: Mapping[str, Any]) -> str:
+    nearest: dict[str, list[dict]] = {}
+    for one in sorted(report["losers"], key=_distance):
+        nearest.setdefault(one["key"], []).append(one)
     rows = [
         (
-            one["key"].partition(".")[2],
+            _SHORT[one["key"]],
             one["value"],
             f"{_gigabytes(one['memory'])} GB",
             "-" if one["slower"] is None else f"{one['slower']:+.0%}",
             one["why"],
         )
-        for one in report["losers"]
+        for key in AXES.values()
+        for one in nearest.get(key, [])[:_SHOWN]
     ]
     header = ("instead", "", "memory", "step", "why it loses")
-    return table("Other choices (the best with each)", header, rows, left=1) if rows else ""
+    return (
+        table(
+            "Other choices (the best with each; the nearest)", header, rows, left=1, last_left=True
+        )
+        if rows
+        else ""
+    )
+
+
+def _distance(loser: Mapping[str, Any]) -> tuple[bool, float]:
+    return loser["slower"] is None, loser["memory"] if loser["slower"] is None else loser["slower"]
 
 
 def _refused(report: Mapping[str, Any]) -> str:
-    lines = [f"  {one['what']}: {one['example']}" for one in report["refused"]]
+    lines = [f"  {one['what']}: {one['example'].split(': ')[0]}" for one in report["refused"]]
     return "\n".join(["Not looked at", *lines]) if lines else ""
 
 

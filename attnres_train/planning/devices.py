@@ -59,13 +59,13 @@ class Device:
     """Rows of the fullest rank's experts over the mean."""
     launch_seconds: float = 5e-6
     """Host's time per kernel: a pass takes as long as its launches at least."""
-    reserve: float = 5e9
-    """Bytes of the device's memory that are not the run's to plan with: context, communicators,
-    what the allocator cannot use."""
+    memory_use: float = 0.9
+    """Of the memory, the share that a plan may fill: the rest is for context, communicators, what
+    the allocator cannot use, and what estimates are wrong by."""
 
     @property
     def usable_memory(self) -> float:
-        return self.memory - self.reserve
+        return self.memory * self.memory_use
 
 
 _TERA, _GIGA = 1e12, 1e9
@@ -87,7 +87,6 @@ DEVICES = {
             8,
             1 * _GIGA,
             0.1 * _GIGA,
-            reserve=0.5 * _GIGA,
         ),
     )
 }
@@ -101,6 +100,7 @@ _SHARES = (
     "node_share",
     "network_share",
     "overlap",
+    "memory_use",
 )
 """Keys whose values are shares of 1."""
 

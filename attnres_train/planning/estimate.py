@@ -18,7 +18,7 @@ from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, read_bytes
 from attnres_train.planning.devices import Device
 from attnres_train.planning.grids import Grid
-from attnres_train.planning.orders import Order, Shape, make_order
+from attnres_train.planning.orders import Order, Shape, extrapolated, make_order
 from attnres_train.planning.workload import WORK, Workload
 
 _UPDATE_NUMBERS = 2**26  # of a batch of matrices (`optim.muon`), in gradients' and narrow dtype
@@ -50,12 +50,12 @@ class Estimator:
     def micro_batches(self, grid: Grid) -> int:
         return self.config.train.global_batch_size // (grid.data * grid.micro_batch)
 
-    def order_of(self, grid: Grid, rounds: int = 3) -> Order:
-        """Of ``rounds`` micro-batches per pipeline rank, or all if those are fewer."""
-        return self.order(self._shape(grid, rounds))
+    def order_of(self, grid: Grid) -> Order:
+        """Of as many micro-batches as fill the pipeline, or all if those are fewer."""
+        return self.order(self._shape(grid))
 
-    def _shape(self, grid: Grid, rounds: int = 3) -> Shape:
-        count = min(self.micro_batches(grid), rounds * grid.pipeline)
+    def _shape(self, grid: Grid) -> Shape:
+        count = min(self.micro_batches(grid), 3 * grid.pipeline)
         return Shape(grid.pipeline, grid.virtual, self._bounds_of(grid), count)
 
     def mfu(self, grid: Grid, seconds: float) -> float:
@@ -155,13 +155,12 @@ class Estimator:
         forward, backward = (self._by_chunk(grid, one.sum(-1)) for one in self.work.times(grid))
         unit = self.unit_bytes(grid) / self.links.hop(grid)
         costs = Costs(forward.tolist(), backward.tolist(), unit)
-        few, more = (
-            simulate(one.plan, one.schedule, costs, "eager", record=False).seconds
-            for one in (self.order_of(grid), self.order_of(grid, rounds=4))
-        )
-        simulated = min(count, 4 * grid.pipeline)
-        added = max(1, simulated - min(count, 3 * grid.pipeline))
-        return self._whole(grid, passes, more + (count - simulated) * (more - few) / added)
+
+        def seconds(micro_batches: int) -> float:
+            one = self.order(self._shape(grid)._replace(micro_batches=micro_batches))
+            return simulate(one.plan, one.schedule, costs, "eager", record=False).seconds
+
+        return self._whole(grid, passes, extrapolated(seconds, count, grid.pipeline))
 
     def unit_bytes(self, grid: Grid) -> int:
         """Of a block or partial of a micro-batch, on a rank."""

@@ -5,7 +5,7 @@ Shapes: P pipeline ranks, V virtual stages, C = P V chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -77,6 +77,14 @@ def make_order(config: RunConfig, shape: Shape) -> Order:
     rows = max(map(len, alive))
     padded = [[*of, *([of[0]] * (rows - len(of)))] for of in alive]
     return Order(plan, schedule, stored, np.array(padded, dtype=float))
+
+
+def extrapolated(seconds: Callable[[int], float], count: int, ranks: int) -> float:
+    """Of ``count`` micro-batches on ``ranks`` stages, where ``seconds`` simulates any number: of
+    many those that fill the pipeline are simulated, the rest take as long as the last of them."""
+    few, more = min(count, 3 * ranks), min(count, 4 * ranks)
+    last = seconds(more)
+    return last if more == count else last + (count - more) * (last - seconds(few)) / (more - few)
 
 
 def _most_alive(actions: Sequence[Action], shape: Shape) -> Iterator[tuple[int, ...]]:

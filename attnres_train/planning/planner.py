@@ -14,6 +14,7 @@ from attnres_train.pipeline.plan.schedule_kinds import to_compare
 from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
+from attnres_train.planning.balance import imbalance
 from attnres_train.planning.build import build_plan
 from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, ChunkCosts, CostModel
 from attnres_train.planning.machine import Machine
@@ -27,7 +28,7 @@ class Planner:
     """Everything that follows from a config, a machine and the number of processes."""
 
     def __init__(self, config: RunConfig, machine: Machine, world_size: int | None = None) -> None:
-        self.config, self.machine = config, machine
+        self.config, self.machine, self.world_size = config, machine, world_size
         self.plan = build_plan(config)
         self.layout = self.plan.layout
         self.replicas = replicas = data_parallel_size(config, world_size)
@@ -79,6 +80,7 @@ class Planner:
             "schedules": {name: self._schedule(name, one) for name, one in self.stored.items()},
             "machine": asdict(self.machine),
             "steps": self._steps(),
+            "imbalance": imbalance(self.config, self.world_size),
         }
 
     def _rank(self, rank: int, stored: Report) -> dict:

@@ -15,10 +15,12 @@ def as_text(report: dict) -> str:
 
 def _head(report: dict) -> str:
     ranks, virtual = report["pipeline_ranks"], report["virtual_stages"]
+    told = f"\nStages are idle for {report['imbalance']}." if report["imbalance"] else ""
     return (
         f"{report['run']}: residual {report['residual']}, {ranks} pipeline ranks x {virtual} "
         f"virtual stages, {report['micro_batches']} micro-batches per step\n"
         f"One unit (a block or partial of a micro-batch) is {bytes_text(report['unit_bytes'])}."
+        f"{told}"
     )
 
 
@@ -144,15 +146,18 @@ def _steps(report: dict) -> str:
     return table(title, header, rows, left=1)
 
 
-def table(title: str, header: Sequence, rows: Iterable[Sequence], left: int = 0) -> str:
-    """Columns aligned right, the first ``left`` of them left."""
+def table(
+    title: str, header: Sequence, rows: Iterable[Sequence], left: int = 0, last_left: bool = False
+) -> str:
+    """Columns aligned right, the first ``left`` of them, and with ``last_left`` the last, left."""
     rows = list(rows)
+    at_left = {*range(left), *([len(header) - 1] if last_left else [])}
     shown = [header, *rows[:_SHOWN_ROWS]]
     cells = [[str(cell) for cell in row] for row in shown]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
+            cell.ljust(width) if index in at_left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
