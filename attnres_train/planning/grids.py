@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from attnres_train.config import ConfigError, check_config
+from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 
 Recompute = Literal["none", "selective", "full"]
@@ -79,6 +80,16 @@ class Grid(NamedTuple):
 
 ALONE = Grid(1, 1, 1, 1, 1, 1, "even", 1, "none")
 """One process, whatever the configuration's own sizes are."""
+
+
+def grid_of(config: RunConfig, gpus: int) -> Grid:
+    """The grid that a checked ``config`` has on ``gpus`` devices. Its layout has to be ``even`` or
+    ``auto``."""
+    values = {}
+    for axis, key in AXES.items():
+        section, _, name = key.partition(".")
+        values[axis] = getattr(getattr(config, section), name)
+    return Grid(**values, data=data_parallel_size(config, gpus))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
@@ -52,12 +52,23 @@ class Planner:
         return self.schedules[self.config.pipeline.schedule]
 
     def pass_costs(self) -> Costs:
-        rate, link = self.machine.flops_rate, self.machine.link_bandwidth
+        link = self.machine.link_bandwidth
+        computed = self._computed()
         # As if nothing were computed while tokens are under way: that is the shared experts alone.
+        exchanges = [(c.forward_exchange / link, c.backward_exchange / link) for c in self.chunks]
         return Costs(
-            [c.forward_flops / rate + c.forward_exchange / link for c in self.chunks],
-            [c.backward_flops / rate + c.backward_exchange / link for c in self.chunks],
+            [one + there for one, (there, _) in zip(computed.forward, exchanges, strict=True)],
+            [one + back for one, (_, back) in zip(computed.backward, exchanges, strict=True)],
             self.model.unit_bytes / link,
+        )
+
+    def _computed(self) -> Costs:
+        """On links that cost nothing."""
+        rate = self.machine.flops_rate
+        return Costs(
+            [chunk.forward_flops / rate for chunk in self.chunks],
+            [chunk.backward_flops / rate for chunk in self.chunks],
+            0.0,
         )
 
     def report(self) -> dict:
@@ -129,9 +140,9 @@ class Planner:
         return kept + max(rerun)
 
     def _schedule(self, name: str, stored: Report) -> dict:
-        # On links that cost nothing, so that the bubble is that of the order alone.
-        schedule, costs = self.schedules[name], replace(self.pass_costs(), unit=0.0)
-        timeline = simulate(self.plan, schedule, costs, "standard", record=False)
+        # The bubble is that of the order alone.
+        schedule = self.schedules[name]
+        timeline = simulate(self.plan, schedule, self._computed(), "standard", record=False)
         memory = [self._memory(rank, schedule, stored) for rank in range(len(schedule))]
         return {
             "bubble": timeline.bubble,

@@ -87,10 +87,14 @@ class _Search:
         self.ranked = self._ranked()
         if not self.ranked:
             raise UserError(self._nothing_fits())
+        losers = list(self._losers(self.ranked[0]))
+        while faster := [one.grid for one in losers if self._beats(one.step)]:
+            self.ranked = self._sorted([*self.ranked, *faster])
+            losers = list(self._losers(self.ranked[0]))
         best = list(self._one_of_each())[:shown]
         return Found(
             best,
-            list(self._losers(best[0])),
+            losers,
             self.space.refused,
             self.considered,
             len(self.fitting),
@@ -131,7 +135,14 @@ class _Search:
                 accepted.append(grid)
             if len(accepted) == _SIMULATED:
                 break
-        return sorted(accepted, key=lambda grid: (self.simulated(grid).seconds, grid))
+        return self._sorted(accepted)
+
+    def _sorted(self, grids: list[Grid]) -> list[Grid]:
+        return sorted(set(grids), key=lambda grid: (self.simulated(grid).seconds, grid))
+
+    def _beats(self, step: Step | None) -> bool:
+        """Whether the simulation says of a loser what the formula did not."""
+        return step is not None and step.seconds < self.simulated(self.ranked[0]).seconds
 
     def _one_of_each(self) -> Iterator[Grid]:
         """The first of every grid of processes."""
