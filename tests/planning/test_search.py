@@ -16,7 +16,7 @@ from attnres_train.planning.devices import DEVICES, Device, find_device
 from attnres_train.planning.grids import AXES, Grid, Space, divisors, powers
 from attnres_train.planning.search import Found, search
 
-TIGHT = find_device("h100", ["memory=1e9"])
+TIGHT = find_device("h100", ["memory=2e8"])
 SMALL = ["train.seq_length=4096", "train.global_batch_size=64"]
 
 
@@ -109,7 +109,7 @@ def test_it_fits_on_a_screen(found):
     text = as_text(as_report(found), "")
     assert len(text.splitlines()) < 60
     assert max(map(len, text.splitlines())) <= 180
-    assert "needs 0." in text and "of 1.0 GB" in text
+    assert "needs 0." in text and "of 0.2 GB" in text
     assert "All figures are predictions" in text
 
 
@@ -133,7 +133,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 
 def test_bigger_links_are_never_slower(small, found):
-    fast = find_device("h100", ["memory=1e9", "network_link=4e11", "node_link=9e11"])
+    fast = find_device("h100", ["memory=2e8", "network_link=4e11", "node_link=9e11"])
     better = search(small, 4, fast, beyond=True, shown=1)
     assert better.steps[better.best[0]].seconds <= found.steps[found.best[0]].seconds
 
