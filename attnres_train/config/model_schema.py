@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -108,6 +109,13 @@ class MoEConfig(Section):
     """Leading decoder layers with a dense MLP instead of experts."""
     bias_update_rate: float = Field(1e-3, ge=0)
     """Step of the auxiliary-loss-free bias update of the router; 0 turns it off."""
+
+    def reached(self, ranks: int) -> float:
+        """Share of the tokens that have an expert on one of ``ranks`` ranks, of whose experts each
+        is as likely as any other."""
+        elsewhere = self.num_experts - self.num_experts // ranks
+        chosen = self.num_experts_per_token
+        return 1 - math.comb(elsewhere, chosen) / math.comb(self.num_experts, chosen)
 
 
 class ModelConfig(Section):

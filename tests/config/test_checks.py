@@ -154,8 +154,8 @@ class TestExperts:
     @pytest.mark.parametrize(
         ("world_size", "parts"),
         [
-            (4, ["4 processes / 2 per replica = 2 data-parallel replicas", "start 8 processes"]),
-            (12, ["12 processes / 2 per replica = 6 data-parallel", "start 8 or 16 processes"]),
+            (4, ["4 processes / 2 pipeline stages = 2 ranks of a stage", "start 8 processes"]),
+            (12, ["12 processes / 2 pipeline stages = 6 ranks", "start 8 or 16 processes"]),
         ],
     )
     def test_replicas_share_them(self, problems, world_size, parts):
