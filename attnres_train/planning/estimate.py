@@ -51,11 +51,13 @@ class Estimator:
         return self.config.train.global_batch_size // (grid.data * grid.micro_batch)
 
     def order_of(self, grid: Grid) -> Order:
-        """Of as many micro-batches as fill the pipeline, or all if those are fewer."""
+        """Of all micro-batches, or as many as fill the pipeline."""
         return self.order(self._shape(grid))
 
     def _shape(self, grid: Grid) -> Shape:
-        count = min(self.micro_batches(grid), 3 * grid.pipeline)
+        count = self.micro_batches(grid)
+        if self.config.pipeline.schedule == "1f1b":  # others may hold more, the more there are
+            count = min(count, 3 * grid.pipeline)
         return Shape(grid.pipeline, grid.virtual, self._bounds_of(grid), count)
 
     def mfu(self, grid: Grid, seconds: float) -> float:

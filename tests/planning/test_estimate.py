@@ -133,6 +133,22 @@ def test_memory_falls_with_more_sharing(change):
     assert estimator.memory(grid._replace(**change))["total"] < estimator.memory(grid)["total"]
 
 
+def test_gpipe_keeps_every_micro_batch():
+    config = load_config("configs/quickstart.yaml", ["pipeline.schedule=gpipe"])
+    grid = Grid(1, 1, 1, 1, 2, 1, "even", 1, "none")
+    few, many = (
+        Estimator(
+            config.model_copy(
+                update={"train": config.train.model_copy(update={"global_batch_size": samples})}
+            ),
+            H100,
+        ).memory(grid)
+        for samples in (8, 32)
+    )
+    assert many["block_store"] == 4 * few["block_store"]
+    assert many["activations"] > 3.9 * few["activations"]
+
+
 def test_more_replicas_keep_less_state(quickstart):
     few, many = (quickstart.memory(ALONE._replace(data=data))["optimizer"] for data in (1, 8))
     assert many == pytest.approx(few / 8)
