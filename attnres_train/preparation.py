@@ -7,6 +7,7 @@ Whoever prepares data for a run asks here: the launcher, the first worker of eve
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader, FileRow, find_corpora
 from attnres_train.data.generations import Generation, Match, Part, RunData, match, parts
 from attnres_train.data.prepare import Prepared, prepare
+from attnres_train.data.record import as_record, from_record
 from attnres_train.errors import UserError
 from attnres_train.run_state import Standing, standing
 
-Lists = dict[str, Sequence[FileRow]]
+Lists = Mapping[str, Sequence[FileRow]]
 """Lists of files by their digest."""
 
 
@@ -33,8 +35,30 @@ Lists = dict[str, Sequence[FileRow]]
 class Preparation:
     """What was prepared, and the files it was prepared from."""
 
-    prepared: Prepared
+    record: Mapping[str, Any]
+    """Where it lies on this machine, with its files (`data.record`)."""
     files: Lists
+
+    @property
+    def prepared(self) -> Prepared:
+        return from_record(self.record)
+
+    def hand_over(self, path: Path) -> None:
+        """Write into ``path`` what `handed_over` reads. Raises UserError where that cannot be."""
+        plain = {"record": self.record, "files": self.files}
+        try:
+            path.write_text(json.dumps(plain), encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{path}, for the workers, cannot be written ({error.strerror}): make room there, "
+                "or have TMPDIR name another folder"
+            ) from error
+
+
+def handed_over(path: Path) -> Preparation:
+    """What another process on this machine has prepared a moment ago (`Preparation.hand_over`): it
+    is not looked at again."""
+    return Preparation(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
@@ -51,8 +75,10 @@ def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
     if found is not None:
         run = RunData(_corpora(config, found, readers), _tokenizer(config, found))
     prepared = prepare(config, progress=progress, run=run)
-    rows = [part.reader.rows for generations in run.corpora for part in generations]
-    return Preparation(prepared, {digest_of(one): one for one in rows})
+    corpora = [part.reader for generations in run.corpora for part in generations]
+    seen = {file: content for one in corpora for file, content in one.contents.items()}
+    files = {digest_of(one.rows): one.rows for one in corpora}
+    return Preparation(as_record(prepared, seen), files)
 
 
 def _tokenizer(config: RunConfig, found: Standing) -> Path | None:

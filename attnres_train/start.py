@@ -15,14 +15,17 @@ from typing import Any
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared, check_alike
-from attnres_train.data.record import as_record, from_record, is_here, missing
+from attnres_train.data.record import from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.machines import Place, first_ranks, machine_names
-from attnres_train.parallel.meeting import Meeting, of_ranks, some
-from attnres_train.preparation import Lists, prepare_run
+from attnres_train.parallel.meeting import Meeting, of_ranks
+from attnres_train.preparation import Lists, handed_over, prepare_run
 from attnres_train.run_state import nothing_left
 from attnres_train.supervise.preflight import cannot_write
+from attnres_train.words import some_of
 
+HANDED_OVER = "handed over"
+"""The key under which our launcher tells in which file rank 0 finds what it has prepared."""
 PROBE = ".probe-"
 # Seconds that a file of rank 0's has to be seen by another machine: network file systems let a
 # folder's listing grow old.
@@ -43,16 +46,16 @@ class Start:
     """On rank 0, those of the corpora, for the run folder."""
 
 
-def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
-    """The run's data: rank 0 prepares, and tells of it if ``progress``; the first rank of each
-    machine that lacks what rank 0 has made prepares there for itself. Where there is nothing to
+def prepare_together(config: RunConfig, meeting: Meeting) -> Start | str:
+    """The run's data: rank 0 prepares, and tells of it, unless our launcher has; the first rank of
+    each machine that lacks what rank 0 has prepares there for itself. Where there is nothing to
     train, why; nothing is written then. Collective.
 
     Raises UserError, on all ranks, for what is wrong with checkpoint or data on any.
     """
     meeting.tell_own("place", Place(meeting.machine, meeting.local_rank))
     if meeting.rank == 0:
-        return _first_to_prepare(config, meeting, progress)
+        return _first_to_prepare(config, meeting)
     told = meeting.hear("prepared", "rank 0 to prepare the data")
     if "done" in told:
         meeting.tell_own("leaving", True)
@@ -71,26 +74,26 @@ def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Sta
     return Start(from_record(record), record, machines)
 
 
-def _first_to_prepare(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
+def _first_to_prepare(config: RunConfig, meeting: Meeting) -> Start | str:
     places = [Place(*place) for place in meeting.hear_all("place", "to join")]
     if done := nothing_left(config):
         meeting.tell("prepared", {"done": done})
         meeting.tell_own("leaving", True)
         meeting.hear_all("leaving", "to hear that")  # from the store, which goes with rank 0
         return done
-    made = prepare_run(config, progress=progress)
-    record = as_record(made.prepared)
-    meeting.tell("prepared", {"record": record, "places": places})
-    return Start(made.prepared, record, machine_names(places), made.files)
+    handed = meeting.heard(HANDED_OVER)
+    made = handed_over(Path(handed)) if handed else prepare_run(config)
+    meeting.tell("prepared", {"record": made.record, "places": places})
+    return Start(made.prepared, made.record, machine_names(places), made.files)
 
 
 def _prepare_here(
     config: RunConfig, theirs: Mapping[str, Any], machines: Sequence[str], rank: int
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """This machine has a cache of its own: what that lacks is made."""
-    prepared = prepare_run(config, progress=False).prepared
-    check_alike({machines[0]: from_record(theirs), machines[rank]: prepared})
-    return as_record(prepared)
+    made = prepare_run(config, progress=False)
+    check_alike({machines[0]: from_record(theirs), machines[rank]: made.prepared})
+    return made.record
 
 
 def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
@@ -156,7 +159,7 @@ def _told(found: Sequence[Sequence[str]], machines: Sequence[str]) -> list[str]:
         for problem in problems:
             ranks_of.setdefault(problem, []).append(rank)
     return [
-        f"{problem} (on {some(list(dict.fromkeys(machines[rank] for rank in ranks)))}: "
+        f"{problem} (on {some_of(dict.fromkeys(machines[rank] for rank in ranks))}: "
         f"{of_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]

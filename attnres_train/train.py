@@ -47,7 +47,6 @@ from attnres_train.run_state import Checkpoints
 from attnres_train.screen import say
 from attnres_train.start import Start, check_together, prepare_together
 from attnres_train.supervise.board import Board, own_connection
-from attnres_train.supervise.launcher import started_by_us
 from attnres_train.supervise.rank_logs import logged
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned
@@ -69,8 +68,7 @@ def train(config: RunConfig) -> int:
     nothing to train, which leaves the run folder as it is."""
     folder = Path(config.run.dir) / config.run.name
     with heard(with_agent=True) as stop, meet(config.run.start_timeout_seconds) as meeting:
-        # Where our own launcher has started this process, it has told of the data.
-        start = prepare_together(config, meeting, progress=not started_by_us())
+        start = prepare_together(config, meeting)
         if isinstance(start, str):
             if meeting.rank == 0:
                 say(start)
