@@ -95,7 +95,7 @@ def _train(
         stop.will_save()
         parts = build_parts(config, ranks, start.prepared, pulse, start.files)
         if ranks.is_main:
-            more = facts(config, ranks.device)
+            more = facts(config, ranks.device, ranks.world_size)
             say(describe(config, chunk_layers(config), ranks.world_size, more))
             if table := rank_table(config.parallel, ranks.world_size):
                 say(table)

@@ -1,4 +1,5 @@
-"""`attnres-train plan`: what a layout sends, stores and costs, before any worker starts."""
+"""`attnres-train plan`: what a layout sends, stores and costs, before any worker starts; or the
+best layout on a number of devices."""
 
 from __future__ import annotations
 
@@ -7,19 +8,70 @@ import gc
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from attnres_train.config import check_config, load_config
+from attnres_train.config import check_config, load_config, shipped
+from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.tree import Tree
 from attnres_train.errors import UserError
-from attnres_train.planning.machine import Machine
+from attnres_train.planning.devices import find_device
+from attnres_train.planning.grids import ALONE
+from attnres_train.planning.machine import SEARCH_OPTIONS, Machine
 from attnres_train.planning.planner import Planner
 from attnres_train.planning.text import as_text
 
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
+    if args.gpus is not None:
+        return print_advice(config, args)
+    for option in SEARCH_OPTIONS:
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} is of a search: add --gpus N, the number of devices")
     check_config(config, args.nproc, files=False)
     return print_plan(config, args)
+
+
+def print_advice(config: RunConfig, args: argparse.Namespace) -> int:
+    """Print the best grids of ``config`` on ``args.gpus`` devices, and write the first of them
+    where ``args.yaml`` says. Raises UserError where there is none, or an option makes no sense."""
+    for option in ("nproc", "picture"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} is of one layout, and --gpus searches them: leave one out")
+    check_config(ALONE.of(config), None, files=False)
+    device = find_device(args.device or "h100", args.assume or [])
+    target = Path(args.yaml) if args.yaml else None
+    source = shipped.find(args.config)
+    if target and target.resolve() == source.resolve():
+        raise UserError(f"--yaml {target} is the config itself: name another file")
+    # Imported here: what is wrong with the options is told before torch is loaded.
+    from attnres_train.planning.advice import as_report, as_text, as_yaml
+    from attnres_train.planning.search import search
+
+    found = search(config, args.gpus, device)
+    base = str(source) if source.is_file() else args.config
+    yaml = as_yaml(found, base, target.parent if target else Path(), _given(config, args.overrides))
+    report = as_report(found)
+    print(json.dumps(report | {"yaml": yaml}) if args.json else as_text(report, yaml))
+    if target:
+        _write(target, yaml, "--yaml")
+    return 0
+
+
+def _given(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
+    """What ``overrides`` set, nested as in a file; of a list all elements."""
+    values, given = plain_values(config), Tree({}, {})
+    for text in overrides:
+        keys = text.partition("=")[0].strip().split(".")
+        path = keys[: next((n for n, key in enumerate(keys) if key.isdigit()), len(keys))]
+        value: Any = values
+        for key in path:
+            value = value[key]
+        for key in reversed(path):
+            value = {key: value}
+        given.merge(Tree(value, {}))
+    return given.values
 
 
 def print_plan(config: RunConfig, args: argparse.Namespace) -> int:
@@ -37,12 +89,12 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> int:
         gc.enable()
     print(json.dumps(report) if args.json else as_text(report))
     if args.picture:
-        _write(Path(args.picture), planner.picture(args.mode))
+        _write(Path(args.picture), planner.picture(args.mode), "--picture")
     return 0
 
 
-def _write(path: Path, svg: str) -> None:
+def _write(path: Path, text: str, option: str) -> None:
     try:
-        path.write_text(svg, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--picture {path}: {error.strerror}") from error
+        raise UserError(f"{option} {path}: {error.strerror}") from error

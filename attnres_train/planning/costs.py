@@ -18,11 +18,12 @@ from attnres_train.model.flops import (
     recomputed_flops,
 )
 from attnres_train.model.layer import DecoderLayer
-from attnres_train.model.parameters import parameter_rules
+from attnres_train.model.parameters import ParameterRule, parameter_rules
 from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.ownership import Update
-from attnres_train.planning.experts import exchange_bytes
+from attnres_train.planning.experts import exchange_bytes, stream_tokens
+from attnres_train.planning.sharding import local_shape, split_axis
 from attnres_train.planning.updates import update_of
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 4, "bf16_params": 2}
@@ -38,7 +39,9 @@ class ChunkCosts:
 
     parameters: int
     updates: tuple[Update, ...]
-    """Of each of its parameters, but the experts."""
+    """Of each of its parameters that all ranks of a stage have whole."""
+    split_updates: tuple[Update, ...]
+    """Of this rank's part of each parameter that tensor-parallel ranks share."""
     expert_updates: tuple[Update, ...]
     """Of each stack of the experts that are here."""
     forward_flops: float
@@ -55,27 +58,33 @@ class ChunkCosts:
     @property
     def optimizer_bytes(self) -> int:
         """State of the optimizer and fp32 masters, of all owners together."""
-        return sum(update.state_bytes for update in (*self.updates, *self.expert_updates))
+        together = (*self.updates, *self.split_updates, *self.expert_updates)
+        return sum(update.state_bytes for update in together)
+
+
+class Parameter(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    rule: ParameterRule
 
 
 class _Parameters(NamedTuple):
     elements: int
     updates: tuple[Update, ...]
+    split_updates: tuple[Update, ...]
     expert_updates: tuple[Update, ...]
 
 
 class CostModel:
-    """Costs of the chunks of ``config``'s model."""
+    """Costs of the chunks of ``config``'s model, on one of the ranks that share its tokens."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.model = config, config.model
-        self.tokens = config.train.micro_batch_size * config.train.seq_length
+        self.tokens = stream_tokens(config)
         self.exchange = exchange_bytes(config, self.stream_bytes)
         self.unit_bytes = self.tokens * self.model.stream_size * self.stream_bytes
-        self._layers: dict[Hashable, _Parameters] = {}
-        end = self.model.num_layers
-        self._embedding = self._parameters(ModelChunk(self.model, 0, 0, device="meta"))
-        self._head = self._parameters(ModelChunk(self.model, end, end, device="meta"))
+        self.parameters = ModelParameters(self.model)
+        self._summed: dict[Hashable, _Parameters] = {}
 
     @property
     def stream_bytes(self) -> int:
@@ -85,7 +94,7 @@ class CostModel:
     def chunk(self, layers: range) -> ChunkCosts:
         """The chunk of decoder layers ``layers``, with embedding and head where it has them."""
         model, train, tokens = self.model, self.config.train, self.tokens
-        parts = [self._layer_parameters(layer) for layer in layers]
+        parts = [self._sum(self.parameters.of_layer(layer)) for layer in layers]
         by_part = [layer_flops_per_token(model, layer, train.seq_length) for layer in layers]
         flops = sum(sum(of_layer.values()) for of_layer in by_part)
         backward = 2 * flops + sum(recomputed_flops(of, train.recompute) for of in by_part)
@@ -95,16 +104,18 @@ class CostModel:
         experts = sum(not model.is_dense(layer) for layer in layers)
         head_bytes = 0
         if layers.start == 0:
-            parts.append(self._embedding)
+            parts.append(self._sum(self.parameters.embedding))
         if layers.stop == model.num_layers:
-            parts.append(self._head)
+            parts.append(self._sum(self.parameters.head))
             head = sum(head_flops_per_token(model).values())
             flops, backward = flops + head, backward + 2 * head
             # The fused loss makes the head's gradient, one weight-sized tensor, in its forward.
             head_bytes = model.hidden_size * model.vocab_size * self.stream_bytes
+            head_bytes //= self.config.parallel.tensor_model_parallel_size
         return ChunkCosts(
             parameters=sum(part.elements for part in parts),
             updates=tuple(update for part in parts for update in part.updates),
+            split_updates=tuple(update for part in parts for update in part.split_updates),
             expert_updates=tuple(update for part in parts for update in part.expert_updates),
             forward_flops=flops * tokens,
             backward_flops=backward * tokens,
@@ -125,31 +136,53 @@ class CostModel:
         together = min(model.block_size or 0, 2 * len(layers))
         return read_bytes(model, narrow) + together * model.hidden_size * narrow
 
-    def _layer_parameters(self, layer: int) -> _Parameters:
-        model, residual = self.model, residual_kind(self.model)
+    def _sum(self, parameters: tuple[Parameter, ...]) -> _Parameters:
+        if parameters not in self._summed:
+            self._summed[parameters] = self._local(parameters)
+        return self._summed[parameters]
+
+    def _local(self, parameters: tuple[Parameter, ...]) -> _Parameters:
+        optimizer = optimizer_kind(self.config.optimizer)
+        tensor = self.config.parallel.tensor_model_parallel_size
+        has_masters = self.config.train.precision == "bf16_params"
+        elements = 0
+        whole: list[Update] = []
+        split: list[Update] = []
+        of_experts: list[Update] = []
+        for name, shape, rule in parameters:
+            here = local_shape(name, shape, rule, tensor, self.exchange.ranks)
+            update = update_of(optimizer, name, here, rule, has_masters)
+            is_split = tensor > 1 and split_axis(name, rule) is not None
+            (of_experts if rule.is_expert else split if is_split else whole).append(update)
+            elements += prod(here)
+        return _Parameters(elements, tuple(whole), tuple(split), tuple(of_experts))
+
+
+class ModelParameters:
+    """Every parameter of ``model``, from modules on the meta device: nothing is allocated."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model, end = model, model.num_layers
+        self._layers: dict[Hashable, tuple[Parameter, ...]] = {}
+        self.embedding = _listed(ModelChunk(model, 0, 0, device="meta"))
+        self.head = _listed(ModelChunk(model, end, end, device="meta"))
+
+    def of_layer(self, layer: int) -> tuple[Parameter, ...]:
+        """Those of decoder layer ``layer``; the same object for layers of one kind."""
+        model, residual = self._model, residual_kind(self._model)
         reads = (residual.learned(2 * layer + 1), residual.learned(2 * layer + 2))
         shapes = tuple((name, learned.shape) for of in reads for name, learned in of.items())
         like = (model.is_full_attention(layer), model.is_dense(layer), shapes)
         if like not in self._layers:
             with torch.device("meta"):
-                self._layers[like] = self._parameters(DecoderLayer(model, layer))
+                self._layers[like] = _listed(DecoderLayer(model, layer))
         return self._layers[like]
 
-    def _parameters(self, module: ModelChunk | DecoderLayer) -> _Parameters:
-        optimizer = optimizer_kind(self.config.optimizer)
-        rules = parameter_rules(module)
-        has_masters = self.config.train.precision == "bf16_params"
-        elements = 0
-        updates: list[Update] = []
-        of_experts: list[Update] = []
-        for name, parameter in module.named_parameters():
-            rule, shape = rules[name], tuple(parameter.shape)
-            if rule.is_expert:
-                shape = (shape[0] // self.exchange.ranks, *shape[1:])
-            update = update_of(optimizer, name, shape, rule, has_masters)
-            (of_experts if rule.is_expert else updates).append(update)
-            elements += prod(shape)
-        return _Parameters(elements, tuple(updates), tuple(of_experts))
+
+def _listed(module: ModelChunk | DecoderLayer) -> tuple[Parameter, ...]:
+    rules = parameter_rules(module)
+    named = module.named_parameters()
+    return tuple(Parameter(name, tuple(one.shape), rules[name]) for name, one in named)
 
 
 def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str = "none") -> float:

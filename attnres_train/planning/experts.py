@@ -26,13 +26,21 @@ class ExchangeBytes:
     """What forward and backward would be if a token went as often as it has experts elsewhere."""
 
 
+def stream_tokens(config: RunConfig) -> int:
+    """Tokens of a micro-batch in a rank's residual stream, which tensor-parallel and
+    context-parallel ranks share."""
+    parallel, train = config.parallel, config.train
+    sharing = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    return train.micro_batch_size * train.seq_length // sharing
+
+
 def exchange_bytes(config: RunConfig, number_bytes: int) -> ExchangeBytes:
     """Of ``config``, where a number in a matmul's input has ``number_bytes``."""
     moe, train = config.model.moe, config.train
     ranks = config.parallel.expert_model_parallel_size
     experts, chosen = moe.num_experts, moe.num_experts_per_token
     share = experts // ranks
-    tokens = train.micro_batch_size * train.seq_length
+    tokens = stream_tokens(config)
     copies = (ranks - 1) * moe.reached(ranks)
     pairs = chosen * (1 - share / experts)
     if config.parallel.expert_dispatcher == "bounded" and ranks > 1:  # empty room travels too

@@ -12,6 +12,7 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import forward_flops_per_token
 from attnres_train.model.moe.layer import Experts
+from attnres_train.planning.balance import imbalance
 
 _PRECISIONS = {
     "fp32": "parameters, matmuls, residual stream and gradients in fp32",
@@ -38,9 +39,11 @@ def count_parameters(model: ModelConfig) -> Parameters:
     return Parameters(total, total - routed + chosen)
 
 
-def facts(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """Lines for `config.summary.describe`; ``device`` is the one that the run has here."""
+def facts(config: RunConfig, device: torch.device, world_size: int | None = None) -> dict[str, str]:
+    """Lines for `config.summary.describe`; ``device`` is the one that the run has here,
+    ``world_size`` as in `check_config`."""
     model, moe = config.model, config.model.moe
+    told = imbalance(config, world_size)
     count = count_parameters(model)
     chosen = f" ({moe.num_experts_per_token} of {moe.num_experts} experts)"
     return {
@@ -49,6 +52,7 @@ def facts(config: RunConfig, device: torch.device) -> dict[str, str]:
         "FLOPs": _flops(config),
         "device": _device(config, device),
         "precision": f"{config.train.precision}: {_PRECISIONS[config.train.precision]}",
+        **({"idle stages": told} if told else {}),
     }
 
 

@@ -21,6 +21,10 @@ class Machine:
     """Bytes/s that a rank can send."""
 
 
+SEARCH_OPTIONS = ("device", "assume", "yaml")
+"""Those of a search, which `--gpus` asks for."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, besides config and overrides."""
     default = Machine()
@@ -52,4 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.link_bandwidth,
         metavar="BYTES/S",
         help="what a rank can send (%(default)g)",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="search the best grid, layout, recomputation and micro-batch for N devices",
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="of the search: a100, b200, cpu, h100 (default) or h200"
+    )
+    parser.add_argument(
+        "--assume",
+        action="append",
+        metavar="KEY=VALUE|FILE",
+        help="of the search: what a device attains, e.g. matmul=0.5, or a YAML file of such keys",
+    )
+    parser.add_argument(
+        "--yaml", metavar="FILE", help="of the search: write the best, a config that extends CONFIG"
     )

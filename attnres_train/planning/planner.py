@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from attnres_train.config.checks import data_parallel_size
 from attnres_train.config.schema import RunConfig
 from attnres_train.model.flops import training_flops_per_token
-from attnres_train.parallel.ownership import most_state_bytes
+from attnres_train.parallel.ownership import Update, most_state_bytes
 from attnres_train.pipeline.plan.parts import MODES, Mode
 from attnres_train.pipeline.plan.schedule import Schedule, peak_in_flight
 from attnres_train.pipeline.plan.schedule_kinds import to_compare
 from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.plan.validate import Report, validate
+from attnres_train.planning.balance import imbalance
 from attnres_train.planning.build import build_plan
 from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, ChunkCosts, CostModel
 from attnres_train.planning.machine import Machine
@@ -27,7 +28,7 @@ class Planner:
     """Everything that follows from a config, a machine and the number of processes."""
 
     def __init__(self, config: RunConfig, machine: Machine, world_size: int | None = None) -> None:
-        self.config, self.machine = config, machine
+        self.config, self.machine, self.world_size = config, machine, world_size
         self.plan = build_plan(config)
         self.layout = self.plan.layout
         self.replicas = replicas = data_parallel_size(config, world_size)
@@ -51,12 +52,23 @@ class Planner:
         return self.schedules[self.config.pipeline.schedule]
 
     def pass_costs(self) -> Costs:
-        rate, link = self.machine.flops_rate, self.machine.link_bandwidth
+        link = self.machine.link_bandwidth
+        computed = self._computed()
         # As if nothing were computed while tokens are under way: that is the shared experts alone.
+        exchanges = [(c.forward_exchange / link, c.backward_exchange / link) for c in self.chunks]
         return Costs(
-            [c.forward_flops / rate + c.forward_exchange / link for c in self.chunks],
-            [c.backward_flops / rate + c.backward_exchange / link for c in self.chunks],
+            [one + there for one, (there, _) in zip(computed.forward, exchanges, strict=True)],
+            [one + back for one, (_, back) in zip(computed.backward, exchanges, strict=True)],
             self.model.unit_bytes / link,
+        )
+
+    def _computed(self) -> Costs:
+        """On links that cost nothing."""
+        rate = self.machine.flops_rate
+        return Costs(
+            [chunk.forward_flops / rate for chunk in self.chunks],
+            [chunk.backward_flops / rate for chunk in self.chunks],
+            0.0,
         )
 
     def report(self) -> dict:
@@ -79,6 +91,7 @@ class Planner:
             "schedules": {name: self._schedule(name, one) for name, one in self.stored.items()},
             "machine": asdict(self.machine),
             "steps": self._steps(),
+            "imbalance": imbalance(self.config, self.world_size),
         }
 
     def _rank(self, rank: int, stored: Report) -> dict:
@@ -109,13 +122,17 @@ class Planner:
 
     def _optimizer_bytes(self, chunks: list[ChunkCosts]) -> int:
         """On the replica that owns most of them."""
-        updates = [update for chunk in chunks for update in chunk.updates]
+        whole = [update for chunk in chunks for update in chunk.updates]
+        split = [update for chunk in chunks for update in chunk.split_updates]
         experts = [update for chunk in chunks for update in chunk.expert_updates]
-        replicas = self.replicas if self.config.optimizer.sharded else 1
-        ranks = self.model.exchange.ranks  # among which a layer's experts are
-        if ranks == 1 or replicas == 1:
-            return most_state_bytes([*updates, *experts], replicas)
-        return most_state_bytes(updates, replicas) + most_state_bytes(experts, replicas // ranks)
+        sharded, parallel = self.config.optimizer.sharded, self.config.parallel
+        shards = self.replicas * parallel.context_parallel_size
+        stage = shards * parallel.tensor_model_parallel_size
+        groups = [(whole, stage), (split, shards), (experts, stage // self.model.exchange.ranks)]
+        together: dict[int, list[Update]] = {}  # who have the same replicas are shared out as one
+        for updates, replicas in groups:
+            together.setdefault(replicas if sharded else 1, []).extend(updates)
+        return sum(most_state_bytes(updates, ranks) for ranks, updates in together.items())
 
     def _activations(self, rank: int, schedule: Schedule) -> float:
         kept = peak_in_flight(schedule[rank], [chunk.activation_bytes for chunk in self.chunks])
@@ -123,9 +140,9 @@ class Planner:
         return kept + max(rerun)
 
     def _schedule(self, name: str, stored: Report) -> dict:
-        # On links that cost nothing, so that the bubble is that of the order alone.
-        schedule, costs = self.schedules[name], replace(self.pass_costs(), unit=0.0)
-        timeline = simulate(self.plan, schedule, costs, "standard", record=False)
+        # The bubble is that of the order alone.
+        schedule = self.schedules[name]
+        timeline = simulate(self.plan, schedule, self._computed(), "standard", record=False)
         memory = [self._memory(rank, schedule, stored) for rank in range(len(schedule))]
         return {
             "bubble": timeline.bubble,

@@ -15,10 +15,12 @@ def as_text(report: dict) -> str:
 
 def _head(report: dict) -> str:
     ranks, virtual = report["pipeline_ranks"], report["virtual_stages"]
+    told = f"\nStages are idle for {report['imbalance']}." if report["imbalance"] else ""
     return (
         f"{report['run']}: residual {report['residual']}, {ranks} pipeline ranks x {virtual} "
         f"virtual stages, {report['micro_batches']} micro-batches per step\n"
-        f"One unit (a block or partial of a micro-batch) is {_bytes(report['unit_bytes'])}."
+        f"One unit (a block or partial of a micro-batch) is {bytes_text(report['unit_bytes'])}."
+        f"{told}"
     )
 
 
@@ -35,19 +37,19 @@ def _ranks(report: dict) -> str:
         for rank in report["ranks"]
     ]
     header = ("rank", "layers of its chunks", "parameters", "TFLOP", "of mean")
-    return _table("Ranks (FLOPs of a micro-batch, forward and backward)", header, rows)
+    return table("Ranks (FLOPs of a micro-batch, forward and backward)", header, rows)
 
 
 def _memory(report: dict) -> str:
     parts = ("parameters", "gradients", "optimizer", "activations", "block_store", "total")
     rows = [
-        (rank["rank"], *(_bytes(rank["memory"][part]) for part in parts), blocks, partials)
+        (rank["rank"], *(bytes_text(rank["memory"][part]) for part in parts), blocks, partials)
         for rank, blocks, partials in zip(
             report["ranks"], report["peak_blocks"], report["peak_partials"], strict=True
         )
     ]
     header = ("rank", *(part.replace("_", " ") for part in parts), "blocks", "partials")
-    return _table("Memory (activations are estimated; blocks stored at the peak)", header, rows)
+    return table("Memory (activations are estimated; blocks stored at the peak)", header, rows)
 
 
 def _hops(report: dict) -> str:
@@ -58,14 +60,14 @@ def _hops(report: dict) -> str:
             _span_of(hop["held"]),
             _span_of(hop["fresh"]),
             "partial" if hop["partial"] else "-",
-            _bytes(hop["bytes"]) if hop["bytes"] else "local",
+            bytes_text(hop["bytes"]) if hop["bytes"] else "local",
         )
         for hop in report["hops"]
     ]
     if not rows:
         return "Hops: none, one chunk"
     header = ("chunks", "ranks", "held", "fresh", "open block", "bytes")
-    return _table("Hops (blocks per micro-batch; gradients go the same way back)", header, rows)
+    return table("Hops (blocks per micro-batch; gradients go the same way back)", header, rows)
 
 
 def _units(report: dict) -> str:
@@ -79,11 +81,11 @@ def _units(report: dict) -> str:
     }
     directions = 2 * report["micro_batches"] * report["unit_bytes"]
     rows = [
-        (label, f"{report['units'][name]:g}", _bytes(report["units"][name] * directions))
+        (label, f"{report['units'][name]:g}", bytes_text(report["units"][name] * directions))
         for name, label in labels.items()
     ]
     header = ("transport", "units", "per step")
-    return _table("Traffic (units per micro-batch and direction)", header, rows, left=1)
+    return table("Traffic (units per micro-batch and direction)", header, rows, left=1)
 
 
 def _experts(report: dict) -> str:
@@ -94,18 +96,18 @@ def _experts(report: dict) -> str:
     # Of the pipeline rank that sends most.
     step = max(rank["exchange_bytes"] for rank in report["ranks"]) * micro_batches
     rows = [
-        ("exact: a token once per rank", _bytes(layer), _bytes(step)),
+        ("exact: a token once per rank", bytes_text(layer), bytes_text(step)),
         (
             "a token once per expert",
-            _bytes(one["per_pair"]),
-            _bytes(step * one["per_pair"] / layer),
+            bytes_text(one["per_pair"]),
+            bytes_text(step * one["per_pair"] / layer),
         ),
     ]
     title = (
         f"Experts ({one['experts_per_rank']} per rank and layer, {one['ranks']} ranks; a token "
         f"goes to {one['ranks_per_token']:.3g} others; even load, bytes that a rank sends)"
     )
-    return _table(title, ("exchange", "layer and micro-batch", "per step"), rows, left=1)
+    return table(title, ("exchange", "layer and micro-batch", "per step"), rows, left=1)
 
 
 def _schedules(report: dict) -> str:
@@ -114,13 +116,13 @@ def _schedules(report: dict) -> str:
             name,
             f"{one['bubble']:.1%}",
             one["peak_blocks"],
-            _bytes(one["activations"]),
-            _bytes(one["memory"]),
+            bytes_text(one["activations"]),
+            bytes_text(one["memory"]),
         )
         for name, one in report["schedules"].items()
     ]
     header = ("schedule", "bubble", "blocks", "activations", "memory")
-    return _table("Schedules (bubble without communication; largest rank)", header, rows, left=1)
+    return table("Schedules (bubble without communication; largest rank)", header, rows, left=1)
 
 
 def _steps(report: dict) -> str:
@@ -141,18 +143,21 @@ def _steps(report: dict) -> str:
         f"{machine['peak_flops'] / 1e12:g} TFLOP/s)"
     )
     header = ("transport", "step", "to standard", "idle", "MFU")
-    return _table(title, header, rows, left=1)
+    return table(title, header, rows, left=1)
 
 
-def _table(title: str, header: Sequence, rows: Iterable[Sequence], left: int = 0) -> str:
-    """Columns aligned right, the first ``left`` of them left."""
+def table(
+    title: str, header: Sequence, rows: Iterable[Sequence], left: int = 0, last_left: bool = False
+) -> str:
+    """Columns aligned right, the first ``left`` of them, and with ``last_left`` the last, left."""
     rows = list(rows)
+    at_left = {*range(left), *([len(header) - 1] if last_left else [])}
     shown = [header, *rows[:_SHOWN_ROWS]]
     cells = [[str(cell) for cell in row] for row in shown]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
+            cell.ljust(width) if index in at_left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
@@ -171,7 +176,7 @@ def _span_of(blocks: Sequence[int]) -> str:
     return _span(blocks[0], blocks[-1]) if blocks else "-"
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
     for unit in ("B", "KB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

@@ -24,7 +24,7 @@ def test_runs_under_its_own_name(path):
     # Kimi's own tokenizer is not ours to ship.
     files = not path.stem.startswith("kimi_")
     check_config(config, None, files=files)
-    check_config(config, 2 * config.parallel.model_parallel_size, files=files)
+    check_config(config, 2 * config.parallel.least_processes, files=files)
     assert config.run.name == path.stem
 
 
