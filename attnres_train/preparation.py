@@ -17,13 +17,16 @@ from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import Change, Effect, changes
 from attnres_train.config.saved import upgraded
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.stages import called, stage_configs
 from attnres_train.data.blend import taken
 from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader, FileRow, find_corpora
 from attnres_train.data.generations import Generation, Match, Part, RunData, match, parts
 from attnres_train.data.prepare import Prepared, prepare
 from attnres_train.errors import UserError
-from attnres_train.run_state import Standing, standing
+from attnres_train.screen import complain
+from attnres_train.stages import problems_named
+from attnres_train.standing import Standing, standing
 
 Lists = dict[str, Sequence[FileRow]]
 """Lists of files by their digest."""
@@ -35,24 +38,48 @@ class Preparation:
 
     prepared: Prepared
     files: Lists
+    stage: int = 0
+    """Number of the stage that it is for."""
+
+
+def prepare_stages(config: RunConfig, *, progress: bool = True) -> list[Preparation]:
+    """`prepare_run` and, for each stage that comes after it, the same: those that are over need no
+    data. All have the tokenizer of the first. Raises UserError as `prepare_run`."""
+    first = prepare_run(config, progress=progress)
+    trained = first.prepared.tokenizer_path
+    tokenizer, made = Path(trained) if trained else None, [first]
+    for number, stage in enumerate(stage_configs(config)[first.stage + 1 :], first.stage + 1):
+        if progress:
+            complain(f"data: for {called(config, number)}:")
+        with problems_named(config, number):
+            run = RunData([[Part(0, reader)] for reader in find_corpora(stage.data)], tokenizer)
+            made.append(_prepare(stage, run, progress, number))
+    return made
 
 
 def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
-    """`prepare` for the run of ``config`` as it stands on disk.
+    """`prepare` for the run of ``config`` as it stands on disk, for the stage that it goes on with.
 
     Raises UserError as `standing` and `prepare` do, and, before anything is tokenised, where the
     run has read other files than there are now and nothing says what is meant.
     """
     found = standing(config)
-    if found is not None:
-        identity.compare(config, found.path, found.extras, None, goes_on=not found.is_new)
-    readers = find_corpora(config.data)
-    run = RunData([[Part(0, reader)] for reader in readers])
-    if found is not None:
-        run = RunData(_corpora(config, found, readers), _tokenizer(config, found))
+    number = found.stage if found else 0
+    stage = stage_configs(config)[number]
+    with problems_named(config, number):
+        if found is not None:
+            identity.compare(stage, found.path, found.extras, None, goes_on=not found.is_new)
+        readers = find_corpora(stage.data)
+        run = RunData([[Part(0, reader)] for reader in readers])
+        if found is not None:
+            run = RunData(_corpora(stage, found, readers), _tokenizer(stage, found))
+        return _prepare(stage, run, progress, number)
+
+
+def _prepare(config: RunConfig, run: RunData, progress: bool, number: int) -> Preparation:
     prepared = prepare(config, progress=progress, run=run)
     rows = [part.reader.rows for generations in run.corpora for part in generations]
-    return Preparation(prepared, {digest_of(one): one for one in rows})
+    return Preparation(prepared, {digest_of(one): one for one in rows}, number)
 
 
 def _tokenizer(config: RunConfig, found: Standing) -> Path | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from attnres_train.data.record import as_record, from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.machines import Place, first_ranks, machine_names
 from attnres_train.parallel.meeting import Meeting, of_ranks, some
-from attnres_train.preparation import Lists, prepare_run
-from attnres_train.run_state import nothing_left
+from attnres_train.preparation import Lists, prepare_stages
+from attnres_train.standing import nothing_left
 from attnres_train.supervise.preflight import cannot_write
 
 PROBE = ".probe-"
@@ -33,14 +34,16 @@ SEEN_SECONDS = 10.0
 class Start:
     """What a rank has learnt from the others."""
 
-    prepared: Prepared
-    """Where the data lies on this machine."""
-    record: Mapping[str, Any]
-    """The same with its files (`data.record`)."""
+    stage: int
+    """Number of the stage that the run goes on with, 0 where there are none."""
+    prepared: Sequence[Prepared]
+    """Where the data of that stage, and of those after it, lie on this machine."""
+    records: Sequence[Mapping[str, Any]]
+    """The same with their files (`data.record`)."""
     machines: Sequence[str]
     """Of each rank, its machine's name."""
-    files: Lists | None = None
-    """On rank 0, those of the corpora, for the run folder."""
+    files: Sequence[Lists] = ()
+    """On rank 0, those of the corpora of each, for the run folder."""
 
 
 def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
@@ -59,16 +62,17 @@ def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Sta
         return told["done"]
     places = [Place(*place) for place in told["places"]]
     machines, first = machine_names(places), first_ranks(places)[meeting.rank]
-    record = told["record"]
+    records = told["records"]
     if first == meeting.rank:
-        own = None if is_here(record) else _prepare_here(config, record, machines, meeting.rank)
+        here = all(map(is_here, records))
+        own = None if here else _prepare_here(config, records, machines, meeting.rank)
         meeting.tell(f"record/{first}", own)
     elif first != 0:
         own = meeting.hear(f"record/{first}", f"rank {first} to look at the data")
     else:
         own = None
-    record = own or record
-    return Start(from_record(record), record, machines)
+    records = own or records
+    return Start(told["stage"], list(map(from_record, records)), records, machines)
 
 
 def _first_to_prepare(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
@@ -78,19 +82,21 @@ def _first_to_prepare(config: RunConfig, meeting: Meeting, progress: bool) -> St
         meeting.tell_own("leaving", True)
         meeting.hear_all("leaving", "to hear that")  # from the store, which goes with rank 0
         return done
-    made = prepare_run(config, progress=progress)
-    record = as_record(made.prepared)
-    meeting.tell("prepared", {"record": record, "places": places})
-    return Start(made.prepared, record, machine_names(places), made.files)
+    made = prepare_stages(config, progress=progress)
+    prepared, files, stage = [m.prepared for m in made], [m.files for m in made], made[0].stage
+    records = list(map(as_record, prepared))
+    meeting.tell("prepared", {"records": records, "stage": stage, "places": places})
+    return Start(stage, prepared, records, machine_names(places), files)
 
 
 def _prepare_here(
-    config: RunConfig, theirs: Mapping[str, Any], machines: Sequence[str], rank: int
-) -> dict[str, Any]:
+    config: RunConfig, theirs: Sequence[Mapping[str, Any]], machines: Sequence[str], rank: int
+) -> list[dict[str, Any]]:
     """This machine has a cache of its own: what that lacks is made."""
-    prepared = prepare_run(config, progress=False).prepared
-    check_alike({machines[0]: from_record(theirs), machines[rank]: prepared})
-    return as_record(prepared)
+    own = [made.prepared for made in prepare_stages(config, progress=False)]
+    for record, prepared in zip(theirs, own, strict=True):
+        check_alike({machines[0]: from_record(record), machines[rank]: prepared})
+    return list(map(as_record, own))
 
 
 def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
@@ -110,7 +116,8 @@ def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
             probe.write_text(probe.name, encoding="utf-8")
             meeting.tell("probe", probe.name)
         token = meeting.hear("probe", "rank 0 to write into the run folder")
-        meeting.tell_own("problems", [*_folder_problems(folder, token), *missing(start.record)])
+        unseen = chain.from_iterable(map(missing, start.records))
+        meeting.tell_own("problems", [*_folder_problems(folder, token), *unseen])
         if meeting.rank == 0:
             found = meeting.hear_all(
                 "problems", "to look at run folder and data", names=start.machines

@@ -61,16 +61,19 @@ def prepare_once(config: RunConfig) -> str | None:
     Raises UserError where one of them is not to be had, or the checkpoint is of another run.
     """
     from attnres_train import identity
-    from attnres_train.preparation import prepare_run
-    from attnres_train.run_state import nothing_left, standing
+    from attnres_train.preparation import prepare_stages
+    from attnres_train.stages import problems_named
+    from attnres_train.standing import nothing_left, standing
 
     if done := nothing_left(config):
         return done
-    prepared = prepare_run(config).prepared
+    prepared = prepare_stages(config)[0].prepared
     folder = Path(config.run.dir) / config.run.name
     if found := standing(config):
-        record = identity.data_record(config, prepared)
-        identity.compare(config, found.path, found.extras, record, goes_on=not found.is_new)
+        record = identity.data_record(found.config, prepared)
+        with problems_named(config, found.stage):
+            goes_on = not found.is_new
+            identity.compare(found.config, found.path, found.extras, record, goes_on=goes_on)
     with run_lock(folder):  # rank 0 will hold it
         failures.clear(folder)
     return None
