@@ -14,6 +14,7 @@ import yaml
 from attnres_train.__main__ import main
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
+from attnres_train.config.stages import stage_configs
 from attnres_train.data.loader import open_data
 from attnres_train.preparation import prepare_stages
 from tests.data.tiny import write_text
@@ -200,5 +201,7 @@ def test_a_run_without_stages_goes_on_as_the_first_of_two(own_runs):
     assert column(run, "stage") == [1] * SECOND
     config = own_runs.config("run.name=grown", "stages.1.train.train_iters=9")
     (second,) = prepare_stages(config, progress=False)
-    batch = open_data(config, second.prepared).micro_batches(0, 0, 1)[0]
-    assert second.stage == 1 and "cu_seqlens" not in batch  # `config` is as of the first stage
+    assert second.stage == 1
+    batches = open_data(stage_configs(config)[1], second.prepared).micro_batches(0, 0, 1)
+    assert [batch["tokens"].shape for batch in batches] == [(2, 64)] * 2
+    assert all(len(batch["cu_seqlens"]) > 3 for batch in batches)

@@ -49,8 +49,10 @@ def load_with_places(
     tree = read_tree(shipped.find(path))
     config = config_of(tree, overrides)
     # What stands outside of `stages` is the first stage's.
-    first = {path[2:]: w for path, w in tree.places.items() if path[:2] == ("stages", 0)}
-    return config, tree.places | {path: where for path, where in first.items() if path}
+    alone = {"stages": (tree.values.get("stages") or [])[:1]}
+    base = {path: where for path, where in tree.places.items() if not hidden(alone, path)}
+    first = {path[2:]: where for path, where in base.items() if path[:2] == ("stages", 0)}
+    return config, base | {path: where for path, where in first.items() if path}
 
 
 def config_of(tree: Tree, overrides: Iterable[str] = ()) -> RunConfig:

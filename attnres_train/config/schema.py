@@ -247,8 +247,8 @@ class RunConfig(Section):
     log: LogConfig = Field(default_factory=LogConfig)
     """What is logged where."""
     stages: list[StageConfig] = Field(default_factory=list)
-    """Parts of the run, one after the other, each with what is other in it than outside of here;
-    none: the run is one (see docs/stages.md)."""
+    """Parts of the run, one after the other, each with a name and values that take the place of
+    those outside of `stages`; none: the run is one part (see docs/stages.md)."""
 
     @model_validator(mode="before")
     @classmethod
