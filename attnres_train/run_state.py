@@ -28,7 +28,7 @@ from attnres_train.checkpoint.saver import Outcome, Saver
 from attnres_train.config.loader import plain_values
 from attnres_train.config.origin import has_begun
 from attnres_train.config.schema import RunConfig
-from attnres_train.config.stages import called, stage_configs
+from attnres_train.config.stages import called
 from attnres_train.data.prepare import Prepared
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
@@ -124,9 +124,6 @@ class Checkpoints:
             # On one rank: another one may see a shared folder as it was.
             found, told, broken = peers.on_first(lambda: self._find(damaged))
             damaged.update(broken)
-            stands = found.config if found else stage_configs(self.config)[0]
-            if stands != self.config:
-                peers.on_first(partial(self._refuse_stage, found, damaged))
             if found is None:
                 return None, told
             try:
@@ -137,17 +134,16 @@ class Checkpoints:
                 problem = str(error).removeprefix(f"{found.path} is damaged: ")
                 damaged[found.path] = problem.removeprefix(f"{found.path}: ")
 
-    def _refuse_stage(self, found: Standing | None, damaged: Mapping[Path, str]) -> None:
+    def _refuse_stage(self, found: Standing, damaged: Mapping[Path, str]) -> None:
         """Raise UserError: the newest checkpoint that is whole is of an earlier stage, the data of
         which are not at hand."""
-        stage, where = (found.stage, found.path) if found else (0, "no checkpoint")
         told = "; ".join(
             f"damaged, kept as {folders.set_aside(place)}: {problem}"
             for place, problem in damaged.items()
         )
         raise UserError(
-            f"{told}\nWhat is before it, {where}, is where {called(self.config, stage)} goes on: "
-            "give the same command again to go on there"
+            f"{told}\nThe one before, {found.path}, is of {called(self.config, found.stage)}: give "
+            "the same command again to go on there"
         )
 
     def _check_passing_over(self, found: Standing, error: BrokenCheckpoint) -> None:
@@ -189,6 +185,8 @@ class Checkpoints:
                 f"checkpoint.on_damage is error, and there is damage:{lines}\nThe one before is "
                 f"{path}: it is used with checkpoint.on_damage=use_older"
             )
+        if found.config != self.config:
+            self._refuse_stage(found, {**damaged, **broken})
         with stages.problems_named(self.config, found.stage):
             told = identity.compare(self.config, path, extras, self.record, goes_on=goes_on)
         return found, told, broken

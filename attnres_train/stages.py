@@ -17,7 +17,8 @@ from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import EFFECTS, TOLD, changes
 from attnres_train.config.saved import upgraded
 from attnres_train.config.schema import RunConfig
-from attnres_train.config.stages import called, named, stage_configs, stage_values
+from attnres_train.config.stage_values import stage_values
+from attnres_train.config.stages import called, named, stage_configs
 from attnres_train.errors import UserError
 from attnres_train.spikes import Progress
 

@@ -54,7 +54,7 @@ def runs(tmp_path, pool) -> TinyRuns:
 
 @pytest.fixture(scope="module")
 def config(tiny) -> RunConfig:
-    return tiny.config("log.observers=[tests.own_observers:Quiet]")
+    return tiny.config("log.observers=[tests.own_observers:Quiet]", "stages=[{name: whole}]")
 
 
 class TestComparison:

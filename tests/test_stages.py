@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import torch
 import yaml
 
 from attnres_train.__main__ import main
+from attnres_train.checkpoint import store
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config.stages import stage_configs
 from attnres_train.data.loader import open_data
 from attnres_train.preparation import prepare_stages
+from attnres_train.roll_back import _chosen
+from attnres_train.spikes import Progress, Spikes
+from attnres_train.stages import entered
 from tests.data.tiny import write_text
 from tests.parity.pool import RankFailedError
 from tests.tiny import TinyRuns, column, grid, records, saved_tensors, write_config
@@ -204,4 +209,43 @@ def test_a_run_without_stages_goes_on_as_the_first_of_two(own_runs):
     assert second.stage == 1
     batches = open_data(stage_configs(config)[1], second.prepared).micro_batches(0, 0, 1)
     assert [batch["tokens"].shape for batch in batches] == [(2, 64)] * 2
-    assert all(len(batch["cu_seqlens"]) > 3 for batch in batches)
+    assert all(batch["cu_seqlens"][-1] == 128 for batch in batches)
+
+
+def test_where_a_run_stands(runs):
+    config = runs.config()
+    recent = Spikes(recent=[3.0, 2.0], since=2, count=1, before=[2])
+    within = Progress(2, 16, 512, spikes=recent)
+    assert entered(config, within) == within
+    border = entered(config, replace(within, step=FIRST))
+    kept = Spikes(count=1, before=[2])
+    assert border == Progress(FIRST, 0, 512, spikes=kept, stage=1, began=FIRST)
+    assert entered(config, border) == border
+    done = replace(border, step=STEPS)
+    assert entered(config, done) == done
+
+
+def test_no_roll_back_goes_beyond_a_border(tmp_path):
+    for step in (2, 3, 5):
+        store.save(tmp_path, step, {"weight": torch.zeros(1)}, {}, keep_last=3)
+    newest = tmp_path / step_name(5)
+    again = Progress(6, spikes=Spikes(back_to=5))
+    assert _chosen(newest, replace(again, began=4)) == newest
+    assert _chosen(newest, replace(again, began=3)) == tmp_path / step_name(3)
+    assert _chosen(newest, replace(again, began=0)) == tmp_path / step_name(3)
+
+
+def test_where_the_newest_is_damaged_and_the_one_before_is_of_another_stage(own_runs):
+    kept = ("checkpoint.save_interval=1", "checkpoint.keep_last=9")
+    run = own_runs.train("damaged", STOP(4), *kept)
+    for step in (3, 4):
+        tensors = run / "checkpoints" / step_name(step) / "rank_00000.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")
+    with pytest.raises(RankFailedError) as refused:
+        own_runs.train("damaged", STOP(5), *kept)
+    assert f"{step_name(2)}, is of stage first (1 of 2): give the same command" in str(
+        refused.value
+    )
+    own_runs.train("damaged", STOP(5), *kept)
+    assert column(run, "step") == [1, 2, 3, 4, 5]
+    assert len(list((run / "checkpoints").glob("*.damaged"))) == 2

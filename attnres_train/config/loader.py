@@ -26,7 +26,7 @@ from attnres_train.config.meant import did_you_mean
 from attnres_train.config.renamed import drop_unset, instead
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.secrets import without_secrets
-from attnres_train.config.stages import hidden, keys, place_of
+from attnres_train.config.stage_values import hidden, keys, place_of
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
 

@@ -72,8 +72,9 @@ class Group:
 def groups() -> list[Group]:
     """Every option, by section."""
     extends = Option("extends", "text or a list of texts", "[]", EXTENDS)
-    top = Group("", "A configuration is a YAML file of sections.", (extends,))
-    return [top, *_groups(RunConfig, "", "")]
+    own, *sections = _groups(RunConfig, "", "")
+    top = Group("", "A configuration is a YAML file of sections.", (extends, *own.options))
+    return [top, *sections]
 
 
 def _groups(section: type[Section], key: str, meaning: str) -> Iterator[Group]:

@@ -20,7 +20,7 @@ from attnres_train.config.stage_schema import (
     StagedOptimizer,
     StagedTrain,
 )
-from attnres_train.config.stages import completed
+from attnres_train.config.stage_values import completed
 
 MOST_ROLL_BACKS = 100
 """More than any run has a use for: the data that one may take are counted by it."""

@@ -69,7 +69,7 @@ class StagedModel(Section):
 
 
 class StageConfig(Section):
-    """A part of a run. What it does not set is as outside of `stages` (`config.stages`)."""
+    """A part of a run. What it does not set is as outside of `stages` (`config.stage_values`)."""
 
     name: str = Field(min_length=1)
     """Name of the stage, by which it is told."""
