@@ -26,7 +26,7 @@ from attnres_train.config.meant import did_you_mean
 from attnres_train.config.renamed import drop_unset, instead
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.secrets import without_secrets
-from attnres_train.config.stage_values import hidden, keys, place_of
+from attnres_train.config.stage_values import completed, hidden, keys, place_of
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
 
@@ -80,9 +80,13 @@ def config_of(tree: Tree, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
-    path, wanted = locate(place_of(error["loc"], tree.values), tree.values)
+    located, wanted = locate(error["loc"], completed(tree.values))
+    is_missing = error["type"] == "missing" and located == error["loc"]
+    path = place_of(located, tree.values)
+    if is_missing:  # from a section that is there
+        path = (*place_of(located[:-1], tree.values), located[-1])
     key = dotted(path)
-    if error["type"] == "missing" and path[-1:] == error["loc"][-1:]:
+    if is_missing:
         return path, f"{key}: missing from {tree.place(path[:-1])}; expected {wanted}"
     here = f"{key} ({tree.place(path)})"
     if error["type"] == KIND_ERROR:
