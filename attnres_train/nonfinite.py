@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -21,10 +21,17 @@ class Skips:
     """Counts the steps that are passed over, on every rank alike.
 
     ``limit`` is `train.max_skipped_steps`; ``chunks`` are this rank's, ``control`` is all ranks.
+    ``why``, collective, tells of a cause that is known, if there is one.
     """
 
-    def __init__(self, limit: int, chunks: Mapping[int, nn.Module], control: ProcessGroup) -> None:
-        self.limit, self.chunks, self.control = limit, chunks, control
+    def __init__(
+        self,
+        limit: int,
+        chunks: Mapping[int, nn.Module],
+        control: ProcessGroup,
+        why: Callable[[], str] = str,
+    ) -> None:
+        self.limit, self.chunks, self.control, self.why = limit, chunks, control, why
         self.in_a_row = 0
         self._before: deque[tuple[int, float, float]] = deque(maxlen=SHOWN_STEPS)
 
@@ -40,7 +47,7 @@ class Skips:
             return False
         self.in_a_row += 1
         what = f"the gradient norm of step {step} is {grad_norm}, its loss {loss:.6g}"
-        where = self._where()
+        where = self.why() or self._where()
         if self.in_a_row > self.limit:
             count = f"{self.in_a_row} such steps in a row" if self.limit else "the first such step"
             raise FloatingPointError(

@@ -27,7 +27,7 @@ from attnres_train.observe.observer import RunContext, RunInfo
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.hybrid import HybridOptimizer, needs_master
 from attnres_train.optim.kinds import optimizer_kind
-from attnres_train.parallel.experts import token_exchange
+from attnres_train.parallel.dispatchers import token_exchange
 from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.meeting import Meeting, meet
 from attnres_train.parallel.owned import OwnedOptimizer
@@ -232,7 +232,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     """This rank's chunks by index, with initial weights that do not depend on the layout, and are
     the same on all replicas. Collective."""
     chunks = {}
-    ports = Ports(exchange=token_exchange(config.model.moe.num_experts, ranks.experts))
+    ports = Ports(exchange=token_exchange(config, ranks.experts))
     for index in plan.layout.chunks_of(ranks.pp_rank):
         layers = plan.layout.layers(index)
         chunk = ModelChunk(

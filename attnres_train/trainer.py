@@ -74,7 +74,6 @@ class Trainer:
     ) -> None:
         self.config, self.ranks, self.parts = config, ranks, parts
         self.stop_requested = stop_requested
-        self.skips = Skips(config.train.max_skipped_steps, parts.chunks, ranks.control)
         self.recorded = recorder.recorded if recorder else nullcontext
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
@@ -84,6 +83,8 @@ class Trainer:
         # All chunks have the same exchange.
         exchange = next(iter(parts.chunks.values())).ports.exchange
         self.expert_record = ExpertRecord(exchange, ranks)
+        why, limit = self.expert_record.why_not_finite, config.train.max_skipped_steps
+        self.skips = Skips(limit, parts.chunks, ranks.control, why)
 
     def fit(self) -> Progress:
         """Run the loop. Returns the progress reached, which is also what was saved last."""

@@ -2,9 +2,11 @@
 
 Contestants send the same tokens through the same layer: *exact*, the exchange as it is (a token
 once to every rank that has an expert of it); *per expert*, an all-to-all that sends a token once
-for each of its experts. *least* is counted from the routing: a token must get to every other rank
-with an expert of it and that rank's sum back, and gradients the same ways. *padded*, as an exchange
-of fixed sizes would be, and *gathered*, all tokens everywhere, are counted too.
+for each of its experts; *bounded*, that with room for a fixed number (`--room` times an even
+load's), which reads nothing on the host. *least* is counted from the routing: a token must get to
+every other rank with an expert of it and that rank's sum back, and gradients the same ways.
+*padded*, as an exchange of the fullest rank's size would be, and *gathered*, all tokens everywhere,
+are counted too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from attnres_train.config.model_schema import MoEConfig
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.ports import Routed, Sent, TokenExchange
+from attnres_train.parallel.bounded import BoundedExchange
 from attnres_train.parallel.experts import ExpertExchange
 
 
@@ -49,15 +52,24 @@ class _Pairs:
         return rows.view(-1, self.chosen, rows.shape[-1]).sum(1)
 
 
-CONTESTANTS: dict[str, type[ExpertExchange]] = {"exact": ExpertExchange, "per expert": PerExpert}
+def make_exchanges(args: argparse.Namespace) -> dict[str, ExpertExchange]:
+    group, config = dist.group.WORLD, moe_config(args)
+    return {
+        "exact": ExpertExchange(args.experts, group),
+        "per expert": PerExpert(args.experts, group),
+        "bounded": BoundedExchange(config, group, args.room),
+    }
+
+
+def moe_config(args: argparse.Namespace) -> MoEConfig:
+    return MoEConfig(
+        num_experts=args.experts, num_experts_per_token=args.chosen, intermediate_size=args.width
+    )
 
 
 def make_layer(args: argparse.Namespace, exchange: TokenExchange) -> MixtureOfExperts:
     """The same router and shared expert on every rank, and a rank's own experts."""
-    config = MoEConfig(
-        num_experts=args.experts, num_experts_per_token=args.chosen, intermediate_size=args.width
-    )
-    moe = MixtureOfExperts(args.hidden, config, exchange)
+    moe = MixtureOfExperts(args.hidden, moe_config(args), exchange)
     torch.manual_seed(0)
     for parameter in moe.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -88,7 +100,7 @@ def measure(rank: int, store: str, args: argparse.Namespace) -> None:
     dist.init_process_group("gloo", store=files, rank=rank, world_size=args.ranks)
     torch.manual_seed(rank + 1)
     x = torch.randn(args.tokens, args.hidden)
-    exchanges = {name: kind(args.experts, dist.group.WORLD) for name, kind in CONTESTANTS.items()}
+    exchanges = make_exchanges(args)
     layers = {name: make_layer(args, exchange) for name, exchange in exchanges.items()}
     seconds: dict[str, list[float]] = {name: [] for name in layers}
     outputs: dict[str, Tensor] = {}
@@ -111,7 +123,7 @@ def measure(rank: int, store: str, args: argparse.Namespace) -> None:
         dist.all_reduce(total)
     if rank == 0:
         tokens = args.ranks * args.tokens
-        for name in ("least", "exact", "per expert", "padded", "gathered"):
+        for name in ("least", "exact", "bounded", "per expert", "padded", "gathered"):
             took = seconds.get(name, [])[1:]
             shown = f"{1000 * statistics.median(took):.0f} ms" if took else "-"
             ratio = float(sent[name] / sent["least"])
@@ -130,10 +142,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="per rank (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="that are timed (%(default)s)")
     parser.add_argument("--skew", type=float, default=0.0, help="of the router's biases")
+    parser.add_argument("--room", type=float, default=2.0, help="of the bounded one (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run")
     args = parser.parse_args()
     if args.quick:
         args.ranks, args.experts, args.hidden, args.tokens, args.rounds = 2, 16, 16, 16, 1
+        args.room = 16.0
     print(
         f"{args.experts} experts, {args.chosen} per token, {args.ranks} ranks, skew {args.skew:g}"
     )

@@ -18,18 +18,11 @@ rounds, and a first round for each row, which opens connections, does not count.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import multiprocessing
-import os
-import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,17 +34,16 @@ from attnres_train.pipeline.plan.layout import Layout
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
-from chunks import Batch, SleepingChunk, keep_memory, sleep_precisely
+from chunks import Batch, SleepingChunk
+from cluster import Cluster, Job, stop_on_signals
 from contestants import PLANS, Row, table_head
-from ring import Ring, what_is_missing
+from ring import what_is_missing
 from torch_pipelining import make_stages, make_step
 
 TOKENS, HIDDEN_SIZE = 128, 1024
 UNIT_BYTES = TOKENS * HIDDEN_SIZE * 4
 ROWS = [(4, 2, 8), (4, 2, 32), (4, 4, 16), (8, 2, 16)]
 UNITS = [0, 1 / 8, 1 / 4, 1 / 2, 1]
-STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
-PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -100,99 +92,30 @@ class Worker:
         return self.models[layout, seconds]
 
 
-def work(ring: Ring, rank: int, store: str, compute: str, connection: Connection) -> None:
-    """A worker's life: jobs from the connection until None."""
-    # The kernel ends it with its parent, however that ends: no worker is left over.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.environ["GLOO_SOCKET_IFNAME"] = ring.enter(rank)
-    torch.set_num_threads(1)
-    keep_memory()
-    if compute != "model":  # one that computes all the time would take the cores from all others
-        sleep_precisely()
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, ring.num_ranks), rank=rank, world_size=ring.num_ranks
-    )
-    worker = Worker(rank, ring.num_ranks)
-    while (job := connection.recv()) is not None:
-        connection.send(worker.time_step(*job))
-    dist.destroy_process_group()
+def job_of_a_worker(rank: int, ranks: int) -> Job:
+    return Worker(rank, ranks).time_step
 
 
-class Cluster:
-    """Workers in a ring, for the length of a ``with`` block."""
-
-    def __init__(self, ranks: int, compute: str) -> None:
-        self.ring, self.compute = Ring(ranks), compute
-        self.workers: list[tuple[Any, Connection]] = []
-
-    def __enter__(self) -> Cluster:
-        self.folder = tempfile.TemporaryDirectory()
-        try:
-            self.ring.__enter__()
-            for rank in range(self.ring.num_ranks):
-                self._start(rank)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def _start(self, rank: int) -> None:
-        context = multiprocessing.get_context("fork")
-        store = str(Path(self.folder.name) / "store")
-        here, there = context.Pipe()
-        arguments = self.ring, rank, store, self.compute, there
-        process = context.Process(target=work, args=arguments, daemon=True)
-        # What `stop` raises in one of Python's hooks around a fork would be lost.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        there.close()
-        self.workers.append((process, here))
-        os.setpgid(process.pid, self.workers[0][0].pid)  # out of reach of the terminal's Ctrl-C
-
-    def __exit__(self, *_: object) -> None:
-        handlers = {stop: signal.signal(stop, signal.SIG_IGN) for stop in STOP_SIGNALS}
-        if self.workers:
-            os.killpg(self.workers[0][0].pid, signal.SIGKILL)  # at once: none misses its peers
-        for process, _ in self.workers:
-            process.join()
-        self.ring.__exit__()
-        self.folder.cleanup()
-        for stop, handler in handlers.items():
-            signal.signal(stop, handler)
-
-    def step(self, row: Row, name: str, seconds: float) -> float:
-        """Seconds of one step, over all ranks."""
-        for _, connection in self.workers:
-            connection.send((row, name, seconds))
-        times = [connection.recv() for _, connection in self.workers]
-        return max(end for _, end in times) - min(start for start, _ in times)
-
-    def measure(
-        self, row: Row, names: list[str], seconds: float, unit: float, repeats: int
-    ) -> dict[str, float]:
-        """Median step time by contestant, a unit costing ``unit`` chunks on a link."""
-        self.ring.shape(UNIT_BYTES / (unit * seconds) if unit else None)
-        rounds = [{name: self.step(row, name, seconds) for name in names} for _ in range(repeats)]
-        return {name: statistics.median(times[name] for times in rounds) for name in names}
+def measure(
+    cluster: Cluster, row: Row, names: list[str], seconds: float, unit: float, repeats: int
+) -> dict[str, float]:
+    """Median step time by contestant, a unit costing ``unit`` chunks on a link."""
+    cluster.ring.shape(UNIT_BYTES / (unit * seconds) if unit else None)
+    rounds = [{name: cluster.run(row, name, seconds) for name in names} for _ in range(repeats)]
+    return {name: statistics.median(times[name] for times in rounds) for name in names}
 
 
 def measure_row(cluster: Cluster, row: Row, names: list[str], args: argparse.Namespace) -> None:
     seconds = args.milliseconds / 1e3
-    cluster.measure(row, names, seconds, 0, 1)  # opens connections
+    measure(cluster, row, names, seconds, 0, 1)  # opens connections
     passes = dict.fromkeys(names, seconds)
     if row.compute == "model":
-        free = cluster.measure(row, ["standard", "eager"], seconds, 0, args.repeats)
+        free = measure(cluster, row, ["standard", "eager"], seconds, 0, args.repeats)
         models = {name: "standard" if name == "standard" else "eager" for name in names}
         passes = {name: free[model] / row.ideal(1) for name, model in models.items()}
     for unit in args.units:
-        times = cluster.measure(row, names, passes["standard"], unit, args.repeats)
+        times = measure(cluster, row, names, passes["standard"], unit, args.repeats)
         print(row.report(passes, unit, times), flush=True)
-
-
-def stop(number: int, _: object) -> None:
-    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
-    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -211,13 +134,12 @@ def main() -> None:
     if missing := what_is_missing():
         print(f"pipeline_step_time needs {missing}")
         sys.exit(0 if args.quick else 2)
-    for number in STOP_SIGNALS:
-        signal.signal(number, stop)
+    stop_on_signals()
     names = list(dict.fromkeys(["standard", *args.contestants]))  # all are told relative to it
     rows = [Row(*map(int, row.split(",")), args.compute) for row in args.rows]
     print(table_head(names), flush=True)
     for ranks in sorted({row.ranks for row in rows}):
-        with Cluster(ranks, args.compute) as cluster:
+        with Cluster(ranks, job_of_a_worker, args.compute == "model") as cluster:
             for row in (row for row in rows if row.ranks == ranks):
                 measure_row(cluster, row, names, args)
 

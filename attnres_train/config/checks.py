@@ -156,6 +156,11 @@ def _experts(config: RunConfig, world_size: int | None) -> Problems:
             f"{experts % size} over, and every rank has as many: take "
             f"{' or '.join(map(str, near))}"
         )
+    if parallel.expert_dispatcher == "deepep" and config.train.precision == "fp32":
+        yield (
+            "parallel.expert_dispatcher is deepep, which sends bf16, but train.precision is fp32: "
+            "set it to bf16 or bf16_params, or take exact"
+        )
     replica, stages = parallel.model_parallel_size, parallel.pipeline_model_parallel_size
     if world_size and world_size % replica == 0 and (ranks := world_size // stages) % size:
         least = parallel.least_processes

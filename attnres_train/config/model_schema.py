@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -113,6 +114,13 @@ class MoEConfig(StagedMoE):
     """Factor on the renormalised routing weights."""
     first_dense_layers: int = Field(1, ge=0)
     """Leading decoder layers with a dense MLP instead of experts."""
+
+    def reached(self, ranks: int) -> float:
+        """Share of the tokens that have an expert on one of ``ranks`` ranks, of whose experts each
+        is as likely as any other."""
+        elsewhere = self.num_experts - self.num_experts // ranks
+        chosen = self.num_experts_per_token
+        return 1 - math.comb(elsewhere, chosen) / math.comb(self.num_experts, chosen)
 
 
 class ModelConfig(Section):

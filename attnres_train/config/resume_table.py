@@ -86,7 +86,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "model.residual": "two_phase",
         "model.kda": "chunk_size",
         "parallel": "pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
-        "tensor_model_parallel_size expert_model_parallel_size context_parallel_size layout",
+        "tensor_model_parallel_size expert_model_parallel_size expert_dispatcher "
+        "expert_capacity_factor context_parallel_size layout",
         "pipeline": "schedule schedule_options debug timeout_seconds",
         "train": "micro_batch_size stop_after recompute max_skipped_steps max_roll_backs device",
         "optimizer": "sharded",

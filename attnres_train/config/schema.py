@@ -51,6 +51,13 @@ class ParallelConfig(Section):
     expert_model_parallel_size: int = Field(1, ge=1)
     """Expert-parallel size: ranks of a stage that share the routed experts of a layer, each with as
     many of them. They may be tensor-parallel, context-parallel and data-parallel ranks."""
+    expert_dispatcher: Literal["exact", "bounded", "deepep"] = "exact"
+    """How tokens reach the experts of other ranks. `exact`: as many as there are; to know them the
+    host waits for the device. `bounded`: room for a fixed number, and no wait; a step for which it
+    does not suffice is passed over (`train.max_skipped_steps`). `deepep`: by DeepEP's kernels,
+    where they are installed."""
+    expert_capacity_factor: float = Field(1.5, ge=1)
+    """Room with `bounded`, over what comes to a rank where the load is even."""
     context_parallel_size: int = Field(1, ge=1)
     """Context-parallel size."""
     layout: Literal["even", "auto"] | list[int] | str = "even"

@@ -42,7 +42,7 @@ def _inherited(values: dict[str, Any], number: int) -> dict[str, Any]:
 
 def _settable(section: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``values`` that are keys of ``section`` and the sections in it."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         inner, value = field.annotation, values.get(name)
         if isinstance(value, dict) and _is_section(inner):

@@ -69,6 +69,12 @@ class TokenExchange(Protocol):
         """What this rank has sent to others so far."""
         ...
 
+    @property
+    def overflow(self) -> Tensor | int:
+        """Rows and pairs that have found no room on this rank so far, each time that they were
+        computed; where there was one, the loss is NaN."""
+        ...
+
     def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
         """Send ``tokens`` [N, D] to the ranks of their ``experts``, int64 [N, K], whose outputs are
         to be summed with ``weights`` [N, K]; ``dtype`` is that in which experts compute.
@@ -83,7 +89,7 @@ class AllHere:
 
     def __init__(self, num_experts: int) -> None:
         self.experts = range(num_experts)
-        self.bytes_sent = 0
+        self.bytes_sent = self.overflow = 0
 
     def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
         permutation = Permutation.sort(experts, len(self.experts))

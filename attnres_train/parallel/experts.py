@@ -20,12 +20,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.distributed import ProcessGroup
 
 from attnres_train.model.moe.permutation import Ragged, RaggedPermutation, combine, dispatch
-from attnres_train.model.ports import AllHere, Routed, Sent, TokenExchange
-
-
-def token_exchange(num_experts: int, group: ProcessGroup) -> TokenExchange:
-    """The exchange among the ranks of ``group``, each with as many of the experts."""
-    return AllHere(num_experts) if group.size() == 1 else ExpertExchange(num_experts, group)
+from attnres_train.model.ports import Routed, Sent
 
 
 class ExpertExchange:
@@ -42,6 +37,7 @@ class ExpertExchange:
         share = num_experts // group.size()
         self.experts = range(group.rank() * share, (group.rank() + 1) * share)
         self.bytes_sent = 0
+        self.overflow: Tensor | int = 0
 
     def send(self, tokens: Tensor, experts: Tensor, weights: Tensor, dtype: torch.dtype) -> Sent:
         return _Sent(self, tokens, experts, weights, dtype)
@@ -108,7 +104,7 @@ class _Sent:
         # Which expert of its rank, and whether another token begins, in one number.
         told = (expert[order] % share * 2 + is_first).int()
         self.told, self.told_work = exchange.start(told, of_pairs)
-        self.journey = _Journey(exchange, self.tokens, of_pairs)
+        self.journey = Journey(exchange, self.tokens, of_pairs)
         self.journey.depart(rows, weights.flatten().index_select(0, order))
 
     def arrived(self) -> Routed:
@@ -120,13 +116,13 @@ class _Sent:
         return Routed(tokens, weights, RaggedPermutation.sort(token, expert, len(tokens), share))
 
     def back(self, sums: Tensor) -> Tensor:
-        journey = _Journey(self.exchange, self.tokens.back)
+        journey = Journey(self.exchange, self.tokens.back)
         journey.depart(sums)
         (rows,) = journey.land()
         return combine(rows, self.copies)
 
 
-class _Journey:
+class Journey:
     """Differentiable: tensors go in the forward pass, their gradients return in the backward pass.
     Between `depart` and `land`, and between the backward passes of the two, others are computed."""
 

@@ -4,7 +4,7 @@ as likely as any other."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
+from math import ceil
 
 from attnres_train.config.schema import RunConfig
 
@@ -18,7 +18,7 @@ class ExchangeBytes:
     ranks: int
     experts_per_rank: int
     ranks_per_token: float
-    """Other ranks that a token goes to."""
+    """Other ranks that a token goes to, room included that is left empty."""
     forward: float
     backward: float
     """What is sent again by activation recomputation included."""
@@ -33,9 +33,12 @@ def exchange_bytes(config: RunConfig, number_bytes: int) -> ExchangeBytes:
     experts, chosen = moe.num_experts, moe.num_experts_per_token
     share = experts // ranks
     tokens = train.micro_batch_size * train.seq_length
-    none_there = comb(experts - share, chosen) / comb(experts, chosen)
-    copies = (ranks - 1) * (1 - none_there)
+    copies = (ranks - 1) * moe.reached(ranks)
     pairs = chosen * (1 - share / experts)
+    if config.parallel.expert_dispatcher == "bounded" and ranks > 1:  # empty room travels too
+        factor = config.parallel.expert_capacity_factor
+        copies = (ranks - 1) * min(tokens, ceil(factor * tokens * moe.reached(ranks))) / tokens
+        pairs = copies * min(chosen, share)
     row = config.model.hidden_size * number_bytes
     again = 1 if train.recompute == "full" else 0
     send = tokens * (copies * row + pairs * (_TOLD + _WEIGHT))

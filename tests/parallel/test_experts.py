@@ -12,7 +12,7 @@ from torch import Tensor
 from attnres_train.config.model_schema import MoEConfig
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.parallel import experts
-from attnres_train.parallel.experts import ExpertExchange, token_exchange
+from attnres_train.parallel.experts import ExpertExchange
 
 HIDDEN, EXPERTS, TOP = 6, 8, 3
 CONFIG = MoEConfig(num_experts=EXPERTS, num_experts_per_token=TOP, intermediate_size=5)
@@ -135,7 +135,7 @@ def test_shared_experts_are_computed_while_tokens_are_under_way(pool):
 
 def groups_refuse() -> str:
     with pytest.raises(ValueError, match="8 experts cannot be shared by 3 ranks") as caught:
-        token_exchange(8, dist.group.WORLD)
+        ExpertExchange(8, dist.group.WORLD)
     return str(caught.value)
 
 

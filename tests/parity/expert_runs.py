@@ -63,10 +63,13 @@ class Case:
     packed: bool = False
     recompute: str = "none"
     precision: str = "fp64"
+    room: float = 0
+    """Of the bounded exchange; 0: the exact one."""
 
     def __str__(self) -> str:
         grid = f"EP{self.ep}-DP{self.dp}-PP{self.pp}V{self.vpp}"
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
+        extras += f"-room{self.room}" * (self.room > 0)
         return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
 
     @property
@@ -86,6 +89,8 @@ class Case:
             f"data.reset_at_documents={str(self.packed).lower()}",
             f"train.recompute={self.recompute}",
             f"train.precision={precision}",
+            *([f"parallel.expert_capacity_factor={self.room}"] * (self.room > 0)),
+            f"parallel.expert_dispatcher={'bounded' if self.room else 'exact'}",
         ]
 
 

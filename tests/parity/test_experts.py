@@ -26,6 +26,7 @@ CASES = [
     Case(ep=2, dp=2, pp=2, vpp=2, packed=True, recompute="selective"),
     Case(ep=2, dp=4, packed=True, residual="standard"),
     Case(ep=2, dp=4, pp=2, recompute="full"),
+    Case(ep=2, dp=2, room=4, packed=True),
 ]
 GRIDS = [(2, 2, 1, 1), (4, 4, 1, 1), (2, 2, 2, 2), (2, 4, 1, 1), (2, 4, 2, 1)]
 EVERY = [
@@ -93,6 +94,24 @@ def test_any_grid_goes_on_from_any_other(tiny):
     """State of the optimizer included: the steps after the first ones would differ else."""
     grids = [Case(ep=4, dp=4), Case(), Case(ep=2, dp=2, pp=2, vpp=2)]
     check(run_in_turns(tiny, "in-turns", grids), run(tiny, Case()), 1e-9)
+
+
+def test_steps_for_which_there_is_no_room_are_passed_over_by_all(tiny):
+    """The room of an even load, which that of the first steps is not."""
+    case = Case(ep=2, dp=2, room=1.0, precision="fp32")
+    with pytest.raises(Exception, match=r"2 such steps in a row; train.max_skipped_") as caught:
+        tiny.train("no-room", *case.overrides, "train.max_skipped_steps=1", ranks=2)
+    assert "found no room: raise parallel.expert_capacity_factor" in str(caught.value)
+    (lacking,) = column(tiny.folder / "runs" / "no-room", "expert_overflow")
+    assert lacking > 0
+
+
+def test_empty_room_is_in_the_bytes_of_the_plan(tiny):
+    case = Case(ep=2, dp=2, precision="fp32", room=4)
+    run(tiny, case)
+    model = CostModel(tiny.config(*case.overrides)).chunk(range(4))
+    sent = column(tiny.folder / "runs" / str(case), "expert_bytes")
+    assert sent == pytest.approx([8 * (model.forward_exchange + model.backward_exchange)] * STEPS)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
