@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed import ProcessGroup, all_gather_object
 
 from attnres_train.screen import complain
+from attnres_train.words import some_of
 
 SHOWN_STEPS = 5
 SHOWN_PARAMETERS = 5
@@ -78,11 +79,9 @@ class Skips:
         total = sum({i: size for _, of_rank in ranks for i, size in of_rank.items()}.values())
         if not names:
             return "every gradient is finite"
-        more = f" and {len(names) - SHOWN_PARAMETERS} more" if len(names) > SHOWN_PARAMETERS else ""
         return (
             f"{len(names)} of {total} gradients are not finite, in the order of the backward pass: "
-            + ", ".join(names[:SHOWN_PARAMETERS])
-            + more
+            + some_of(names, SHOWN_PARAMETERS)
         )
 
     def _history(self) -> str:

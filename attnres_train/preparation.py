@@ -7,8 +7,9 @@ Whoever prepares data for a run asks here: the launcher, the first worker of eve
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader, FileRow, find_corpora
 from attnres_train.data.generations import Generation, Match, Part, RunData, match, parts
 from attnres_train.data.prepare import Prepared, prepare
+from attnres_train.data.record import as_record, from_record
 from attnres_train.errors import UserError
 from attnres_train.screen import complain
 from attnres_train.stages import problems_named
 from attnres_train.standing import Standing, standing
 
-Lists = dict[str, Sequence[FileRow]]
+Lists = Mapping[str, Sequence[FileRow]]
 """Lists of files by their digest."""
 
 
@@ -36,10 +38,32 @@ Lists = dict[str, Sequence[FileRow]]
 class Preparation:
     """What was prepared, and the files it was prepared from."""
 
-    prepared: Prepared
+    record: Mapping[str, Any]
+    """Where it lies on this machine, with its files (`data.record`)."""
     files: Lists
     stage: int = 0
     """Number of the stage that it is for."""
+
+    @property
+    def prepared(self) -> Prepared:
+        return from_record(self.record)
+
+
+def hand_over(made: Sequence[Preparation], path: Path) -> None:
+    """Write into ``path`` what `handed_over` reads. Raises UserError where that cannot be."""
+    try:
+        path.write_text(json.dumps([asdict(one) for one in made]), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}, for the workers, cannot be written ({error.strerror}): make room there, "
+            "or have TMPDIR name another folder"
+        ) from error
+
+
+def handed_over(path: Path) -> list[Preparation]:
+    """What another process on this machine has prepared a moment ago (`hand_over`): it is not
+    looked at again."""
+    return [Preparation(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def prepare_stages(config: RunConfig, *, progress: bool = True) -> list[Preparation]:
@@ -78,8 +102,10 @@ def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
 
 def _prepare(config: RunConfig, run: RunData, progress: bool, number: int) -> Preparation:
     prepared = prepare(config, progress=progress, run=run)
-    rows = [part.reader.rows for generations in run.corpora for part in generations]
-    return Preparation(prepared, {digest_of(one): one for one in rows}, number)
+    corpora = [part.reader for generations in run.corpora for part in generations]
+    seen = {file: content for one in corpora for file, content in one.contents.items()}
+    files = {digest_of(one.rows): one.rows for one in corpora}
+    return Preparation(as_record(prepared, seen), files, number)
 
 
 def _tokenizer(config: RunConfig, found: Standing) -> Path | None:

@@ -36,8 +36,8 @@ from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
+from attnres_train.progress import Progress
 from attnres_train.screen import say
-from attnres_train.spikes import Progress
 from attnres_train.standing import Standing, standing
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,10 @@ with `train.on_spike: roll_back` what sends the run back to a checkpoint from be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
 
 from attnres_train.config.schema import TrainSection
+from attnres_train.progress import Progress
 from attnres_train.screen import complain
 
 NORMAL = 1.4826
@@ -17,51 +15,7 @@ NORMAL = 1.4826
 FLOOR = 1e-3
 """The least standard deviation, over the median: rounding is no spike where losses do not vary."""
 KEPT_BEFORE = 2
-"""Of how many spikes the checkpoint from before is kept."""
-
-
-@dataclass
-class Spikes:
-    """What a run knows of its spikes. It is part of a checkpoint: a run that resumes decides as one
-    that never stopped."""
-
-    recent: list[float] = field(default_factory=list)
-    """The last losses that were finite, from old to new, at most `train.spike_window`."""
-    since: int = 0
-    """The step with which the present spike began, 0: there is none."""
-    count: int = 0
-    """Of all so far, also those that a roll-back has undone."""
-    before: list[int] = field(default_factory=list)
-    """Of the last `KEPT_BEFORE` spikes, the step before which the newest checkpoint is kept."""
-    roll_backs: int = 0
-    back_to: int | None = None
-    """The step that the last one went to."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a checkpoint holds beside tensors."""
-
-    step: int = 0
-    samples: int = 0
-    """Of the data, consumed. After a roll-back more than steps: what was passed over counts."""
-    tokens: int = 0
-    skipped: int = 0
-    """Of the steps, those whose loss or gradient was not finite: nothing was learnt from them."""
-    spikes: Spikes = field(default_factory=Spikes)
-    stage: int = 0
-    """Number of the stage under way, 0 where there are none (`attnres_train.stages`)."""
-    began: int = 0
-    """The step after which it began: its ``samples`` count from there."""
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Progress:
-        """From what `plain` has made, of whatever age."""
-        return cls(**{**plain, "spikes": Spikes(**plain.get("spikes", {}))})
-
-    def plain(self) -> dict[str, Any]:
-        """As values for JSON."""
-        return asdict(self)
+"""Of how many spikes, the last ones, the checkpoint from before is kept."""
 
 
 def limit_of(recent: list[float], deviations: float) -> float:

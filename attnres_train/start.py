@@ -16,14 +16,17 @@ from typing import Any
 
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import Prepared, check_alike
-from attnres_train.data.record import as_record, from_record, is_here, missing
+from attnres_train.data.record import from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.machines import Place, first_ranks, machine_names
-from attnres_train.parallel.meeting import Meeting, of_ranks, some
-from attnres_train.preparation import Lists, prepare_stages
+from attnres_train.parallel.meeting import Meeting, of_ranks
+from attnres_train.preparation import Lists, handed_over, prepare_stages
 from attnres_train.standing import nothing_left
 from attnres_train.supervise.preflight import cannot_write
+from attnres_train.words import some_of
 
+HANDED_OVER = "handed over"
+"""The key under which our launcher tells in which file rank 0 finds what it has prepared."""
 PROBE = ".probe-"
 # Seconds that a file of rank 0's has to be seen by another machine: network file systems let a
 # folder's listing grow old.
@@ -46,16 +49,16 @@ class Start:
     """On rank 0, those of the corpora of each, for the run folder."""
 
 
-def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
-    """The run's data: rank 0 prepares, and tells of it if ``progress``; the first rank of each
-    machine that lacks what rank 0 has made prepares there for itself. Where there is nothing to
+def prepare_together(config: RunConfig, meeting: Meeting) -> Start | str:
+    """The run's data: rank 0 prepares, and tells of it, unless our launcher has; the first rank of
+    each machine that lacks what rank 0 has prepares there for itself. Where there is nothing to
     train, why; nothing is written then. Collective.
 
     Raises UserError, on all ranks, for what is wrong with checkpoint or data on any.
     """
     meeting.tell_own("place", Place(meeting.machine, meeting.local_rank))
     if meeting.rank == 0:
-        return _first_to_prepare(config, meeting, progress)
+        return _first_to_prepare(config, meeting)
     told = meeting.hear("prepared", "rank 0 to prepare the data")
     if "done" in told:
         meeting.tell_own("leaving", True)
@@ -75,28 +78,29 @@ def prepare_together(config: RunConfig, meeting: Meeting, progress: bool) -> Sta
     return Start(told["stage"], list(map(from_record, records)), records, machines)
 
 
-def _first_to_prepare(config: RunConfig, meeting: Meeting, progress: bool) -> Start | str:
+def _first_to_prepare(config: RunConfig, meeting: Meeting) -> Start | str:
     places = [Place(*place) for place in meeting.hear_all("place", "to join")]
     if done := nothing_left(config):
         meeting.tell("prepared", {"done": done})
         meeting.tell_own("leaving", True)
         meeting.hear_all("leaving", "to hear that")  # from the store, which goes with rank 0
         return done
-    made = prepare_stages(config, progress=progress)
-    prepared, files, stage = [m.prepared for m in made], [m.files for m in made], made[0].stage
-    records = list(map(as_record, prepared))
+    handed = meeting.heard(HANDED_OVER)
+    made = handed_over(Path(handed)) if handed else prepare_stages(config)
+    records, stage = [one.record for one in made], made[0].stage
     meeting.tell("prepared", {"records": records, "stage": stage, "places": places})
+    prepared, files = [one.prepared for one in made], [one.files for one in made]
     return Start(stage, prepared, records, machine_names(places), files)
 
 
 def _prepare_here(
     config: RunConfig, theirs: Sequence[Mapping[str, Any]], machines: Sequence[str], rank: int
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """This machine has a cache of its own: what that lacks is made."""
-    own = [made.prepared for made in prepare_stages(config, progress=False)]
-    for record, prepared in zip(theirs, own, strict=True):
-        check_alike({machines[0]: from_record(record), machines[rank]: prepared})
-    return list(map(as_record, own))
+    own = prepare_stages(config, progress=False)
+    for record, made in zip(theirs, own, strict=True):
+        check_alike({machines[0]: from_record(record), machines[rank]: made.prepared})
+    return [made.record for made in own]
 
 
 def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
@@ -163,7 +167,7 @@ def _told(found: Sequence[Sequence[str]], machines: Sequence[str]) -> list[str]:
         for problem in problems:
             ranks_of.setdefault(problem, []).append(rank)
     return [
-        f"{problem} (on {some(list(dict.fromkeys(machines[rank] for rank in ranks)))}: "
+        f"{problem} (on {some_of(dict.fromkeys(machines[rank] for rank in ranks))}: "
         f"{of_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]

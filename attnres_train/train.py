@@ -45,12 +45,11 @@ from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
 from attnres_train.preparation import Lists
+from attnres_train.progress import Progress
 from attnres_train.run_state import Checkpoints
 from attnres_train.screen import say
-from attnres_train.spikes import Progress
 from attnres_train.start import Start, check_together, prepare_together
 from attnres_train.supervise.board import Board, own_connection
-from attnres_train.supervise.launcher import started_by_us
 from attnres_train.supervise.rank_logs import logged
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned
@@ -72,8 +71,7 @@ def train(config: RunConfig) -> int:
     nothing to train, which leaves the run folder as it is."""
     folder = Path(config.run.dir) / config.run.name
     with heard(with_agent=True) as stop, meet(config.run.start_timeout_seconds) as meeting:
-        # Where our own launcher has started this process, it has told of the data.
-        start = prepare_together(config, meeting, progress=not started_by_us())
+        start = prepare_together(config, meeting)
         if isinstance(start, str):
             if meeting.rank == 0:
                 say(start)

@@ -29,9 +29,10 @@ from attnres_train.parallel.gradients import sum_over
 from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine, StepResult
+from attnres_train.progress import Progress
 from attnres_train.roll_back import roll_back
 from attnres_train.run_state import Checkpoints
-from attnres_train.spikes import Progress, look
+from attnres_train.spikes import look
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
 from attnres_train.totals import StepTotals, over_ranks

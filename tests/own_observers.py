@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 
 from attnres_train.config.section import Section
 from attnres_train.observe.observer import Observer, Record
@@ -92,3 +93,25 @@ class Sleeper(Observer):
     def on_step_begin(self, step):
         if (self.run.rank, step) == (self.options.rank, self.options.step):
             time.sleep(600)
+
+
+class Hog(Observer):
+    """Leaves no room on the disk of the run folder, and gives every step a long record."""
+
+    class Options(Section):
+        first: int
+        """The step at which the disk is full."""
+        last: int = 0
+        """The step at which it has room again; 0: at none."""
+
+    def on_step_begin(self, step):
+        hog = self.run.folder / "hog"
+        if step == self.options.first:
+            with suppress(OSError), open(hog, "wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        if step == self.options.last:
+            hog.unlink()
+
+    def on_step_end(self, record):
+        record.update({f"more/{number}": number for number in range(500)})

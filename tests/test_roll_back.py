@@ -75,17 +75,28 @@ def test_what_was_undone_is_kept_beside(one):
     assert undone[1]["loss_spikes"] == 1
 
 
-def test_nothing_is_left_of_the_spike(tiny, one):
-    """Learnt is what a run learns that began at the checkpoint, its place in the data that of
-    after the spike."""
-    path = one / "checkpoints" / step_name(6)
-    again = tiny.folder / "runs" / "told-where"
-    arguments = [str(tiny.path), "run.name=told-where", f"checkpoint.resume={path}", *EVERY]
-    tiny.pool.run(train_from_sample_64, 1, arguments, free_port())
-    assert column(again, "loss")[-(STEPS - 6) :] == column(one, "loss")[6:]
+def assert_as_told_where(tiny, run: Path, *words: str, ranks: int = 1) -> None:
+    """Learnt in ``run`` is what a run learns that began at the checkpoint, its place in the data
+    that of after the spike."""
+    path, name = run / "checkpoints" / step_name(6), f"{run.name}-told-where"
+    again = tiny.folder / "runs" / name
+    arguments = [str(tiny.path), f"run.name={name}", f"checkpoint.resume={path}", *words, *EVERY]
+    tiny.pool.run(train_from_sample_64, ranks, arguments, free_port())
+    assert column(again, "loss")[-(STEPS - 6) :] == column(run, "loss")[6:]
     expected = saved_tensors(again, STEPS)
-    for name, tensor in saved_tensors(one, STEPS).items():
+    for name, tensor in saved_tensors(run, STEPS).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_nothing_is_left_of_the_spike(tiny, one):
+    assert_as_told_where(tiny, one)
+
+
+def test_ranks_that_share_experts_go_back_and_nothing_is_left(tiny, one):
+    words = [*grid(1, 1), "parallel.expert_model_parallel_size=2"]
+    run = run_in_fp64(tiny, "back-experts", *words, *EVERY, hurt(7), ranks=2)
+    assert_equal_but_for_rounding(run, one)
+    assert_as_told_where(tiny, run, *words, ranks=2)
 
 
 def train_from_sample_64(arguments: list[str], port: int) -> str:

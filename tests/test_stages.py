@@ -19,8 +19,8 @@ from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config.stages import stage_configs
 from attnres_train.data.loader import open_data
 from attnres_train.preparation import prepare_stages
+from attnres_train.progress import Progress, Spikes
 from attnres_train.roll_back import _chosen
-from attnres_train.spikes import Progress, Spikes
 from attnres_train.stages import entered
 from tests.data.tiny import write_text
 from tests.parity.pool import RankFailedError

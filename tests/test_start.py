@@ -17,7 +17,7 @@ from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import prepare
 from attnres_train.data.record import as_record, files_of, from_record, is_here, missing
 from attnres_train.errors import UserError
-from attnres_train.parallel.meeting import Meeting, meet, of_ranks, some
+from attnres_train.parallel.meeting import Meeting, meet, of_ranks
 from attnres_train.preparation import prepare_stages
 from tests.data.tiny import run_config, text_corpus, write_text
 from tests.machines import own_machine
@@ -42,7 +42,7 @@ def begin(config: RunConfig, folder: Path, port: int, edits: Edits = ()) -> tupl
         stack.enter_context(patch.object(start, "SEEN_SECONDS", 0.1))
         try:
             with meet(300) as meeting:
-                begun = start.prepare_together(config, meeting, progress=False)
+                begun = start.prepare_together(config, meeting)
                 assert isinstance(begun, start.Start)
                 run = Path(config.run.dir, config.run.name)
                 if meeting.rank == 0:
@@ -184,4 +184,3 @@ def test_many_ranks_in_few_words():
     assert of_ranks([7]) == "rank 7"
     assert of_ranks([3, 0, 1, 2, 9, 5]) == "ranks 0-3, 5, 9"
     assert of_ranks(range(0, 40, 2)).endswith(", 14 and 12 more")
-    assert some(["a", "b"]) == "a, b"

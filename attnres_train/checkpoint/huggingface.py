@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attnres_train.checkpoint.store import some_of
 from attnres_train.checkpoint.streaming import FILE_BYTES, in_groups
 from attnres_train.errors import UserError
+from attnres_train.words import some_of
 
 INDEX = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from attnres_train.checkpoint.peers import Peers
 from attnres_train.checkpoint.saver import Saver
 from attnres_train.checkpoint.tensor_file import TensorSpec, read_tensor, spec
 from attnres_train.errors import UserError
+from attnres_train.words import some_of
 
 # Names of one rank that do not fit travel up to this number.
 _TOLD = 100
@@ -155,10 +155,3 @@ def _check_read(path: Path, problems: list[list[str]]) -> None:
     damaged = sorted({problem for mine in problems for problem in mine})
     if damaged:
         raise BrokenCheckpoint(f"{path} is damaged: {some_of(damaged)}")
-
-
-def some_of(names: Iterable[str], shown: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnres_train.config import check_config, load_config
 from attnres_train.config.schema import RunConfig
-from attnres_train.observe.sinks import check_sinks
+from attnres_train.observe.curves import check_sinks
 from attnres_train.parallel.launched import launched_world_size
 from attnres_train.supervise import failures
 from attnres_train.supervise.launcher import default_world_size, launch
@@ -15,6 +17,9 @@ from attnres_train.supervise.preflight import check_machine
 from attnres_train.supervise.run_lock import run_lock
 from attnres_train.supervise.signals import heard, raised
 from attnres_train.supervise.worker import run_worker
+
+if TYPE_CHECKING:
+    from attnres_train.preparation import Preparation
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,17 +51,26 @@ def _launch(args: argparse.Namespace) -> int:
     check_config(config, world_size)
     check_machine(config, world_size)
     check_sinks(config.log)
-    if done := prepare_once(config):
-        print(done)
+    made = prepare_once(config)
+    if isinstance(made, str):
+        print(made)
         return 0
-    command = ["-m", "attnres_train", "train", args.config, *args.overrides]
-    return launch(command, world_size, Path(config.run.dir) / config.run.name)
+    from attnres_train.parallel.meeting import told_beforehand
+    from attnres_train.preparation import hand_over
+    from attnres_train.start import HANDED_OVER
+
+    with tempfile.TemporaryDirectory(prefix="attnres-train-") as scratch:
+        prepared = Path(scratch, "prepared.json")
+        hand_over(made, prepared)
+        command = ["-m", "attnres_train", "train", args.config, *args.overrides]
+        told = told_beforehand(HANDED_OVER, str(prepared))
+        return launch(command, world_size, Path(config.run.dir) / config.run.name, told)
 
 
-def prepare_once(config: RunConfig) -> str | None:
+def prepare_once(config: RunConfig) -> list[Preparation] | str:
     """What is done once, before any worker starts: the checkpoint to resume from, data, the run
-    folder, in which no other run may be at work. Returns what to tell where there is nothing to
-    train: nothing is written then.
+    folder, in which no other run may be at work. Returns the data, for the workers, or what to tell
+    where there is nothing to train: nothing is written then.
 
     Raises UserError where one of them is not to be had, or the checkpoint is of another run.
     """
@@ -67,13 +81,13 @@ def prepare_once(config: RunConfig) -> str | None:
 
     if done := nothing_left(config):
         return done
-    prepared = prepare_stages(config)[0].prepared
+    made = prepare_stages(config)
     folder = Path(config.run.dir) / config.run.name
     if found := standing(config):
-        record = identity.data_record(found.config, prepared)
+        record = identity.data_record(found.config, made[0].prepared)
         with problems_named(config, found.stage):
             goes_on = not found.is_new
             identity.compare(found.config, found.path, found.extras, record, goes_on=goes_on)
     with run_lock(folder):  # rank 0 will hold it
         failures.clear(folder)
-    return None
+    return made

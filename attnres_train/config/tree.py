@@ -50,7 +50,7 @@ class Tree:
             path[:length]: where
             for path, where in over.places.items()
             for length in range(1, len(path))
-            if not self._holds_more(path[:length])
+            if not self._keeps_more(path[:length], path[length])
         }
         self.values = _merged(self.values, over.values)
         # A list that is replaced takes the places of its elements with it.
@@ -58,9 +58,10 @@ class Tree:
         self.places = kept | replaced | over.places
         self.texts |= over.texts
 
-    def _holds_more(self, path: KeyPath) -> bool:
-        """Whether ``path`` is a mapping or a list, in which one thing can change."""
-        return self._has(path) and isinstance(self.at(path), dict | list)
+    def _keeps_more(self, path: KeyPath, key: str | int) -> bool:
+        """Whether ``path`` is a mapping or a list in which ``key`` alone can change."""
+        kinds = dict | list if isinstance(key, int) else dict
+        return self._has(path) and isinstance(self.at(path), kinds)
 
     def _has(self, path: KeyPath) -> bool:
         value: Any = self.values

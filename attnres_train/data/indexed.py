@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,12 +41,28 @@ class IndexedSize:
     num_tokens: int
 
 
-def check_indexed(prefix: str) -> IndexedSize:
-    """Check that ``prefix``.idx and ``prefix``.bin are whole and belong together, by their sizes
-    and the places of all sequences, and return what they hold. Reads the index only, and without
-    megatron-core.
+class Header(NamedTuple):
+    """What an .idx says of itself."""
 
-    Raises UserError naming the file, the bytes expected and found, or the sequence.
+    token_type: type[np.integer]
+    num_sequences: int
+    num_documents: int
+
+    @property
+    def token_bytes(self) -> int:
+        return np.dtype(self.token_type).itemsize
+
+    @property
+    def offsets_at(self) -> int:
+        """The byte at which the offsets begin, after the lengths."""
+        return HEADER.size + 4 * self.num_sequences
+
+
+def read_header(prefix: str) -> Header:
+    """That of ``prefix``.idx.
+
+    Raises UserError where this or ``prefix``.bin is not there, or is none, or is too short for what
+    it says.
     """
     idx, bin_ = Path(prefix + ".idx"), Path(prefix + ".bin")
     for file in (idx, bin_):
@@ -59,12 +76,24 @@ def check_indexed(prefix: str) -> IndexedSize:
     if code not in TOKEN_TYPES:
         raise UserError(f"{idx} says that {bin_} holds no integers (dtype code {code})")
     _expect(idx, at_least=HEADER.size + 12 * n + 8 * d)
+    return Header(TOKEN_TYPES[code], n, d)
+
+
+def check_indexed(prefix: str) -> IndexedSize:
+    """Check that ``prefix``.idx and ``prefix``.bin are whole and belong together, by their sizes
+    and the places of all sequences, and return what they hold. Reads the index only, and without
+    megatron-core.
+
+    Raises UserError naming the file, the bytes expected and found, or the sequence.
+    """
+    header = read_header(prefix)
+    idx, bin_ = Path(prefix + ".idx"), Path(prefix + ".bin")
+    n, token_bytes = header.num_sequences, header.token_bytes
     if n == 0:
         _expect_no_more(idx, bin_, 0)
         return IndexedSize(0, 0)
     lengths = np.memmap(idx, np.int32, "r", HEADER.size, (n,))
-    offsets = np.memmap(idx, np.int64, "r", HEADER.size + 4 * n, (n,))
-    token_bytes = np.dtype(TOKEN_TYPES[code]).itemsize
+    offsets = np.memmap(idx, np.int64, "r", header.offsets_at, (n,))
     for name, values in (("length", lengths), ("offset", offsets)):
         if values.min() < 0:
             place = int(np.argmax(values < 0))
@@ -76,7 +105,7 @@ def check_indexed(prefix: str) -> IndexedSize:
     _expect(bin_, at_least=num_tokens * token_bytes)
     _expect_no_more(idx, bin_, num_tokens * token_bytes)
     _expect_apart(idx, lengths, offsets, token_bytes)
-    return IndexedSize(int(n), num_tokens)
+    return IndexedSize(n, num_tokens)
 
 
 def num_sequences(prefix: str) -> int:
@@ -85,23 +114,16 @@ def num_sequences(prefix: str) -> int:
 
     Raises UserError where they are not.
     """
-    idx, bin_ = Path(prefix + ".idx"), Path(prefix + ".bin")
-    for file in (idx, bin_):
-        if not file.is_file():
-            raise UserError(f"there is no file {file}")
-    _expect(idx, at_least=HEADER.size)
-    with open(idx, "rb") as stream:
-        magic, _, code, n, d = HEADER.unpack(stream.read(HEADER.size))
-        if magic != MAGIC or code not in TOKEN_TYPES:
-            raise UserError(f"{idx} is no index of Megatron tokens (.idx, version 1)")
-        _expect(idx, at_least=HEADER.size + 12 * n + 8 * d)
-        if n:
-            stream.seek(HEADER.size + 4 * (n - 1))
+    header = read_header(prefix)
+    n, token_bytes = header.num_sequences, header.token_bytes
+    if n:
+        with open(f"{prefix}.idx", "rb") as stream:
+            stream.seek(header.offsets_at - 4)
             (length,) = struct.unpack("<i", stream.read(4))
-            stream.seek(HEADER.size + 4 * n + 8 * (n - 1))
+            stream.seek(header.offsets_at + 8 * (n - 1))
             (offset,) = struct.unpack("<q", stream.read(8))
-            _expect(bin_, at_least=offset + length * np.dtype(TOKEN_TYPES[code]).itemsize)
-    return int(n)
+        _expect(Path(prefix + ".bin"), at_least=offset + length * token_bytes)
+    return n
 
 
 def _expect(file: Path, at_least: int) -> None:
@@ -139,8 +161,7 @@ def _expect_apart(idx: Path, lengths: np.ndarray, offsets: np.ndarray, token_byt
 
 def token_type(prefix: str) -> type[np.integer]:
     """The type of the token ids in ``prefix``.bin, which `check_indexed` has found good."""
-    with open(f"{prefix}.idx", "rb") as stream:
-        return TOKEN_TYPES[HEADER.unpack(stream.read(HEADER.size))[2]]
+    return read_header(prefix).token_type
 
 
 def document_starts(prefix: str) -> np.ndarray:
@@ -149,8 +170,7 @@ def document_starts(prefix: str) -> np.ndarray:
 
     Raises UserError where the index names sequences that it does not have.
     """
-    with open(f"{prefix}.idx", "rb") as stream:
-        *_, n, d = HEADER.unpack(stream.read(HEADER.size))
+    _, n, d = read_header(prefix)
     marks = np.fromfile(f"{prefix}.idx", np.int64, d, offset=HEADER.size + 12 * n)
     wrong = (marks < 0) | (marks > n)
     if wrong.any():
@@ -181,15 +201,13 @@ class Shard:
 
     def __init__(self, prefix: str) -> None:
         """``prefix`` has passed `check_indexed`, and holds a sequence at least."""
-        idx = Path(prefix + ".idx")
-        with open(idx, "rb") as stream:
-            _, _, code, n, _ = HEADER.unpack(stream.read(HEADER.size))
-        index = np.memmap(idx, np.uint8, "r")
-        after_lengths = HEADER.size + 4 * n
-        self._lengths = index[HEADER.size : after_lengths].view("<i4")
-        self._offsets = index[after_lengths : after_lengths + 8 * n].view("<i8")
+        header = read_header(prefix)
+        index = np.memmap(prefix + ".idx", np.uint8, "r")
+        at, n = header.offsets_at, header.num_sequences
+        self._lengths = index[HEADER.size : at].view("<i4")
+        self._offsets = index[at : at + 8 * n].view("<i8")
         self._tokens = np.memmap(prefix + ".bin", np.uint8, "r")
-        self._dtype = np.dtype(TOKEN_TYPES[code])
+        self._dtype = np.dtype(header.token_type)
 
     def length(self, place: int) -> int:
         """Tokens of the sequence at ``place``."""

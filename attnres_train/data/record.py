@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attnres_train.data.corpora.content import read_contents
+from attnres_train.data.corpora.content import FileContent, read_contents
 from attnres_train.data.prepare import Prepared
 from attnres_train.data.samples import Source
 
 
-def as_record(prepared: Prepared) -> dict[str, Any]:
-    """``prepared`` and what its files hold, as JSON can hold it. Raises OSError where a file cannot
-    be read."""
-    return {"prepared": asdict(prepared), "files": _contents(files_of(prepared))}
+def as_record(prepared: Prepared, seen: Mapping[Path, FileContent] | None = None) -> dict[str, Any]:
+    """``prepared`` and what its files hold, as JSON can hold it; those of ``seen`` are not read
+    again. Raises OSError where a file cannot be read."""
+    return {"prepared": asdict(prepared), "files": _contents(files_of(prepared), seen or {})}
 
 
 def from_record(record: Mapping[str, Any]) -> Prepared:
@@ -47,7 +47,7 @@ def is_here(record: Mapping[str, Any]) -> bool:
         return False
     files = [Path(name) for name in record["files"]]
     try:
-        return _contents(files) == record["files"]
+        return _contents(files, {}) == record["files"]
     except OSError:
         return False
 
@@ -71,10 +71,8 @@ def _sizes_that_differ(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} has {found:,} bytes, where rank 0 has {size:,}"
 
 
-def _contents(files: list[Path]) -> dict[str, list[Any]]:
+def _contents(files: list[Path], seen: Mapping[Path, FileContent]) -> dict[str, list[Any]]:
     """File -> [size, hash of some of its blocks]."""
-    contents = read_contents(files, full=False)
-    return {
-        str(file): [content.size, content.sampled]
-        for file, content in zip(files, contents, strict=True)
-    }
+    unread = [file for file in files if file not in seen]
+    contents = {**seen, **dict(zip(unread, read_contents(unread, full=False), strict=True))}
+    return {str(file): [contents[file].size, contents[file].sampled] for file in files}

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from attnres_train.config.kinds import resolve
 from attnres_train.config.schema import RunConfig
 from attnres_train.observe.console import Console
+from attnres_train.observe.curves import TensorBoard, Wandb
 from attnres_train.observe.dispatch import Observers, named
 from attnres_train.observe.facts import RunFacts
 from attnres_train.observe.observer import Observer, RunContext
 from attnres_train.observe.plot import LossPlot
-from attnres_train.observe.sinks import JsonLines, TensorBoard, Wandb
+from attnres_train.observe.sinks import JsonLines
 
 
 def build_observers(run: RunContext) -> Observers:

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: sinks, observers that write down one flat record per step."""
+"""Where a run's metrics are kept: one flat record per step."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import errno
 import json
 import math
 import os
-import uuid
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
-from attnres_train.config.loader import plain_values
-from attnres_train.config.schema import LogConfig, WandbConfig
-from attnres_train.errors import UserError
-from attnres_train.observe.observer import Observer, Record, RunContext
+from attnres_train.observe.observer import Observer, Record
 from attnres_train.screen import complain
 
+METRICS = "metrics.jsonl"
 ABANDONED = "history/abandoned.jsonl"
 """Of the run folder: records of steps that a roll-back has undone."""
 
@@ -31,7 +27,7 @@ class JsonLines(Observer):
     """
 
     def on_start(self, step: int) -> None:
-        self.path = self.run.folder / "metrics.jsonl"
+        self.path = self.run.folder / METRICS
         self.waiting: list[bytes] = []
         self.told = False
         self.size: int | None = None
@@ -133,108 +129,3 @@ def read_records(path: Path) -> list[Record]:
                 break
             records.append({k: math.nan if v is None else v for k, v in values.items()})
     return records
-
-
-def check_sinks(log: LogConfig) -> None:
-    """Raises UserError where a sink that ``log`` wants cannot work: its package is not installed,
-    or there is no key for Weights & Biases. Uses no network."""
-    if log.tensorboard:
-        _summary_writer()
-    if log.wandb.enabled:
-        _wandb(log.wandb)
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "log.tensorboard is on, but tensorboard is not installed: "
-            "pip install 'attnres-train[log]', or set log.tensorboard=false"
-        ) from error
-    return SummaryWriter
-
-
-def _wandb(section: WandbConfig) -> Any:
-    """The module. Raises UserError where it is not installed, or where it would ask for a key."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            "log.wandb.enabled is on, but wandb is not installed: "
-            "pip install 'attnres-train[log]', or set log.wandb.enabled=false"
-        ) from error
-    if section.mode == "online" and not _has_key(wandb):
-        raise UserError(
-            "log.wandb.enabled is on and log.wandb.mode online, but there is no key for Weights & "
-            "Biases: run `wandb login`, set WANDB_API_KEY, or set log.wandb.mode=offline"
-        )
-    return wandb
-
-
-def _has_key(wandb: Any) -> bool:
-    try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # an older wandb, without these arguments
-        return bool(wandb.api.api_key)
-    except wandb.Error as error:  # a key that cannot be one
-        raise UserError(f"log.wandb.enabled is on, but wandb says: {error}") from error
-
-
-class TensorBoard(Observer):
-    """Scalars as TensorBoard events in ``<run folder>/tensorboard``."""
-
-    after_save = True
-
-    def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
-        super().__init__(section, key, run)
-        self.writer_class = _summary_writer()
-
-    def on_start(self, step: int) -> None:
-        folder = self.run.folder / "tensorboard"
-        self.writer = self.writer_class(str(folder), purge_step=step + 1)
-
-    def on_roll_back(self, step: int) -> None:
-        self.writer.close()
-        self.on_start(step)
-
-    def on_step_end(self, record: Record) -> None:
-        for key, value in record.items():
-            if key != "step":
-                self.writer.add_scalar(key, value, record["step"])
-
-    def on_end(self) -> None:
-        self.writer.close()
-
-
-class Wandb(Observer):
-    """Weights & Biases; ``log.wandb.mode: offline`` needs no network."""
-
-    after_save = True
-
-    def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
-        super().__init__(section, key, run)
-        self.wandb = _wandb(self.run.config.log.wandb)
-
-    def on_start(self, step: int) -> None:
-        config, folder = self.run.config, self.run.folder
-        # The run's id is kept in its folder, so that a resumed run goes on in the same curve.
-        id_file = folder / "wandb_id"
-        if not (step and id_file.is_file()):
-            id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-        self.curve = self.wandb.init(
-            project=config.log.wandb.project,
-            name=config.run.name,
-            id=id_file.read_text(encoding="utf-8"),
-            resume="allow",
-            mode=config.log.wandb.mode,
-            dir=str(folder),
-            config=plain_values(config),
-        )
-
-    def on_step_end(self, record: Record) -> None:
-        values = {k: v for k, v in record.items() if k != "step"}
-        self.curve.log(values, step=int(record["step"]))
-
-    def on_end(self) -> None:
-        self.curve.finish()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
+from attnres_train.parallel.flat import Flat
 from attnres_train.parallel.pieces import Piece, bucketed, global_owner
 
 FirstReader = Callable[[Piece], nn.Module]
@@ -64,24 +64,19 @@ class _Bucket:
 
     def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
-        self._flat: Tensor | None = None
+        self._flat: Flat | None = None
         self._work: dist.Work | None = None
 
-    @torch.no_grad()
     def start(self) -> None:
-        first, tensors = self.pieces[0], [piece.tensor.detach() for piece in self.pieces]
-        alone = len(tensors) == 1 and tensors[0].is_contiguous()
-        self._flat = tensors[0] if alone else torch.cat([t.reshape(-1) for t in tensors])
-        owner = global_owner(first)
-        self._work = dist.broadcast(self._flat, owner, group=first.group, async_op=True)
+        first = self.pieces[0]
+        self._flat = Flat([piece.tensor for piece in self.pieces])
+        self._work = dist.broadcast(
+            self._flat.values, global_owner(first), group=first.group, async_op=True
+        )
 
-    @torch.no_grad()
     def finish(self) -> None:
         assert self._work is not None and self._flat is not None
         self._work.wait()
         if not self.pieces[0].is_mine:
-            parts = self._flat.view(-1).split([piece.tensor.numel() for piece in self.pieces])
-            for piece, part in zip(self.pieces, parts, strict=True):
-                if part.data_ptr() != piece.tensor.data_ptr():
-                    piece.tensor.copy_(part.view_as(piece.tensor))
+            self._flat.unpack()
         self._work = self._flat = None

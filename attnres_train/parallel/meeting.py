@@ -20,7 +20,10 @@ from attnres_train.errors import UserError
 from attnres_train.parallel.addresses import check_master, choose_interface, listener
 from attnres_train.parallel.launched import launched_world_size
 from attnres_train.screen import complain
+from attnres_train.words import some_of
 
+PREFIX = "start"
+"""Of a meeting's keys, in the store that is the whole run's."""
 POLL_SECONDS = 0.1
 # Seconds between two lines that tell who is waited for.
 TELL_SECONDS = 30.0
@@ -62,6 +65,10 @@ class Meeting:
         self._wait([key], lambda missing: doing)
         return json.loads(self.store.get(key))
 
+    def heard(self, key: str) -> Any:
+        """What has been told under ``key``; None where nothing has."""
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
     def hear_all(self, key: str, doing: str, names: Sequence[str] = ()) -> list[Any]:
         """What every rank tells under ``key``, by rank; ``doing`` is what they do for it, as in
         "to join", and ``names`` are those of their machines. For rank 0: it prints whom it waits
@@ -70,7 +77,7 @@ class Meeting:
 
         def waited_for(missing: list[int]) -> str:
             machines = dict.fromkeys(names[rank] for rank in missing) if names else ()
-            on = f" on {some(list(machines))}" if machines else ""
+            on = f" on {some_of(machines)}" if machines else ""
             return f"{of_ranks(missing)}{on} {doing}"
 
         self._wait(keys, waited_for)
@@ -110,6 +117,11 @@ class Meeting:
         raise RuntimeError(f"{PEER_FAILED}: rank {rank} on {machine} failed: {told}")
 
 
+def told_beforehand(key: str, value: Any) -> dict[str, str]:
+    """What whoever has the store puts there for a process to have `heard` ``value``."""
+    return {f"{PREFIX}/{key}": json.dumps(value)}
+
+
 @contextmanager
 def meet(timeout: float) -> Iterator[Meeting]:
     """Meet the run's other processes (torchrun's environment; alone without it), those that come
@@ -135,7 +147,7 @@ def meet(timeout: float) -> Iterator[Meeting]:
         wait_for_workers=False,  # they are waited for by name
         master_listen_fd=listener(address, port) if serves else None,
     )
-    meeting = Meeting(dist.PrefixStore("start", store), rank, world_size, timeout)
+    meeting = Meeting(dist.PrefixStore(PREFIX, store), rank, world_size, timeout)
     try:
         yield meeting
     except BaseException as error:
@@ -153,10 +165,4 @@ def of_ranks(ranks: Sequence[int]) -> str:
         else:
             runs.append([rank])
     told = ["-".join(map(str, run)) for run in runs]
-    return f"rank{'s' * (len(ranks) > 1)} {some(told)}"
-
-
-def some(names: Sequence[str], most: int = 8) -> str:
-    """``names`` in words, no more than ``most`` of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return f"rank{'s' * (len(ranks) > 1)} {some_of(told)}"

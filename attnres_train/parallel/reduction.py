@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from attnres_train.parallel.flat import Flat
 from attnres_train.parallel.pieces import Piece, bucketed, global_owner
 
 
@@ -125,31 +126,24 @@ class _Bucket:
         self.pieces = pieces
         self.to_all = to_all or pieces[0].owner is None
         self.parameters = {piece.parameter for piece in pieces}
-        self._flat: Tensor | None = None
+        self._flat: Flat | None = None
         self._work: dist.Work | None = None
 
     def start(self) -> None:
-        first, gradients = self.pieces[0], self._gradients()
-        alone = len(gradients) == 1
-        self._flat = gradients[0] if alone else torch.cat([g.reshape(-1) for g in gradients])
+        first = self.pieces[0]
+        self._flat = Flat([piece.of(_gradient(piece.parameter)) for piece in self.pieces])
+        values, group = self._flat.values, first.group
         if self.to_all:
-            self._work = dist.all_reduce(self._flat, group=first.group, async_op=True)
+            self._work = dist.all_reduce(values, group=group, async_op=True)
         else:
-            owner = global_owner(first)
-            self._work = dist.reduce(self._flat, owner, group=first.group, async_op=True)
+            self._work = dist.reduce(values, global_owner(first), group=group, async_op=True)
 
     def finish(self) -> None:
         assert self._work is not None and self._flat is not None
         self._work.wait()
-        if len(self.pieces) > 1 and (self.to_all or self.pieces[0].is_mine):
-            gradients = self._gradients()
-            parts = self._flat.split([gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+        if self.to_all or self.pieces[0].is_mine:
+            self._flat.unpack()
         self._work = self._flat = None
-
-    def _gradients(self) -> list[Tensor]:
-        return [piece.of(_gradient(piece.parameter)) for piece in self.pieces]
 
 
 @torch.no_grad()

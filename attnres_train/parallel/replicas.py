@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from attnres_train.model.parameters import ParameterRule
+from attnres_train.parallel.flat import Flat
 from attnres_train.parallel.gradients import in_buckets
 from attnres_train.parallel.ranks import Ranks
 
@@ -34,7 +34,6 @@ def by_replicas(
     return list(found.values())
 
 
-@torch.no_grad()
 def broadcast_from_first(tensors: Iterable[Tensor], group: ProcessGroup) -> None:
     """Give every rank of the data-parallel ``group`` the first one's values of ``tensors``, in
     place, in flat buckets. All ranks pass tensors of the same shapes and dtypes, in one order.
@@ -46,7 +45,6 @@ def broadcast_from_first(tensors: Iterable[Tensor], group: ProcessGroup) -> None
         return
     source = dist.get_global_rank(group, 0)
     for bucket in in_buckets(list(tensors)):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        dist.broadcast(flat, source, group=group)
-        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        flat = Flat(bucket)
+        dist.broadcast(flat.values, source, group=group)
+        flat.unpack()

@@ -39,14 +39,6 @@ MALLOC_ENVIRONMENT = {
 SAVING_ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 
 
-OUR_RUN_ID = "attnres-train-local-"
-
-
-def started_by_us() -> bool:
-    """Whether this process is a worker that `launch` has started."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OUR_RUN_ID)
-
-
 def default_world_size(config: RunConfig) -> int:
     """Processes for a run on this machine: as few as hold the model on CPU, as many as its GPUs."""
     import torch
@@ -57,18 +49,21 @@ def default_world_size(config: RunConfig) -> int:
     return max(1, torch.cuda.device_count() // least) * least
 
 
-def launch(command: list[str], world_size: int, folder: Path) -> int:
-    """Run ``python <command>`` as ``world_size`` local workers; returns the exit code. A worker
-    that fails ends the others, and its traceback alone is printed; if one hangs, which it is and
-    who waited for it, from the records in run folder ``folder``."""
-    code = _launch(command, world_size, folder)
+def launch(
+    command: list[str], world_size: int, folder: Path, told: Mapping[str, str] | None = None
+) -> int:
+    """Run ``python <command>`` as ``world_size`` local workers, in whose store is what they are
+    ``told``; returns the exit code. A worker that fails ends the others, and its traceback alone is
+    printed; if one hangs, which it is and who waited for it, from the records in run folder
+    ``folder``."""
+    code = _launch(command, world_size, folder, told or {})
     # The agent ends its timer when it is collected, which fails, with a traceback on the user's
     # screen, if it is the timer's own thread that happens to collect.
     gc.collect()
     return code
 
 
-def _launch(command: list[str], world_size: int, folder: Path) -> int:
+def _launch(command: list[str], world_size: int, folder: Path, told: Mapping[str, str]) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -87,8 +82,8 @@ def _launch(command: list[str], world_size: int, folder: Path) -> int:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=world_size,
-            run_id=f"{OUR_RUN_ID}{os.getpid()}-{time.time_ns()}",
-            rdzv_backend=local_rendezvous.register(),
+            run_id=f"attnres-train-local-{os.getpid()}-{time.time_ns()}",
+            rdzv_backend=local_rendezvous.register(told),
             # The processes are all here: this machine's own name may lead nowhere.
             local_addr="localhost",
             max_restarts=0,

@@ -7,6 +7,7 @@ what its ranks tell each other.
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import (
@@ -24,7 +25,7 @@ BACKEND = "attnres-train-local"
 class LocalRendezvous(RendezvousHandler):
     """Of one agent, whose workers use its store."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, told: Mapping[str, str]) -> None:
         self.run_id = run_id
         # A socket of ours: the store would bind one to all interfaces.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
@@ -38,6 +39,8 @@ class LocalRendezvous(RendezvousHandler):
                 wait_for_workers=False,
                 master_listen_fd=listener.detach(),
             )
+        for key, value in told.items():
+            self._store.set(key, value)
 
     def get_backend(self) -> str:
         return BACKEND
@@ -66,11 +69,12 @@ class LocalRendezvous(RendezvousHandler):
         return True
 
 
-def register() -> str:
-    """Make `LocalRendezvous` known to torch; returns its name there."""
+def register(told: Mapping[str, str]) -> str:
+    """Make `LocalRendezvous` known to torch; returns its name there. ``told`` is in the store
+    before any worker is."""
 
     def create(parameters: RendezvousParameters) -> RendezvousHandler:
-        return LocalRendezvous(parameters.run_id)
+        return LocalRendezvous(parameters.run_id, told)
 
     rendezvous_handler_registry.register(BACKEND, create)
     return BACKEND

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SAME_SECONDS = 1.0
 """What comes so soon after a signal is the same wish: SLURM tells the tasks and the batch script,
 which tells the tasks."""
+AGAIN_SECONDS = 0.05
+"""After which a signal comes again whose exception was passed over."""
 ASK_SECONDS = 1.0
 """How often a worker asks whether the agent that started it is still there."""
 
@@ -130,17 +133,42 @@ def _listen(
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """In a process that prepares or launches, `stop_signals` raise Stopped."""
+    """In a process that prepares or launches, `stop_signals` raise Stopped.
+
+    Python passes over what is raised in a hook around a fork, a destructor, a callback of a weak
+    reference or of C: a signal that comes then comes again, a moment later.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
+    def passed_over(found: sys.UnraisableHookArgs) -> None:
+        if (number := _number_of(found.exc_value)) is None:
+            hook(found)
+        else:
+            threading.Thread(target=_again, args=(number, over), daemon=True).start()
+
+    over, hook = threading.Event(), sys.unraisablehook
     before = {number: signal.signal(number, stop) for number in stop_signals()}
+    sys.unraisablehook = passed_over
     try:
         yield
     finally:
+        over.set()
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _number_of(error: BaseException | None) -> int | None:
+    """The signal for which ``error`` was raised, by us or by torch's agent; None for any other."""
+    number = getattr(error, "number" if isinstance(error, Stopped) else "sigval", None)
+    return None if number is None else int(number)
+
+
+def _again(number: int, over: threading.Event) -> None:
+    if not over.wait(AGAIN_SECONDS):
+        os.kill(os.getpid(), number)
 
 
 @contextmanager

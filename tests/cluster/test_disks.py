@@ -1,17 +1,21 @@
-"""A disk that fills while data are prepared."""
+"""A disk that fills while data are prepared, or while a run logs."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from attnres_train.checkpoint.folders import step_name
+from attnres_train.checkpoint.verify import verify
 from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from tests.cluster.disks import on_disk, why_not
 from tests.data.tiny import write_text
-from tests.tiny import command, write_config
+from tests.tiny import command, free_port, write_config
 
 
 def too_large(folder: Path) -> Path:
@@ -41,3 +45,46 @@ def test_a_disk_that_fills_while_data_are_prepared(tmp_path, room):
     whole = prepare(load_config(config, []), progress=False)
     assert whole.num_tokens > 100_000
     assert made <= {path.relative_to(cache) for path in cache.rglob("tokenizer.json")}
+
+
+@pytest.mark.parametrize("last", [6, pytest.param(0, marks=pytest.mark.nightly)])
+def test_a_run_whose_logs_lie_on_a_disk_that_fills(tmp_path, last):
+    """Metrics, TensorBoard, the rank's log and the screen; checkpoints lie on another one. The disk
+    is full at step 2, and has room again at step ``last``, or never."""
+    config, run, kept = write_config(tmp_path), tmp_path / "runs" / "tiny", tmp_path / "kept"
+    run.mkdir(parents=True)
+    if why := why_not(run):
+        pytest.skip(why)
+    prepare(load_config(config, []), progress=False)
+    (tmp_path / "checkpoints").mkdir()
+    words = [
+        *("train", str(config), "train.train_iters=8", "log.interval=1", "log.tensorboard=true"),
+        f"log.observers=[{{kind: tests.own_observers:Hog, options: {{first: 2, last: {last}}}}}]",
+    ]
+    rank = ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=1", "MASTER_ADDR=127.0.0.1"]
+    done = on_disk(
+        run,
+        2 << 20,
+        ["ln", "-s", str(tmp_path / "checkpoints"), str(run / "checkpoints")],
+        ["env", *rank, f"MASTER_PORT={free_port()}", "sh", "-c", _on_screen(words, run / "screen")],
+        keep=kept,
+    )
+    screen = (kept / "screen").read_text()
+    assert done.stdout.split() == ["0", "0"], done.stderr + screen
+    saved = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in saved] == [step_name(step) for step in (6, 8)]
+    assert [verify(path).problems for path in saved] == [[], []]
+    assert f"{run}/metrics.jsonl cannot be written: [Errno 28] No space left on device" in screen
+    assert "the run goes on without observer log.tensorboard" in screen
+    written = (kept / "metrics.jsonl").read_text()
+    assert written.endswith("\n"), "no part of a line"
+    steps = [json.loads(line)["step"] for line in written.splitlines()]
+    assert steps == (list(range(1, 9)) if last else [1])
+    if last:
+        assert "metrics.jsonl is written again, with all 5 steps since" in screen
+        assert screen.splitlines()[-1].startswith("step 8/8 (100%)")
+
+
+def _on_screen(words: list[str], screen: Path) -> str:
+    """A shell's line for a command whose screen is a file."""
+    return f"exec {shlex.join(command(*words))} > {shlex.quote(str(screen))} 2>&1"

@@ -116,6 +116,16 @@ class TestOverrides:
         message = error_of(file, "run.name.0=x")
         assert message == 'run.name (command line): expected non-empty text, not {"0": "x"}'
 
+    @pytest.mark.parametrize("element", ["-1", "last"])
+    def test_no_element_of_a_list_blames_the_override(self, tmp_path, small_file, element):
+        corpora = "data: {corpus: [{kind: text, path: a}]}"
+        file = write(tmp_path, "corpora.yaml", f"extends: {small_file}\n{corpora}\n")
+        message = error_of(file, f"data.corpus.{element}.path=x")
+        assert message == (
+            "data.corpus (command line): expected a non-empty list of sections, not "
+            f'{{"{element}": {{"path": "x"}}}}'
+        )
+
     @pytest.mark.parametrize("text", ["train.train_iters", "=3", "train..seq_length=3", ""])
     def test_form(self, small_file, text):
         assert f"override {text!r}: write it as key.path=value" in error_of(small_file, text)

@@ -38,3 +38,16 @@ def make(kind: type[Observer], folder: Path, **log: Any) -> Observer:
     """An observer of class ``kind`` that section ``log`` switches on."""
     run = context(folder, **log)
     return kind(run.config.log, "log", run)
+
+
+def record(step: int, **more) -> dict:
+    values = {"tokens": 64 * step, "loss": 8.0 / step, "grad_norm": 1.0, "lr": 1e-3}
+    values |= {"tokens_per_second": 640.0, "step_seconds": 0.1, "p2p_bytes": 7, "memory_bytes": 9}
+    return {"step": step, **values, **more}
+
+
+def write(sink, steps, start: int) -> None:
+    sink.on_start(start)
+    for step in steps:
+        sink.on_step_end(record(step))
+    sink.on_end()

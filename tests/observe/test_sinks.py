@@ -2,30 +2,13 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 from contextlib import contextmanager
 from unittest import mock
 
-import pytest
-
-from attnres_train.errors import UserError
 from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.plot import LossPlot, draw_loss
-from attnres_train.observe.sinks import ABANDONED, JsonLines, TensorBoard, Wandb, read_records
-from tests.observe.helpers import make
-
-
-def record(step: int, **more) -> dict:
-    values = {"tokens": 64 * step, "loss": 8.0 / step, "grad_norm": 1.0, "lr": 1e-3}
-    values |= {"tokens_per_second": 640.0, "step_seconds": 0.1, "p2p_bytes": 7, "memory_bytes": 9}
-    return {"step": step, **values, **more}
-
-
-def write(sink, steps, start: int) -> None:
-    sink.on_start(start)
-    for step in steps:
-        sink.on_step_end(record(step))
-    sink.on_end()
+from attnres_train.observe.sinks import ABANDONED, JsonLines, read_records
+from tests.observe.helpers import make, record, write
 
 
 def test_every_step_stands_once_after_a_resume(tmp_path):
@@ -46,40 +29,6 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(record(1)) + "\n" + json.dumps(record(2))[:20])
     assert [r["step"] for r in read_records(path)] == [1]
-
-
-def test_tensorboard_gets_every_scalar(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    write(make(TensorBoard, tmp_path), range(1, 4), start=0)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
-        (step, pytest.approx(8.0 / step)) for step in (1, 2, 3)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("package", "kind", "key"),
-    [
-        ("torch.utils.tensorboard", TensorBoard, "log.tensorboard"),
-        ("wandb", Wandb, "log.wandb.enabled"),
-    ],
-)
-def test_a_wanted_sink_without_its_package_is_the_users_to_fix(
-    tmp_path, monkeypatch, package, kind, key
-):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=key):
-        make(kind, tmp_path)
-
-
-def test_wandb_offline_writes_into_the_run_folder_and_resumes_its_id(tmp_path):
-    settings = {"enabled": True, "mode": "offline"}
-    write(make(Wandb, tmp_path, wandb=settings), range(1, 3), start=0)
-    first = (tmp_path / "wandb_id").read_text()
-    write(make(Wandb, tmp_path, wandb=settings), range(3, 5), start=2)
-    assert (tmp_path / "wandb_id").read_text() == first
-    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}"))) >= 1
 
 
 def test_loss_plot_is_a_picture(tmp_path):
@@ -195,17 +144,3 @@ def test_a_roll_back_while_the_disk_is_full(tmp_path, monkeypatch):
     sink.on_end()
     written = read_records(tmp_path / "metrics.jsonl")
     assert [(r["step"], r.get("again")) for r in written] == [(1, None), (2, None), (3, 1), (4, 1)]
-
-
-def test_tensorboard_drops_what_a_roll_back_has_undone(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    sink = make(TensorBoard, tmp_path)
-    sink.on_start(0)
-    for step in (1, 2, 3):
-        sink.on_step_end(record(step))
-    sink.on_roll_back(1)
-    sink.on_step_end(record(2, loss=9.0))
-    sink.on_end()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 8.0), (2, 9.0)]

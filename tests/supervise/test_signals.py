@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -102,6 +105,70 @@ def test_who_holds_signals_back_for_its_children_hears_them_itself():
         os.kill(os.getpid(), signal.SIGUSR1)
         while True:
             time.sleep(0.01)
+
+
+class Told:
+    """Tells its process to stop, when nothing holds it any more."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)  # the handler comes between two steps of the interpreter
+
+
+def in_a_destructor() -> None:
+    Told()
+
+
+def in_a_callback_of_a_weak_reference() -> None:
+    told = StopSignals()
+    kept = weakref.ref(told, lambda _: Told().__del__())
+    del told
+    assert kept() is None
+
+
+def in_a_callback_of_c() -> None:
+    ctypes.CFUNCTYPE(None)(lambda: Told().__del__())()
+
+
+@pytest.mark.parametrize(
+    "where", [in_a_destructor, in_a_callback_of_a_weak_reference, in_a_callback_of_c]
+)
+def test_a_signal_whose_exception_python_passes_over_comes_again(where):
+    with raised(), pytest.raises(Stopped, match="stopped by SIGTERM"):
+        where()
+        time.sleep(60)
+
+
+def test_a_signal_in_a_hook_around_a_fork_comes_again():
+    text = """if True:
+        import os, signal, time
+        from attnres_train.supervise.signals import Stopped, raised
+        parent = os.getpid()
+        os.register_at_fork(before=lambda: (os.kill(parent, signal.SIGTERM), time.sleep(0)))
+        try:
+            with raised():
+                if os.fork() == 0:
+                    os._exit(0)
+                os.wait()
+                time.sleep(60)
+        except Stopped as stop:
+            print(stop)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.stdout, done.stderr) == ("stopped by SIGTERM\n", "")
+
+
+def test_what_else_python_passes_over_is_told_as_ever():
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("broken")
+
+    found = []
+    with mock.patch.object(sys, "unraisablehook", found.append), raised():
+        Broken()
+    assert [type(one.exc_value) for one in found] == [ValueError]
 
 
 def test_handlers_are_those_of_before_afterwards():

@@ -12,9 +12,10 @@ from typing import Any
 from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.tokenizers.coverage import Coverage, check_unknown_token, unknown_token
 from attnres_train.data.tokenizers.kind import FileTokenizer
-from attnres_train.data.tokenizers.library import missing_ids, read_bytes, some, told
+from attnres_train.data.tokenizers.library import missing_ids, read_bytes, told
 from attnres_train.data.tokenizers.patterns import END_OF_DOCUMENT
 from attnres_train.errors import UserError
+from attnres_train.words import some_of
 
 FILE = "tokenizer.json"
 # Looked up in a `tokenizer.json` in this order, where `data.tokenizer.eod` says nothing.
@@ -153,7 +154,7 @@ def _check_ids(vocabulary: dict[str, int], added: dict[str, int], path: Path) ->
                 f"out others: the tokenizers library makes it {vocabulary.get(name)}"
             )
     if missing := missing_ids(set(names)):
-        told_of = some([str(number) for number in missing])
+        told_of = some_of(missing)
         raise UserError(
             f"{start} has the ids 0 to {max(names)}, but no token for {told_of}"
             f"{', ...' if len(missing) > 7 else ''}: entries are missing"
@@ -202,5 +203,5 @@ def _eos_token(folder: Path) -> tuple[Path | None, str | None]:
 
 
 def _names(added: dict[str, int]) -> str:
-    listed = some([f"{name} ({number})" for name, number in added.items()])
+    listed = some_of(f"{name} ({number})" for name, number in added.items())
     return f"of {listed}" if listed else "of which it has none"

@@ -30,12 +30,6 @@ def read_bytes(path: Path, key: str = "data.tokenizer.path") -> bytes:
     return content
 
 
-def some(things: list[str], most: int = 12) -> str:
-    """A list for a message: the first ``most``, and how many more there are."""
-    more = f" and {len(things) - most:,} more" if len(things) > most else ""
-    return ", ".join(things[:most]) + more
-
-
 def missing_ids(ids: set[int], most: int = 8) -> list[int]:
     """The first ``most`` ids below the largest of ``ids`` that are not among them."""
     if max(ids, default=-1) + 1 == len(ids):

@@ -11,7 +11,7 @@ from typing import Any
 from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.tokenizers.kind import FileTokenizer
-from attnres_train.data.tokenizers.library import missing_ids, some, told
+from attnres_train.data.tokenizers.library import missing_ids, told
 from attnres_train.data.tokenizers.patterns import (
     END_OF_DOCUMENT,
     FAMILIES,
@@ -19,6 +19,7 @@ from attnres_train.data.tokenizers.patterns import (
     pattern_problems,
 )
 from attnres_train.errors import UserError
+from attnres_train.words import some_of
 
 # Ids are 32 bits there, and 31 in token shards.
 MAX_ID = 2**31 - 1
@@ -135,7 +136,7 @@ def _check_ranks(ranks: dict[bytes, int], path: Path) -> None:
     if missing:
         raise UserError(
             f"data.tokenizer.path: {path} has no rank for {len(missing)} of the 256 single bytes "
-            f"({some(missing, 8)}), so not every text can be encoded: the file is cut short, or is "
+            f"({some_of(missing)}), so not every text can be encoded: the file is cut short, or is "
             "none of tiktoken's"
         )
 
@@ -189,7 +190,7 @@ def _special_token_problems(special_tokens: dict[str, int]) -> Iterator[str]:
 
 def _end_of_document(special_tokens: dict[str, int], path: Path, config: TokenizerConfig) -> int:
     """Its id: one of the special tokens, since no text is encoded to those."""
-    names = some([f"{name} ({number})" for name, number in special_tokens.items()])
+    names = some_of(f"{name} ({number})" for name, number in special_tokens.items())
     asked = config.eod
     if asked is None:
         asked = family(config.pattern).eod
@@ -224,7 +225,7 @@ def _check_ids(ranks: dict[bytes, int], special_tokens: dict[str, int], path: Pa
     if missing := missing_ids(tokens.keys() | below):
         raise UserError(
             f"data.tokenizer.path: {path} leaves out ranks below its last, {last}: "
-            f"{some(list(map(str, missing)))}, ...: lines are missing, or they are ids of "
+            f"{some_of(missing)}, ...: lines are missing, or they are ids of "
             "data.tokenizer.special_tokens"
         )
 

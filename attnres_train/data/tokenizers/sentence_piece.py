@@ -7,8 +7,9 @@ from typing import Any
 
 from attnres_train.config.data_schema import TokenizerConfig
 from attnres_train.data.tokenizers.kind import FileTokenizer
-from attnres_train.data.tokenizers.library import some, told
+from attnres_train.data.tokenizers.library import told
 from attnres_train.errors import UserError
+from attnres_train.words import some_of
 
 
 class SentencePiece(FileTokenizer):
@@ -42,7 +43,7 @@ class Pieces:
         self.eod = self._end_of_document(path, config.eod)
 
     def _end_of_document(self, path: Path, asked: str | int | None) -> int:
-        names = some([f"{name} ({number})" for number, name in self.controls.items()]) or "none"
+        names = some_of(f"{name} ({number})" for number, name in self.controls.items()) or "none"
         if asked is None:
             end: int = self.backend.eos_id()
             if end < 0:
