@@ -10,7 +10,7 @@ from typing import Any
 
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.loader import plain_values
-from attnres_train.config.resume_table import REFUSED, Change, Effect, changes
+from attnres_train.config.resume_table import REFUSED, TOLD, Change, Effect, changes
 from attnres_train.config.saved import saved_config, upgraded
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.held_out import held_out_share
@@ -64,17 +64,19 @@ def _files(source: Source) -> dict[str, Any]:
 def nothing_left(config: RunConfig, path: Path, extras: Extras) -> str | None:
     """Why a run that resumes from ``path`` has nothing to train, and what to change; None if it
     has. Raises UserError where the run is beyond its end."""
-    step, train = extras["progress"]["step"], config.train
-    if step > train.train_iters:
+    progress, train = extras["progress"], config.train
+    step, began = progress["step"], progress.get("began", 0)
+    end, since = began + train.train_iters, f", begun after step {began}," if began else ""
+    if step > end:
         raise UserError(
-            f"train.train_iters is {train.train_iters}, but {path} is at step {step}: raise it, or "
-            "begin from an earlier checkpoint (checkpoint.resume=PATH)"
+            f"train.train_iters is {train.train_iters}{since}, but {path} is at step {step}: raise "
+            "it, or begin from an earlier checkpoint (checkpoint.resume=PATH)"
         )
-    if step == train.train_iters:
+    if step == end:
         return f"finished at step {step} of {step}; raise train.train_iters to go on"
     if train.stop_after and step >= train.stop_after:
         return (
-            f"stopped at step {step} of {train.train_iters}, as train.stop_after="
+            f"stopped at step {step} of {config.total_iters}, as train.stop_after="
             f"{train.stop_after} says; raise it to go on"
         )
     return None
@@ -109,7 +111,7 @@ def compare(
     if not goes_on:
         return lines
     since = f"changed since step {progress['step']}: "
-    told_changes = [str(c) for c in found if c.effect != Effect.NONE]
+    told_changes = [str(c) for c in found if c.effect in TOLD]
     told_changes += _rate(config, path, extras)
     indent = " " * len(since)
     lines += [f"{indent if i else since}{text}" for i, text in enumerate(told_changes)]
@@ -165,6 +167,8 @@ def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
         if old != new:
             key = f"data.tokenizer ({shown})"
             yield Change(key, _short(old), _short(new), Effect.TOKENIZER)
+    if "corpora" not in before:  # a stage that begins
+        return
     old_corpora, new_corpora = before["corpora"], now["corpora"]
     grown = False
     for number in range(max(len(old_corpora), len(new_corpora))):
@@ -235,14 +239,19 @@ def refuse(refused: list[Change], path: Path) -> None:
 
 
 def _rate(config: RunConfig, path: Path, extras: Extras) -> list[str]:
-    """The jump of the learning rate, where there is one."""
+    """The jump of the learning rate, where there is one that is not a new stage's."""
+    began = extras["progress"].get("began", 0)
+    if began == extras["progress"]["step"] > 0:
+        return []
     try:
         before = saved_config(extras["config"], path)
     except (KeyError, UserError):  # a class that is gone
         return []
     step = extras["progress"]["step"] + 1
     old, new = (
-        kind_of(c, "lr_schedule.kind").learning_rate(step, c.optimizer.lr, c.train.train_iters)
+        kind_of(c, "lr_schedule.kind").learning_rate(
+            step - began, c.optimizer.lr, c.train.train_iters
+        )
         for c in (before, config)
     )
     return [f"learning rate of step {step} {old:.4g} -> {new:.4g}"] if old != new else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import Change, Effect, changes
 from attnres_train.config.saved import upgraded
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.stages import called, stage_configs
 from attnres_train.data.blend import taken
 from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import CorpusReader, FileRow, find_corpora
@@ -25,7 +26,9 @@ from attnres_train.data.generations import Generation, Match, Part, RunData, mat
 from attnres_train.data.prepare import Prepared, prepare
 from attnres_train.data.record import as_record, from_record
 from attnres_train.errors import UserError
-from attnres_train.run_state import Standing, standing
+from attnres_train.screen import complain
+from attnres_train.stages import problems_named
+from attnres_train.standing import Standing, standing
 
 Lists = Mapping[str, Sequence[FileRow]]
 """Lists of files by their digest."""
@@ -38,47 +41,71 @@ class Preparation:
     record: Mapping[str, Any]
     """Where it lies on this machine, with its files (`data.record`)."""
     files: Lists
+    stage: int = 0
+    """Number of the stage that it is for."""
 
     @property
     def prepared(self) -> Prepared:
         return from_record(self.record)
 
-    def hand_over(self, path: Path) -> None:
-        """Write into ``path`` what `handed_over` reads. Raises UserError where that cannot be."""
-        plain = {"record": self.record, "files": self.files}
-        try:
-            path.write_text(json.dumps(plain), encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"{path}, for the workers, cannot be written ({error.strerror}): make room there, "
-                "or have TMPDIR name another folder"
-            ) from error
+
+def hand_over(made: Sequence[Preparation], path: Path) -> None:
+    """Write into ``path`` what `handed_over` reads. Raises UserError where that cannot be."""
+    try:
+        path.write_text(json.dumps([asdict(one) for one in made]), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}, for the workers, cannot be written ({error.strerror}): make room there, "
+            "or have TMPDIR name another folder"
+        ) from error
 
 
-def handed_over(path: Path) -> Preparation:
-    """What another process on this machine has prepared a moment ago (`Preparation.hand_over`): it
-    is not looked at again."""
-    return Preparation(**json.loads(path.read_text(encoding="utf-8")))
+def handed_over(path: Path) -> list[Preparation]:
+    """What another process on this machine has prepared a moment ago (`hand_over`): it is not
+    looked at again."""
+    return [Preparation(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def prepare_stages(config: RunConfig, *, progress: bool = True) -> list[Preparation]:
+    """`prepare_run` and, for each stage that comes after it, the same: those that are over need no
+    data. All have the tokenizer of the first. Raises UserError as `prepare_run`."""
+    first = prepare_run(config, progress=progress)
+    trained = first.prepared.tokenizer_path
+    tokenizer, made = Path(trained) if trained else None, [first]
+    for number, stage in enumerate(stage_configs(config)[first.stage + 1 :], first.stage + 1):
+        if progress:
+            complain(f"data: for {called(config, number)}:")
+        with problems_named(config, number):
+            run = RunData([[Part(0, reader)] for reader in find_corpora(stage.data)], tokenizer)
+            made.append(_prepare(stage, run, progress, number))
+    return made
 
 
 def prepare_run(config: RunConfig, *, progress: bool = True) -> Preparation:
-    """`prepare` for the run of ``config`` as it stands on disk.
+    """`prepare` for the run of ``config`` as it stands on disk, for the stage that it goes on with.
 
     Raises UserError as `standing` and `prepare` do, and, before anything is tokenised, where the
     run has read other files than there are now and nothing says what is meant.
     """
     found = standing(config)
-    if found is not None:
-        identity.compare(config, found.path, found.extras, None, goes_on=not found.is_new)
-    readers = find_corpora(config.data)
-    run = RunData([[Part(0, reader)] for reader in readers])
-    if found is not None:
-        run = RunData(_corpora(config, found, readers), _tokenizer(config, found))
+    number = found.stage if found else 0
+    stage = stage_configs(config)[number]
+    with problems_named(config, number):
+        if found is not None:
+            identity.compare(stage, found.path, found.extras, None, goes_on=not found.is_new)
+        readers = find_corpora(stage.data)
+        run = RunData([[Part(0, reader)] for reader in readers])
+        if found is not None:
+            run = RunData(_corpora(stage, found, readers), _tokenizer(stage, found))
+        return _prepare(stage, run, progress, number)
+
+
+def _prepare(config: RunConfig, run: RunData, progress: bool, number: int) -> Preparation:
     prepared = prepare(config, progress=progress, run=run)
     corpora = [part.reader for generations in run.corpora for part in generations]
     seen = {file: content for one in corpora for file, content in one.contents.items()}
     files = {digest_of(one.rows): one.rows for one in corpora}
-    return Preparation(as_record(prepared, seen), files)
+    return Preparation(as_record(prepared, seen), files, number)
 
 
 def _tokenizer(config: RunConfig, found: Standing) -> Path | None:

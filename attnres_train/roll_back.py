@@ -15,6 +15,7 @@ from attnres_train.errors import UserError
 from attnres_train.progress import Progress
 from attnres_train.run_state import Checkpoints
 from attnres_train.screen import complain, say
+from attnres_train.stages import entered
 
 FILE = "history/roll_backs.jsonl"
 
@@ -46,12 +47,12 @@ def roll_back(config: RunConfig, checkpoints: Checkpoints, now: Progress) -> Pro
             "train.on_spike=tell, which goes through the spike"
         )
     peers = Peers(checkpoints.group)
-    path = peers.on_first(partial(_chosen, checkpoints.newest, now.spikes.back_to))
-    path, restored = _load(config, checkpoints, path)
+    path = peers.on_first(partial(_chosen, checkpoints.newest, now))
+    path, restored = _load(config, checkpoints, path, now.began)
     checkpoints.newest = path
     if restored.rng is not None:
         rng.set_rng_state(restored.rng)
-    back = Progress.of(restored.extras["progress"])
+    back = entered(config, Progress.of(restored.extras["progress"]))
     back.samples = now.samples
     back.spikes.count = now.spikes.count
     back.spikes.roll_backs = now.spikes.roll_backs + 1
@@ -64,25 +65,34 @@ def roll_back(config: RunConfig, checkpoints: Checkpoints, now: Progress) -> Pro
     return back
 
 
-def _chosen(newest: Path, back_to: int | None) -> Path:
+def _chosen(newest: Path, now: Progress) -> Path:
     """Where the run has gone back to the ``newest`` before, and spikes again with other data before
-    its next save, the weights are to blame: the one before that, if there is one."""
-    again = back_to == folders.step_of(newest)
-    return (folders.older_than(newest) if again else None) or newest
+    its next save, the weights are to blame: the one before that, if the stage has one."""
+    again = now.spikes.back_to == folders.step_of(newest)
+    return (_older(newest, now.began) if again else None) or newest
 
 
-def _load(config: RunConfig, checkpoints: Checkpoints, path: Path) -> tuple[Path, store.Restored]:
+def _older(path: Path, began: int) -> Path | None:
+    """The one before ``path``, of the stage that began after step ``began``: what is before that
+    has other data."""
+    older = folders.older_than(path)
+    return older if older and folders.step_of(older) >= began else None
+
+
+def _load(
+    config: RunConfig, checkpoints: Checkpoints, path: Path, began: int
+) -> tuple[Path, store.Restored]:
     peers = Peers(checkpoints.group)
     while True:
         try:
             return path, store.load(path, checkpoints.tensors, group=checkpoints.group)
         except BrokenCheckpoint as error:
             may_pass = config.checkpoint.on_damage == "use_older"
-            path = peers.on_first(partial(_one_before, path, error, may_pass))
+            path = peers.on_first(partial(_one_before, path, error, may_pass, began))
 
 
-def _one_before(path: Path, error: BrokenCheckpoint, may_pass: bool) -> Path:
-    older = folders.older_than(path)
+def _one_before(path: Path, error: BrokenCheckpoint, may_pass: bool, began: int) -> Path:
+    older = _older(path, began)
     if older is None or not may_pass:
         raise error
     complain(f"damaged, kept as {folders.set_aside(path)}: {error}")

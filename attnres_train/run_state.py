@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,23 +12,25 @@ from typing import Any
 
 import torch.distributed as dist
 
-from attnres_train import identity, run_folder
+from attnres_train import identity, run_folder, stages
 from attnres_train.checkpoint import drift, folders, rng, store
-from attnres_train.checkpoint.manifest import BrokenCheckpoint, read_manifest
+from attnres_train.checkpoint.manifest import BrokenCheckpoint
 from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.checkpoint.saver import Outcome, Saver
 from attnres_train.config.loader import plain_values
 from attnres_train.config.origin import has_begun
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.stages import called
 from attnres_train.data.prepare import Prepared
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.named_state import by_holders, named_state
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
-from attnres_train.progress import Progress, Spikes
+from attnres_train.progress import Progress
 from attnres_train.screen import say
+from attnres_train.standing import Standing, standing
 
 logger = logging.getLogger(__name__)
 
@@ -37,57 +38,11 @@ SETTLE_SECONDS = 10.0
 """Time that a save under way has to be done once the run has failed."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """The checkpoint that a run is to go on from, and what it holds beside tensors."""
-
-    path: Path
-    extras: Mapping[str, Any]
-    """Of a new run, ``progress`` is where that begins."""
-    is_new: bool = False
-    """Whether it is another run that begins with the weights of this one (`checkpoint.load`)."""
-
-
-def standing(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> Standing | None:
-    """Where ``config``'s run stands on disk; None: at the beginning. ``damaged`` checkpoints, path
-    to problem, are passed over.
-
-    Raises UserError where what `checkpoint.resume` or `checkpoint.load` asks for is not to be had.
-    """
-    folder = Path(config.run.dir) / config.run.name
-    path = folders.resolve_resume(config.checkpoint.resume, folder / "checkpoints", damaged or {})
-    if path is not None:
-        return Standing(path, read_manifest(path).extras)
-    if config.checkpoint.load is None:
-        return None
-    path = folders.resolve_path("checkpoint.load", config.checkpoint.load, folder / "checkpoints")
-    extras, reset = read_manifest(path).extras, config.checkpoint.reset
-    start = Progress.of(extras["progress"])
-    start.spikes = Spikes()  # of the other run
-    if "schedule" in reset:
-        start.step = start.tokens = 0
-    if "data" in reset:
-        start.samples = 0
-    return Standing(path, extras | {"progress": start.plain()}, is_new=True)
-
-
-def nothing_left(config: RunConfig) -> str | None:
-    """Why there is nothing to train, and what to change; None if there is. Nothing is written.
-
-    Raises UserError as `standing` does, and where the checkpoint is of another model.
-    """
-    found = standing(config)
-    if found is None:
-        return None
-    identity.compare(config, found.path, found.extras, None, goes_on=not found.is_new)
-    return identity.nothing_left(config, found.path, found.extras)
-
-
 class Checkpoints:
     """Saves and resumes a run's state, every tensor under its layout-free name.
 
-    ``folder`` is the run folder, ``chunks`` and ``optimizer`` are those of this rank, ``prepared``
-    is the run's data.
+    ``config`` is that of the stage under way and ``prepared`` its data, ``folder`` the run folder,
+    ``chunks`` and ``optimizer`` are those of this rank.
     """
 
     def __init__(
@@ -108,6 +63,8 @@ class Checkpoints:
         """The tensors by who holds the same."""
         self.prepared, self.files = prepared, files or {}
         self.record = identity.data_record(config, prepared)
+        self.past: list[Mapping[str, Any]] = []
+        """The records of the data of stages that are over."""
         self.loaded_from: Path | None = None
         self.newest: Path | None = None
         """The checkpoint that this attempt has saved last, or else begun with."""
@@ -124,7 +81,7 @@ class Checkpoints:
         damaged: dict[Path, str] = {}
         found, told = self._found_and_loaded(peers, damaged)
         if found is not None:
-            progress = self._position(found)
+            progress, self.past = self._position(found), list(found.extras.get("past", []))
             if self.ranks.is_main:
                 verb = "weights of" if found.is_new else "resumed from"
                 say("\n".join([f"{verb} {found.path}", *told]))
@@ -151,6 +108,18 @@ class Checkpoints:
                 peers.on_first(partial(self._check_passing_over, found, error))
                 problem = str(error).removeprefix(f"{found.path} is damaged: ")
                 damaged[found.path] = problem.removeprefix(f"{found.path}: ")
+
+    def _refuse_stage(self, found: Standing, damaged: Mapping[Path, str]) -> None:
+        """Raise UserError: the newest checkpoint that is whole is of an earlier stage, the data of
+        which are not at hand."""
+        told = "; ".join(
+            f"damaged, kept as {folders.set_aside(place)}: {problem}"
+            for place, problem in damaged.items()
+        )
+        raise UserError(
+            f"{told}\nThe one before, {found.path}, is of {called(self.config, found.stage)}: give "
+            "the same command again to go on there"
+        )
 
     def _check_passing_over(self, found: Standing, error: BrokenCheckpoint) -> None:
         """Raise ``error``, with what there is instead, unless an older one is to be used."""
@@ -191,7 +160,10 @@ class Checkpoints:
                 f"checkpoint.on_damage is error, and there is damage:{lines}\nThe one before is "
                 f"{path}: it is used with checkpoint.on_damage=use_older"
             )
-        told = identity.compare(self.config, path, extras, self.record, goes_on=goes_on)
+        if found.config != self.config:
+            self._refuse_stage(found, {**damaged, **broken})
+        with stages.problems_named(self.config, found.stage):
+            told = identity.compare(self.config, path, extras, self.record, goes_on=goes_on)
         return found, told, broken
 
     def _position(self, found: Standing) -> Progress:
@@ -208,16 +180,20 @@ class Checkpoints:
         told = []
         if found is not None:
             told = identity.data_history(self.config, found.extras, self.record)
+            told = [*stages.told_beginning(self.config, found.extras["progress"]), *told]
         path = found.path if found and not found.is_new else None
         path = run_folder.begin(self.run_folder, self.config.checkpoint.resume, path)
         tokenizer = self.prepared.tokenizer_path
         run_folder.keep_identity(
-            self.run_folder, progress.step, self.config, self.record, tokenizer, told
+            self.run_folder, progress.step, self.config, self._records(), tokenizer, told
         )
         run_folder.keep_files(self.run_folder, self.files)
         # Made here alone: where it is gone later on, a disk was unmounted.
         self.folder.mkdir(exist_ok=True)
         return path
+
+    def _records(self) -> dict[str, Any]:
+        return self.record | ({"past": self.past} if self.past else {})
 
     @property
     def saving(self) -> bool:
@@ -236,6 +212,7 @@ class Checkpoints:
             folders.KEEP_BEFORE: progress.spikes.before,
             "config": plain_values(self.config),
             "data": self.record,
+            "past": self.past,
         }
         self._saver.start(progress.step, extras, self.loaded_from)
 

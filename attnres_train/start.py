@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from attnres_train.data.record import from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.machines import Place, first_ranks, machine_names
 from attnres_train.parallel.meeting import Meeting, of_ranks
-from attnres_train.preparation import Lists, handed_over, prepare_run
-from attnres_train.run_state import nothing_left
+from attnres_train.preparation import Lists, handed_over, prepare_stages
+from attnres_train.standing import nothing_left
 from attnres_train.supervise.preflight import cannot_write
 from attnres_train.words import some_of
 
@@ -36,14 +37,16 @@ SEEN_SECONDS = 10.0
 class Start:
     """What a rank has learnt from the others."""
 
-    prepared: Prepared
-    """Where the data lies on this machine."""
-    record: Mapping[str, Any]
-    """The same with its files (`data.record`)."""
+    stage: int
+    """Number of the stage that the run goes on with, 0 where there are none."""
+    prepared: Sequence[Prepared]
+    """Where the data of that stage, and of those after it, lie on this machine."""
+    records: Sequence[Mapping[str, Any]]
+    """The same with their files (`data.record`)."""
     machines: Sequence[str]
     """Of each rank, its machine's name."""
-    files: Lists | None = None
-    """On rank 0, those of the corpora, for the run folder."""
+    files: Sequence[Lists] = ()
+    """On rank 0, those of the corpora of each, for the run folder."""
 
 
 def prepare_together(config: RunConfig, meeting: Meeting) -> Start | str:
@@ -62,16 +65,17 @@ def prepare_together(config: RunConfig, meeting: Meeting) -> Start | str:
         return told["done"]
     places = [Place(*place) for place in told["places"]]
     machines, first = machine_names(places), first_ranks(places)[meeting.rank]
-    record = told["record"]
+    records = told["records"]
     if first == meeting.rank:
-        own = None if is_here(record) else _prepare_here(config, record, machines, meeting.rank)
+        here = all(map(is_here, records))
+        own = None if here else _prepare_here(config, records, machines, meeting.rank)
         meeting.tell(f"record/{first}", own)
     elif first != 0:
         own = meeting.hear(f"record/{first}", f"rank {first} to look at the data")
     else:
         own = None
-    record = own or record
-    return Start(from_record(record), record, machines)
+    records = own or records
+    return Start(told["stage"], list(map(from_record, records)), records, machines)
 
 
 def _first_to_prepare(config: RunConfig, meeting: Meeting) -> Start | str:
@@ -82,18 +86,21 @@ def _first_to_prepare(config: RunConfig, meeting: Meeting) -> Start | str:
         meeting.hear_all("leaving", "to hear that")  # from the store, which goes with rank 0
         return done
     handed = meeting.heard(HANDED_OVER)
-    made = handed_over(Path(handed)) if handed else prepare_run(config)
-    meeting.tell("prepared", {"record": made.record, "places": places})
-    return Start(made.prepared, made.record, machine_names(places), made.files)
+    made = handed_over(Path(handed)) if handed else prepare_stages(config)
+    records, stage = [one.record for one in made], made[0].stage
+    meeting.tell("prepared", {"records": records, "stage": stage, "places": places})
+    prepared, files = [one.prepared for one in made], [one.files for one in made]
+    return Start(stage, prepared, records, machine_names(places), files)
 
 
 def _prepare_here(
-    config: RunConfig, theirs: Mapping[str, Any], machines: Sequence[str], rank: int
-) -> Mapping[str, Any]:
+    config: RunConfig, theirs: Sequence[Mapping[str, Any]], machines: Sequence[str], rank: int
+) -> list[Mapping[str, Any]]:
     """This machine has a cache of its own: what that lacks is made."""
-    made = prepare_run(config, progress=False)
-    check_alike({machines[0]: from_record(theirs), machines[rank]: made.prepared})
-    return made.record
+    own = prepare_stages(config, progress=False)
+    for record, made in zip(theirs, own, strict=True):
+        check_alike({machines[0]: from_record(record), machines[rank]: made.prepared})
+    return [made.record for made in own]
 
 
 def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
@@ -113,7 +120,8 @@ def check_together(folder: Path, start: Start, meeting: Meeting) -> None:
             probe.write_text(probe.name, encoding="utf-8")
             meeting.tell("probe", probe.name)
         token = meeting.hear("probe", "rank 0 to write into the run folder")
-        meeting.tell_own("problems", [*_folder_problems(folder, token), *missing(start.record)])
+        unseen = chain.from_iterable(map(missing, start.records))
+        meeting.tell_own("problems", [*_folder_problems(folder, token), *unseen])
         if meeting.rank == 0:
             found = meeting.hear_all(
                 "problems", "to look at run folder and data", names=start.machines

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from attnres_train.config import describe
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.stages import called, stage_configs
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import Prepared
 from attnres_train.model.chunk import ModelChunk
@@ -48,6 +50,7 @@ from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
 from attnres_train.preparation import Lists
+from attnres_train.progress import Progress
 from attnres_train.run_state import Checkpoints
 from attnres_train.screen import say
 from attnres_train.start import Start, check_together, prepare_together
@@ -93,15 +96,39 @@ def _train(
         watched(folder, ranks) as (pulse, recorder),
     ):
         stop.will_save()
-        parts = build_parts(config, ranks, start.prepared, pulse, start.files)
-        if ranks.is_main:
-            more = facts(config, ranks.device, ranks.world_size)
-            say(describe(config, chunk_layers(config), ranks.world_size, more))
-            if table := rank_table(config.parallel, ranks.world_size):
-                say(table)
-        progress = Trainer(config, ranks, parts, stop, recorder).fit()
-        if ranks.is_main and progress.step < config.train.train_iters:
+        if ranks.is_main and (table := rank_table(config.parallel, ranks.world_size)):
+            say(table)
+        stages = list(enumerate(stage_configs(config)))[start.stage :]
+        for place, (number, stage) in enumerate(stages):
+            if ranks.is_main and config.stages:
+                say(called(config, number))
+            files = start.files[place] if start.files else None
+            make = partial(build_parts, stage, ranks, start.prepared[place], pulse, files)
+            progress, goes_on = _train_stage(stage, ranks, make, stop, recorder)
+            if not goes_on:
+                break
+            gc.collect()  # what the stage had makes room for the next one's
+        if ranks.is_main and progress.step < config.total_iters:
             say(f"stopped after step {progress.step}, saved; the same command resumes")
+
+
+def _train_stage(
+    config: RunConfig,
+    ranks: Ranks,
+    make_parts: Callable[[], Parts],
+    stop: StopSignals,
+    recorder: Recorder,
+) -> tuple[Progress, bool]:
+    """Train the stage that ``config`` is, from where the run stands; a run without stages is one.
+    Returns how far the run is, and whether it goes on with the next stage."""
+    parts = make_parts()
+    if ranks.is_main:
+        more = facts(config, ranks.device, ranks.world_size)
+        say(describe(config, chunk_layers(config), ranks.world_size, more))
+    trainer = Trainer(config, ranks, parts, stop, recorder)
+    progress, stop_after = trainer.fit(), config.train.stop_after
+    whole = progress.step == progress.began + config.train.train_iters
+    return progress, whole and not trainer.stopped and progress.step != stop_after
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class Parts:
 
 
 class Trainer:
-    """Trains up to ``train.train_iters`` (or ``train.stop_after``), from where the run stands."""
+    """Trains the run, or the stage of it that ``config`` is, for ``train.train_iters`` (or up to
+    ``train.stop_after``), from where it stands."""
 
     def __init__(
         self,
@@ -78,6 +79,8 @@ class Trainer:
         self.recorded = recorder.recorded if recorder else nullcontext
         self.lr_schedule: LRSchedule = kind_of(config, "lr_schedule.kind")
         self.progress = Progress()
+        self.stopped = False
+        """Whether something asked for an end, on whichever rank."""
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
         ports = next(iter(parts.chunks.values())).ports  # all chunks have the same
         self.shares = ports.sequence.shares
@@ -88,16 +91,16 @@ class Trainer:
     def fit(self) -> Progress:
         """Run the loop. Returns the progress reached, which is also what was saved last."""
         train, observers = self.config.train, self.parts.observers
-        end = min(train.train_iters, train.stop_after or train.train_iters)
         self.progress = self.parts.checkpoints.resume()
+        end = self.progress.began + train.train_iters
+        end = min(end, train.stop_after or end)
         # A failure is written down before observers are told, which may take their time.
         watching = observers.watching(self.progress.step)
         with self.parts.checkpoints.settled(), watching, self.recorded():
-            stopping = False
-            while self.progress.step < end and not stopping:
+            while self.progress.step < end and not self.stopped:
                 observers.tell(Observer.on_step_begin, self.progress.step + 1)
                 record, totals = self.train_step()
-                stopping, step = totals.stopping, self.progress.step
+                self.stopped, step = totals.stopping, self.progress.step
                 if self._rolled_back(record):
                     continue
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
@@ -112,7 +115,7 @@ class Trainer:
                     self.parts.checkpoints.compare_replicas(step)
                 if not totals.saving:
                     self._tell_save()
-                last = step == end or stopping
+                last = step == end or self.stopped
                 if last or (section.save_interval and step % section.save_interval == 0):
                     self._save(last)
                 observers.tell_step_end(record, after_save=True)
@@ -180,7 +183,7 @@ class Trainer:
         totals = self._over_ranks(result, micro_batches)
         taken = not self.skips.passes_over(step, totals.loss, grad_norm, self.ranks.is_main)
         lr = self.lr_schedule.learning_rate(
-            step, self.config.optimizer.lr, self.config.train.train_iters
+            step - progress.began, self.config.optimizer.lr, self.config.train.train_iters
         )
         if taken:
             parts.optimizer.step(lr)
@@ -279,6 +282,8 @@ class Trainer:
             "p2p_bytes": totals.p2p_bytes,
             "memory_bytes": totals.memory_bytes,
         }
+        if self.config.stages:
+            record["stage"] = self.progress.stage
         if self.progress.skipped:
             record["skipped_steps"] = self.progress.skipped
         if self.progress.spikes.count:

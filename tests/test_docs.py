@@ -84,6 +84,8 @@ def shortened(command: str, page: Path) -> list[str]:
     elif trains:
         corpus = "data.corpus=[{kind: text, path: README.md}]"
         words += [*SHORT, corpus, "data.split=[0.8, 0.2]", "data.tokenizer.vocab_size=300"]
+    if trains and "configs/stages.yaml" in words:
+        words += ["stages.1.train.train_iters=2", "stages.1.train.seq_length=64"]
     if "benchmarks/" in command:
         words.append("--quick")
     return words

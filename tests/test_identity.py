@@ -57,10 +57,16 @@ def config(tiny) -> RunConfig:
     return tiny.config("log.observers=[tests.own_observers:Quiet]")
 
 
+@pytest.fixture(scope="module")
+def with_every_key(tiny) -> RunConfig:
+    return tiny.config("log.observers=[tests.own_observers:Quiet]", "stages=[{name: whole}]")
+
+
 class TestComparison:
     @pytest.mark.parametrize("key", KEYS)
-    def test_each_key_changed_alone_is_refused_told_or_silent(self, config, key):
+    def test_each_key_changed_alone_is_refused_told_or_silent(self, with_every_key, key):
         """As the checkpoint has another value than the configuration of now."""
+        config = with_every_key
         saved = extras(config)
         *places, name = key.split(".")
         section = saved["config"]

@@ -18,7 +18,7 @@ from attnres_train.data.prepare import prepare
 from attnres_train.data.record import as_record, files_of, from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.meeting import Meeting, meet, of_ranks
-from attnres_train.preparation import prepare_run
+from attnres_train.preparation import prepare_stages
 from tests.data.tiny import run_config, text_corpus, write_text
 from tests.machines import own_machine
 from tests.tiny import free_port
@@ -38,7 +38,7 @@ def begin(config: RunConfig, folder: Path, port: int, edits: Edits = ()) -> tupl
     text, and how often this rank has prepared."""
     with ExitStack() as stack:
         stack.enter_context(own_machine(folder, port))
-        prepares = stack.enter_context(patch.object(start, "prepare_run", wraps=prepare_run))
+        prepares = stack.enter_context(patch.object(start, "prepare_stages", wraps=prepare_stages))
         stack.enter_context(patch.object(start, "SEEN_SECONDS", 0.1))
         try:
             with meet(300) as meeting:
@@ -51,7 +51,7 @@ def begin(config: RunConfig, folder: Path, port: int, edits: Edits = ()) -> tupl
                     if rank == meeting.rank:
                         Path(path).write_bytes(content)
                 start.check_together(run, begun, meeting)
-                tokens = open_data(config, begun.prepared).micro_batches(0, 0, 1)[0]["tokens"]
+                tokens = open_data(config, begun.prepared[0]).micro_batches(0, 0, 1)[0]["tokens"]
                 meeting.tell_own("end", 0)
                 if meeting.rank == 0:  # the store goes with it
                     meeting.hear_all("end", "to end")

@@ -13,6 +13,7 @@ from typing import Any
 from attnres_train.config import check_config, load_config, shipped
 from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import RunConfig
+from attnres_train.config.stages import called, stage_configs
 from attnres_train.config.tree import Tree
 from attnres_train.errors import UserError
 from attnres_train.planning.devices import find_device
@@ -75,21 +76,31 @@ def _given(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
 
 
 def print_plan(config: RunConfig, args: argparse.Namespace) -> int:
-    """Print the plan of a checked ``config``; ``args`` as of `machine`. Raises UserError for
-    rates that are not positive and for a picture that cannot be written."""
+    """Print the plan of a checked ``config``, of each stage if it has some; ``args`` as of
+    `machine`. Raises UserError for rates that are not positive and for a picture that cannot be
+    written."""
     machine = Machine(args.flops_rate, args.peak_flops, args.link_bandwidth)
     for name, value in asdict(machine).items():
         if not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
     gc.disable()  # a million small tuples and no cycles: looking for them takes half the time
     try:
-        planner = Planner(config, machine, args.nproc)
-        report = planner.report()
+        planners = [Planner(stage, machine, args.nproc) for stage in stage_configs(config)]
+        reports = [planner.report() for planner in planners]
     finally:
         gc.enable()
-    print(json.dumps(report) if args.json else as_text(report))
+    names = [stage.name for stage in config.stages]
+    if args.json:
+        by_name = {"stages": dict(zip(names, reports, strict=True))} if names else reports[0]
+        print(json.dumps(by_name))
+    for number, report in enumerate([] if args.json else reports):
+        heading = f"{called(config, number)}\n\n" if names else ""
+        print(("\n\n" if number else "") + heading + as_text(report))
     if args.picture:
-        _write(Path(args.picture), planner.picture(args.mode), "--picture")
+        place = Path(args.picture)
+        files = [place.with_stem(f"{place.stem}-{name}") for name in names] or [place]
+        for file, planner in zip(files, planners, strict=True):
+            _write(file, planner.picture(args.mode), "--picture")
     return 0
 
 

@@ -6,15 +6,17 @@ import argparse
 import json
 import os
 import statistics
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 from attnres_train.checkpoint.folders import find_latest
 from attnres_train.config import load_config
-from attnres_train.config.resume_table import Effect, changes
+from attnres_train.config.resume_table import TOLD, changes
 from attnres_train.config.saved import load_saved, saved_values
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.shipped import names
+from attnres_train.config.stages import called
 from attnres_train.errors import UserError
 from attnres_train.observe.observer import Record
 from attnres_train.observe.sinks import read_records
@@ -55,6 +57,7 @@ def summary(
     validations = [r["validation_loss"] for r in records if "validation_loss" in r]
     rows = [
         ("run", f"{run}: {_stands(config, int(last['step']))}"),
+        *_stages(config, int(last["step"])),
         ("model", f"{info['num_parameters']:,} parameters, residual {config.model.residual.kind}"),
         ("tokens", f"{last['tokens']:,} of a corpus of {info['num_tokens']:,}"),
         ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at the last"),
@@ -76,10 +79,21 @@ def summary(
 
 
 def _stands(config: RunConfig, step: int) -> str:
-    end = config.train.train_iters
+    end = config.total_iters
     if step > end:  # a folder of before a run could not be ended twice
         return f"step {step}, beyond train.train_iters {end}"
     return f"step {step} of {end}{', finished' if step == end else ''}"
+
+
+def _stages(config: RunConfig, step: int) -> Iterator[tuple[str, str]]:
+    """The row of each stage, in the run of ``config`` that has made ``step`` steps."""
+    began = 0
+    for number, stage in enumerate(config.stages):
+        end = began + stage.train.train_iters
+        stands = "over" if step >= end else "under way" if step > began else "to come"
+        words = f"{called(config, number)}: steps {began + 1:,} to {end:,}, {stands}"
+        yield "" if number else "stages", words
+        began = end
 
 
 def changed(run: Path) -> list[str]:
@@ -90,7 +104,7 @@ def changed(run: Path) -> list[str]:
         (step, str(change))
         for (_, before), (step, after) in pairwise(configs)
         for change in changes(before, after)
-        if change.effect != Effect.NONE
+        if change.effect in TOLD
     ]
     for path in sorted((run / "history").glob("step_*.json")):
         lines = json.loads(path.read_text(encoding="utf-8"))["data"]

@@ -56,17 +56,18 @@ def _launch(args: argparse.Namespace) -> int:
         print(made)
         return 0
     from attnres_train.parallel.meeting import told_beforehand
+    from attnres_train.preparation import hand_over
     from attnres_train.start import HANDED_OVER
 
     with tempfile.TemporaryDirectory(prefix="attnres-train-") as scratch:
         prepared = Path(scratch, "prepared.json")
-        made.hand_over(prepared)
+        hand_over(made, prepared)
         command = ["-m", "attnres_train", "train", args.config, *args.overrides]
         told = told_beforehand(HANDED_OVER, str(prepared))
         return launch(command, world_size, Path(config.run.dir) / config.run.name, told)
 
 
-def prepare_once(config: RunConfig) -> Preparation | str:
+def prepare_once(config: RunConfig) -> list[Preparation] | str:
     """What is done once, before any worker starts: the checkpoint to resume from, data, the run
     folder, in which no other run may be at work. Returns the data, for the workers, or what to tell
     where there is nothing to train: nothing is written then.
@@ -74,16 +75,19 @@ def prepare_once(config: RunConfig) -> Preparation | str:
     Raises UserError where one of them is not to be had, or the checkpoint is of another run.
     """
     from attnres_train import identity
-    from attnres_train.preparation import prepare_run
-    from attnres_train.run_state import nothing_left, standing
+    from attnres_train.preparation import prepare_stages
+    from attnres_train.stages import problems_named
+    from attnres_train.standing import nothing_left, standing
 
     if done := nothing_left(config):
         return done
-    made = prepare_run(config)
+    made = prepare_stages(config)
     folder = Path(config.run.dir) / config.run.name
     if found := standing(config):
-        record = identity.data_record(config, made.prepared)
-        identity.compare(config, found.path, found.extras, record, goes_on=not found.is_new)
+        record = identity.data_record(found.config, made[0].prepared)
+        with problems_named(config, found.stage):
+            goes_on = not found.is_new
+            identity.compare(found.config, found.path, found.extras, record, goes_on=goes_on)
     with run_lock(folder):  # rank 0 will hold it
         failures.clear(folder)
     return made

@@ -11,6 +11,7 @@ from attnres_train.config.kinds import CHOICES, kinds_of
 from attnres_train.config.layout_text import stated_layers
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.split_checks import split_problems
+from attnres_train.config.stages import named_once, stage_configs
 
 Problems = Iterator[str]
 
@@ -21,22 +22,35 @@ def check_config(config: RunConfig, world_size: int | None = None, *, files: boo
     ``world_size`` is the number of processes the run has; None takes as many as the model needs at
     least. Without ``files`` a tokenizer's may be missing: those of another machine.
     """
-    problems = [
-        *_context(config),
-        *_model(config),
-        *_layout(config),
-        *_processes(config, world_size),
-        *split_problems(config),
-        *_experts(config, world_size),
-        *_batch(config, world_size),
-        *_data(config),
-        *_kinds(config, files),
-        *_reset(config),
-        *_kept(config),
-        *checkpoint_problems(config),
-    ]
+    by_stage = [list(_problems(one, world_size, files)) for one in stage_configs(config)]
+    problems = [*_stages(config), *named_once(config, by_stage), *checkpoint_problems(config)]
     if problems:
         raise ConfigError(problems)
+
+
+def _problems(config: RunConfig, world_size: int | None, files: bool) -> Problems:
+    """Of one stage."""
+    for found in (
+        _context(config),
+        _model(config),
+        _layout(config),
+        _processes(config, world_size),
+        split_problems(config),
+        _experts(config, world_size),
+        _batch(config, world_size),
+        _data(config),
+        _kinds(config, files),
+        _reset(config),
+        _kept(config),
+    ):
+        yield from found
+
+
+def _stages(config: RunConfig) -> Problems:
+    names = [stage.name for stage in config.stages]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield f"stages: {names.count(name)} are called {name}: give each a name of its own"
 
 
 def data_parallel_size(config: RunConfig, world_size: int | None = None) -> int:

@@ -65,11 +65,11 @@ class TokenizerConfig(Section):
     _paths = holding_paths("path")
 
 
-class DataConfig(Section):
+class StagedData(Section):
+    """What a stage of a run may have of its own."""
+
     corpus: list[CorpusConfig] = Field([CorpusConfig(kind="python-stdlib")], min_length=1)
     """Corpora that are blended by weight."""
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
-    """The tokenizer."""
     split: tuple[float, float] = (0.98, 0.02)
     """Shares of the documents for training and validation. A hash of what a document holds says on
     which side it is, so that a corpus may grow; small corpora lend the end of their longest one.
@@ -82,6 +82,11 @@ class DataConfig(Section):
     """Leave the last token of each document out of the loss: what it is to predict, the first token
     of another document, is chance. The loss is then the mean over the others of a step. Off by
     default: losses of runs with and without `reset_at_documents` compare."""
+
+
+class DataConfig(StagedData):
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    """The tokenizer."""
     new: Literal["append", "restart"] | None = None
     """What a run does that goes on when the files of its corpora are others now. Unset: it is
     refused. `append`: files that are new are mixed into the rest of the epoch, those that the run

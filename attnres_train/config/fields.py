@@ -73,7 +73,9 @@ def nearest(key: str) -> list[str]:
             return 0
         return names + 0.2 * difflib.SequenceMatcher(None, parent, other_parent).ratio()
 
-    ranked = sorted(((likeness(k), k) for k in all_keys()), reverse=True)
+    # A key of a stage is meant where one is asked for.
+    alike = [k for k in all_keys() if k.startswith("stages.") == key.startswith("stages.")]
+    ranked = sorted(((likeness(k), k) for k in alike), reverse=True)
     best = ranked[0][0]
     return [k for score, k in ranked[:3] if score > 0 and score >= best - 0.1]
 

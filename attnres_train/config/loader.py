@@ -15,6 +15,7 @@ from attnres_train.config import shipped
 from attnres_train.config.errors import ConfigError
 from attnres_train.config.fields import (
     EXTENDS,
+    all_keys,
     given_options,
     holds_sections,
     locate,
@@ -25,6 +26,7 @@ from attnres_train.config.meant import did_you_mean
 from attnres_train.config.renamed import drop_unset, instead
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.secrets import without_secrets
+from attnres_train.config.stage_values import completed, hidden, keys, place_of
 from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.config.yaml_text import KeyPath, block, dotted, flow, parse
 
@@ -45,14 +47,29 @@ def load_with_places(
     """The same, and where each key that is not left at its default was written: ``FILE:LINE`` or
     ``command line``."""
     tree = read_tree(shipped.find(path))
-    return config_of(tree, overrides), tree.places
+    config = config_of(tree, overrides)
+    # What stands outside of `stages` is the first stage's.
+    alone = {"stages": (tree.values.get("stages") or [])[:1]}
+    base = {path: where for path, where in tree.places.items() if not hidden(alone, path)}
+    first = {path[2:]: where for path, where in base.items() if path[:2] == ("stages", 0)}
+    return config, base | {path: where for path, where in first.items() if path}
 
 
 def config_of(tree: Tree, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration with the values of ``tree``, once ``overrides`` are merged into it. Raises
     ConfigError."""
+    unread = []
     for text in overrides:
-        tree.merge(parse_override(text))
+        override = parse_override(text)
+        tree.merge(override)
+        (path,) = override.texts
+        if path[0] != "stages" and hidden(tree.values, path):
+            unread.append(
+                f"{dotted(path)} (command line): every stage has its own, so that none would read "
+                f"it: write stages.0.{text}, and so on"
+            )
+    if unread:
+        raise ConfigError(unread)
     drop_unset(tree.values)
     try:
         return RunConfig.model_validate(tree.values)
@@ -63,9 +80,13 @@ def config_of(tree: Tree, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
-    path, wanted = locate(error["loc"], tree.values)
+    located, wanted = locate(error["loc"], completed(tree.values))
+    is_missing = error["type"] == "missing" and located == error["loc"]
+    path = place_of(located, tree.values)
+    if is_missing:  # from a section that is there
+        path = (*place_of(located[:-1], tree.values), located[-1])
     key = dotted(path)
-    if error["type"] == "missing" and path == error["loc"]:
+    if is_missing:
         return path, f"{key}: missing from {tree.place(path[:-1])}; expected {wanted}"
     here = f"{key} ({tree.place(path)})"
     if error["type"] == KIND_ERROR:
@@ -82,6 +103,11 @@ def _problem(tree: Tree, error: ErrorDetails) -> tuple[KeyPath, str]:
 def _instead(tree: Tree, path: KeyPath) -> str:
     """What to write instead of the unknown key at ``path``."""
     *outer, name = path
+    if outer[:1] == ["stages"] and (key := dotted(path[2:])) in all_keys():
+        return (
+            f"{key} is the same in all stages: write it outside of `stages`. A stage may have its "
+            f"own {', '.join(keys())}"
+        )
     known = list(section_at(tuple(outer), tree.values).model_fields)
     section = dotted(tuple(step for step in outer if isinstance(step, str)))
     if not section or holds_sections(section):

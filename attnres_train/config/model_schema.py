@@ -94,7 +94,14 @@ class MLAConfig(Section):
     """Epsilon of the latent's RMSNorm (1e-6 reproduces the released remote code)."""
 
 
-class MoEConfig(Section):
+class StagedMoE(Section):
+    """What a stage of a run may have of its own."""
+
+    bias_update_rate: float = Field(1e-3, ge=0)
+    """Step of the auxiliary-loss-free bias update of the router; 0 turns it off."""
+
+
+class MoEConfig(StagedMoE):
     num_experts: int = Field(256, ge=1)
     """Routed experts per MoE layer."""
     num_experts_per_token: int = Field(8, ge=1)
@@ -107,8 +114,6 @@ class MoEConfig(Section):
     """Factor on the renormalised routing weights."""
     first_dense_layers: int = Field(1, ge=0)
     """Leading decoder layers with a dense MLP instead of experts."""
-    bias_update_rate: float = Field(1e-3, ge=0)
-    """Step of the auxiliary-loss-free bias update of the router; 0 turns it off."""
 
     def reached(self, ranks: int) -> float:
         """Share of the tokens that have an expert on one of ``ranks`` ranks, of whose experts each

@@ -72,8 +72,9 @@ class Group:
 def groups() -> list[Group]:
     """Every option, by section."""
     extends = Option("extends", "text or a list of texts", "[]", EXTENDS)
-    top = Group("", "A configuration is a YAML file of sections.", (extends,))
-    return [top, *_groups(RunConfig, "", "")]
+    own, *sections = _groups(RunConfig, "", "")
+    top = Group("", "A configuration is a YAML file of sections.", (extends, *own.options))
+    return [top, *sections]
 
 
 def _groups(section: type[Section], key: str, meaning: str) -> Iterator[Group]:
@@ -101,7 +102,7 @@ def _option(key: str, field: FieldInfo, meaning: str) -> Option:
     return Option(
         key=key,
         type="kind" if kind else re.sub(r"^an? ", "", words),
-        default=None if field.is_required() else _default(field),
+        default=_default(key, field),
         meaning=meaning,
         kinds=tuple(kinds),
         is_kind=kind is not None,
@@ -117,7 +118,11 @@ def _about(choice: str, name: str) -> str:
     return re.split(r"(?<=[.!?]) +(?=[A-Z`])", text)[0]
 
 
-def _default(field: FieldInfo) -> str:
+def _default(key: str, field: FieldInfo) -> str | None:
+    if key.startswith("stages[].") and ".lr_schedule." not in key and key != "stages[].name":
+        return "as outside of stages"
+    if field.is_required():
+        return None
     value = field.get_default(call_default_factory=True)
     if isinstance(value, str):
         return value
@@ -140,6 +145,8 @@ def search(words: Sequence[str]) -> list[Option]:
     for boundary in (r"(?<![a-z0-9])", ""):
         patterns = [re.compile(boundary + re.escape(word)) for word in wanted]
         found = [o for o in options if all(p.search(o.searched) for p in patterns)]
+        # A key of a stage is found where it is asked for, or where nothing else is.
+        found = [o for o in found if not o.key.startswith("stages[].")] or found
         if found:
             return sorted(found, key=lambda option: not option.names & set(wanted))
     return []

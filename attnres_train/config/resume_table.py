@@ -31,12 +31,15 @@ class Effect(StrEnum):
     """Token ids mean something else: refused."""
     RECIPE = "recipe"
     """The run goes on in another way: allowed, told and kept."""
+    STAGE = "stage"
+    """As the key outside of `stages` while the stage is under way (`attnres_train.stages`)."""
     NONE = "without effect"
     """Nothing that is learnt changes, but for rounding: not told. What a file holds is compared by
     its content, wherever it lies."""
 
 
 REFUSED = (Effect.MODEL, Effect.DATA, Effect.TOKENIZER)
+TOLD = (*REFUSED, Effect.RECIPE)
 
 _TABLE: dict[Effect, dict[str, str]] = {
     Effect.MODEL: {
@@ -65,6 +68,17 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "adamw_matrices options",
         "lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio options",
         "data": "reset_at_documents mask_document_ends",
+    },
+    Effect.STAGE: {
+        "stages": "name",
+        "stages.train": "train_iters seq_length micro_batch_size global_batch_size recompute "
+        "eval_interval eval_iters",
+        "stages.optimizer": "lr weight_decay",
+        "stages.lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio "
+        "options",
+        "stages.data.corpus": "kind path weight text_field options",
+        "stages.data": "split reset_at_documents mask_document_ends",
+        "stages.model.moe": "bias_update_rate",
     },
     Effect.NONE: {
         "run": "name dir start_timeout_seconds",

@@ -14,6 +14,13 @@ from attnres_train.config.kinds import NoOptions
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.config.paths import holding_names, holding_paths
 from attnres_train.config.section import Section
+from attnres_train.config.stage_schema import (
+    LRScheduleConfig,
+    StageConfig,
+    StagedOptimizer,
+    StagedTrain,
+)
+from attnres_train.config.stage_values import completed
 
 MOST_ROLL_BACKS = 100
 """More than any run has a use for: the data that one may take are counted by it."""
@@ -95,23 +102,12 @@ class PipelineConfig(Section):
     """Time after which a wait for a peer ends the run."""
 
 
-class TrainSection(Section):
-    train_iters: int = Field(ge=1)
-    """Optimizer steps of the whole run."""
-    seq_length: int = Field(ge=1)
-    """Tokens per sample."""
-    micro_batch_size: int = Field(1, ge=1)
-    """Samples per micro-batch and data-parallel rank."""
-    global_batch_size: int = Field(ge=1)
-    """Samples per optimizer step, over all data-parallel ranks."""
+class TrainSection(StagedTrain):
     stop_after: int | None = Field(None, ge=1)
     """Stop (saved, resumable) after this step although `train_iters` is larger."""
     precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
     """`bf16`: autocast over fp32 parameters; `bf16_params`: bf16 parameters, fp32 masters.
     Gradients are fp32 with all of them."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activation recomputation in the backward pass: `selective` reruns what each sublayer reads,
-    the depth read and the norm after it; `full` reruns each decoder layer."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off (the norm is still logged)."""
     max_skipped_steps: int = Field(3, ge=0)
@@ -126,10 +122,6 @@ class TrainSection(Section):
     """`roll_back`: go on from the newest checkpoint before the spike, with the data after it."""
     max_roll_backs: int = Field(5, ge=0, le=MOST_ROLL_BACKS)
     """Roll-backs of a run; the next spike ends it."""
-    eval_interval: int = Field(0, ge=0)
-    """Steps between validations; 0: none, and nothing is held out (`data.split`)."""
-    eval_iters: int = Field(10, ge=1)
-    """Global batches per validation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes CUDA when it is there."""
     backend: Literal["auto", "torch", "te"] = "auto"
@@ -138,13 +130,9 @@ class TrainSection(Section):
     gives what torch's does, and torch else. (Not measured yet.)"""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(StagedOptimizer):
     kind: Annotated[str, KindName("optimizer.kind")] = "muon"
     """`muon`: Muon for matrices and AdamW for the rest; `adamw`: AdamW for everything."""
-    lr: float = Field(1e-3, gt=0)
-    """Peak learning rate, shared by Muon and AdamW."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     eps: float = Field(1e-8, gt=0)
@@ -173,23 +161,6 @@ class OptimizerConfig(Section):
     @classmethod
     def _one_alone(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-
-class LRScheduleConfig(Section):
-    kind: Annotated[str, KindName("lr_schedule.kind")] = "cosine"
-    """Shape after the warm-up: cosine to `min_lr_ratio`, warm-up-stable-decay, or constant."""
-    warmup_iters: int = Field(0, ge=0)
-    """Steps of linear warm-up."""
-    decay_end_iter: int | None = Field(None, ge=1)
-    """Step at which `cosine` reaches the minimum (default: `train.train_iters`)."""
-    wsd_decay_iters: int | None = Field(None, ge=1)
-    """Steps of the linear decay with which `wsd` ends the run (default: a fifth of it)."""
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """Final learning rate over the peak."""
-    options: Annotated[KindOptions, OptionsOf("lr_schedule.kind")] = Field(
-        default_factory=NoOptions, validate_default=True
-    )
-    """Options that a kind of your own declares."""
 
 
 class CheckpointConfig(Section):
@@ -288,3 +259,16 @@ class RunConfig(Section):
     """Saving and resuming."""
     log: LogConfig = Field(default_factory=LogConfig)
     """What is logged where."""
+    stages: list[StageConfig] = Field(default_factory=list)
+    """Parts of the run, one after the other, each with a name and values that take the place of
+    those outside of `stages`; none: the run is one part (see docs/stages.md)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_stages(cls, values: Any) -> Any:
+        return completed(values) if isinstance(values, dict) else values
+
+    @property
+    def total_iters(self) -> int:
+        """Steps of the whole run."""
+        return sum(stage.train.train_iters for stage in self.stages) or self.train.train_iters

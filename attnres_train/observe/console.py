@@ -18,7 +18,7 @@ class Console(Observer):
 
     def on_start(self, step: int) -> None:
         train, log = self.run.config.train, self.run.config.log
-        self.interval, self.total = log.interval, train.train_iters
+        self.interval, self.total = log.interval, self.run.config.total_iters
         self.end = min(self.total, train.stop_after or self.total)
         wanted = {"on": True, "off": False, "auto": sys.stderr.isatty()}[log.progress]
         self.bar = tqdm(

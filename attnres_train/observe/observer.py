@@ -26,11 +26,11 @@ step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, exp
 expert_bytes`` of a model with experts, ``mfu`` where the device's peak is known,
 ``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
 number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes`` likewise,
-and what observers of the
-user's add. Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before
-clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly
-tokens were spread over the experts as `model.moe.balance.Balance` says, and the bytes that the
-ranks which share them sent each other."""
+``stage`` (its number from 0) of a run in stages, and what observers of the user's add. Loss in nats
+per token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes
+(sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread over the
+experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them sent each
+other."""
 
 
 @dataclass(frozen=True)

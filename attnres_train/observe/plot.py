@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from attnres_train.observe.observer import Observer
@@ -25,10 +26,13 @@ def draw_loss(metrics: Path, picture: Path, unigram_entropy: float | None = None
     records = read_records(metrics)
     if not records:
         return False
+    borders = [b["step"] for a, b in pairwise(records) if a.get("stage") != b.get("stage")]
     validated = [r for r in records if "validation_loss" in r]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([r["step"] for r in records], [r["loss"] for r in records], label="training")
+    for number, border in enumerate(borders):
+        axes.axvline(border, color="gray", linewidth=0.8, label=None if number else "next stage")
     if validated:
         steps, losses = zip(*[(r["step"], r["validation_loss"]) for r in validated], strict=True)
         axes.plot(steps, losses, "o-", label="validation")

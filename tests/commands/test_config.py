@@ -96,3 +96,12 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_every_stage_with_what_follows_from_it(capsys):
+    text = shown(capsys, "configs/stages.yaml", "--derived")
+    assert "4 samples x 1024 = 4,096 per step, x 20 steps" in text
+    assert text.index("stage pretrain (1 of 2)") < text.index("stage anneal (2 of 2)")
+    derived = json.loads(shown(capsys, "--derived", "--json", "configs/stages.yaml"))["stages"]
+    assert derived["pretrain"]["learning rate"] == "0.004 from step 10"
+    assert derived["anneal"]["learning rate"].endswith("linear from step 0 to 0 at step 20")

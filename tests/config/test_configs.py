@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attnres_train.config import ConfigError, check_config, load_config
+from attnres_train.config.stages import stage_configs
 from attnres_train.data.tokenizers.patterns import family
 from attnres_train.model.blocks import Blocks
 
@@ -126,3 +127,17 @@ def test_quickstart_is_an_interleaved_pipeline_on_two_processes():
     assert config.parallel.model_parallel_size == 2
     assert config.parallel.num_chunks == 4
     assert config.model.residual.kind == "block"
+
+
+def test_48b_in_stages_keeps_its_tokens_per_step():
+    config = load_config(CONFIGS / "kimi_linear_48b_stages.yaml")
+    pretrain, anneal, long = stage_configs(config)
+    for stage in (pretrain, anneal, long):
+        assert stage.train.global_batch_size * stage.train.seq_length == 2**23
+    tokens = [stage.train.train_iters * 2**23 for stage in (pretrain, anneal, long)]
+    assert [round(count / 1e9) for count in tokens] == [1000, 400, 60]
+    rates = [stage.model.moe.bias_update_rate for stage in (pretrain, anneal, long)]
+    assert rates == [1e-3, 0, 0]
+    assert (pretrain.train.seq_length, long.train.seq_length) == (4096, 32768)
+    plain = load_config(CONFIGS / "kimi_linear_48b_attnres.yaml")
+    assert config.model == plain.model and config.parallel == plain.parallel

@@ -23,7 +23,7 @@ def keys(*words: str) -> list[str]:
 
 def test_every_key_is_there_once_in_the_order_of_the_schema():
     wanted = [key for key in all_keys() if not holds_sections(key)]
-    lists = ["data.corpus", "log.observers"]
+    lists = ["data.corpus", "log.observers", "stages", "stages.data.corpus"]
     for group in groups()[1:]:
         found = [option.key.replace("[]", "") for option in group.options]
         order = [key for key in [*all_keys()] if key in found]

@@ -15,18 +15,21 @@ from attnres_train.config.schema import RunConfig
 
 KEYS = [key for key in all_keys() if not holds_sections(key)]
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+ONE_STAGE = "stages=[{name: whole}]"
 MEANING = {
     Effect.MODEL: "refused: the weights mean something else",
     Effect.DATA: "refused: the position in the data means something else",
     Effect.TOKENIZER: "refused: token ids mean something else",
     Effect.RECIPE: "allowed, told and kept",
+    Effect.STAGE: "as the key outside of `stages` while the stage is under way "
+    "([stages.md](stages.md))",
     Effect.NONE: "not told: nothing that is learnt changes, but for rounding",
 }
 
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, Any]:
-    config = load_config("quickstart", ["log.observers=[tests.own_observers:Quiet]"])
+    config = load_config("quickstart", ["log.observers=[tests.own_observers:Quiet]", ONE_STAGE])
     return config.model_dump(mode="json")
 
 

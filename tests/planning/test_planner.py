@@ -194,3 +194,14 @@ def test_picture(capsys, tmp_path):
 def test_bad_options_are_named(capsys, arguments, named):
     with pytest.raises(UserError, match=named):
         plan(capsys, "quickstart", *arguments)
+
+
+def test_every_stage_is_planned(capsys, tmp_path):
+    picture = tmp_path / "step.svg"
+    text = plan(capsys, "stages", "--picture", str(picture))
+    assert "stage pretrain (1 of 2)" in text and "stage anneal (2 of 2)" in text
+    assert {file.name for file in tmp_path.iterdir()} == {"step-pretrain.svg", "step-anneal.svg"}
+    reports = json.loads(plan(capsys, "stages", "--json"))["stages"]
+    short, long = reports["pretrain"], reports["anneal"]
+    assert (short["micro_batches"], long["micro_batches"]) == (8, 4)
+    assert long["unit_bytes"] == 2 * short["unit_bytes"]

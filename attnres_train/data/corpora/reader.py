@@ -254,7 +254,7 @@ class CorpusReader(Kind):
                 yield unread(f"{self.key}.path", self.kind)
         elif not self.paths:
             yield self._no_path()
-        else:
+        elif not config.stages:  # the data of a stage that is over may be gone: `files` looks
             for path in self.paths:
                 yield from self.check_path(path)
 
