@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.kinds import optimizer_kind
 from attnres_train.parallel.ownership import Update
 from attnres_train.planning.experts import exchange_bytes, stream_tokens
-from attnres_train.planning.sharding import local_shape, split_axis
+from attnres_train.planning.sharding import local_shape
 from attnres_train.planning.updates import update_of
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 4, "bf16_params": 2}
@@ -150,9 +150,11 @@ class CostModel:
         split: list[Update] = []
         of_experts: list[Update] = []
         for name, shape, rule in parameters:
-            here = local_shape(name, shape, rule, tensor, self.exchange.ranks)
-            update = update_of(optimizer, name, here, rule, has_masters)
-            is_split = tensor > 1 and split_axis(name, rule) is not None
+            here = local_shape(shape, rule, tensor, self.exchange.ranks)
+            is_split = tensor > 1 and rule.split is not None
+            if is_split:
+                rule = replace(rule, heads=rule.heads // tensor)
+            update = update_of(optimizer, name, here, rule, has_masters, tensor)
             (of_experts if rule.is_expert else split if is_split else whole).append(update)
             elements += prod(here)
         return _Parameters(elements, tuple(whole), tuple(split), tuple(of_experts))

@@ -133,7 +133,7 @@ class Workload:
         has_masters = self.config.train.precision == "bf16_params"
         elements = experts = state = work = 0.0
         for name, shape, rule in listed:
-            here = prod(local_shape(name, shape, rule, tensor, expert))
+            here = prod(local_shape(shape, rule, tensor, expert))
             elements += here
             experts += here * rule.is_expert
             update = update_of(optimizer, name, shape, rule, has_masters)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attnres_train.config import check_config, load_config
+from attnres_train.config.stages import stage_configs
 from attnres_train.pipeline.plan.schedule import one_f_one_b
 from attnres_train.pipeline.plan.simulate import Costs, simulate
 from attnres_train.planning.balance import idle_share, imbalance
@@ -24,9 +25,11 @@ H100 = DEVICES["h100"]
 FIT = {
     "kimi_linear_48b": (48, "h100"),
     "kimi_linear_48b_attnres": (48, "h100"),
+    "kimi_linear_48b_stages": (48, "h100"),
     **{f"kimi_linear_48b_attnres_{gpus}": (gpus, "h100") for gpus in (64, 256, 1024)},
     **{f"table2_{size}": (8, "h100") for size in ("194m", "241m", "296m", "436m", "528m")},
     "quickstart": (2, "cpu"),
+    "stages": (1, "cpu"),
     **{f"compare_{kind}": (2, "cpu") for kind in ("block", "full", "standard")},
 }
 """Every shipped configuration -> devices that it says it is for (else: laptop's cores)."""
@@ -42,9 +45,10 @@ def test_shipped_configs_fit_their_device(name):
     gpus, device = FIT[name]
     config = load_config(CONFIGS / f"{name}.yaml")
     check_config(config, gpus, files=False)
-    estimator = Estimator(config, find_device(device))
-    memory = estimator.memory(grid_of(config, gpus))
-    assert memory["total"] <= estimator.device.usable_memory
+    for stage in stage_configs(config):
+        estimator = Estimator(stage, find_device(device))
+        memory = estimator.memory(grid_of(stage, gpus))
+        assert memory["total"] <= estimator.device.usable_memory
 
 
 GRIDS = [
