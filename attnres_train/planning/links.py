@@ -116,20 +116,23 @@ class Links:
         return one * (both + ends), one * (both + ends + again)
 
     def _context(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """MLA gathers latents and shared keys, KDA the transition and final state of each of two
-        shares a rank, and the tails of its convolutions; gradients go the same ways."""
+        """MLA gathers latents and shared keys, and gradients go the same ways. KDA gathers the
+        transition and the final state of each of two shares a rank, and gradients of the latter;
+        the tails of its convolutions go to the share behind alone (`parallel.context`)."""
         model, train = self.model, self.config.train
         share = train.seq_length // grid.context
         latent = model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
         of_mla = (grid.context - 1) * share * latent * self.narrow
         kda = model.kda
         heads = -(-kda.num_heads // grid.tensor)
-        states = 2 * heads * kda.head_dim * 2 * kda.head_dim * _FP32
+        states = (grid.context - 1) * 2 * heads * kda.head_dim**2 * _FP32
         tails = 2 * (kda.short_conv_kernel_size - 1) * 3 * heads * kda.head_dim * self.narrow
-        of_kda = (grid.context - 1) * (states + tails)
-        one = grid.micro_batch * (of_mla * self._mla + of_kda * (1 - self._mla))
-        again = one if grid.recompute == "full" else 0
-        return one, one + again
+        forward, backward = (
+            grid.micro_batch * (of_mla * self._mla + (number * states + tails) * (1 - self._mla))
+            for number in (2, 1)
+        )
+        again = forward if grid.recompute == "full" else 0
+        return forward, backward + again
 
     def updates(self, grid: Grid, elements: float, experts: float, stored: int) -> dict[str, float]:
         """Bytes that a rank sends once a step, of its ``elements`` numbers of parameters, of which

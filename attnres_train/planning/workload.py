@@ -146,12 +146,16 @@ class Workload:
             "projections": 1 / device.matmul,
             "experts": device.expert_load / device.experts,
             "attention": 1 / device.attention,
-            # Of a context share the state that enters it is computed first.
+            # Beside the values of a context share its transition is computed, as wide.
             "recurrence": (1 + (grid.context > 1)) / device.recurrence,
         }
         forward = np.zeros((len(self.moe), len(WORK)))
         for kind, factor in per_flop.items():
             forward[:, WORK.index(kind)] = self.flops[kind] * tokens * factor / device.peak_flops
+        projections = WORK.index("projections")
+        forward[:, projections] += (
+            self._repeated(grid) * tokens / (device.peak_flops * device.matmul)
+        )
         backward = 2 * forward
         bandwidth = device.memory_bandwidth * device.memory_share
         memory, launches = WORK.index("memory"), WORK.index("launches")
@@ -174,6 +178,16 @@ class Workload:
             column = WORK.index(f"{kind} exchange")
             forward[:, column], backward[:, column] = there, back
         return forward, backward
+
+    def _repeated(self, grid: Grid) -> np.ndarray:
+        """[L] FLOPs per token of the stream of what every rank does for others' tokens too: maps to
+        small latents for those of tensor-parallel ranks, keys and values from the latents for those
+        of context-parallel ones."""
+        model, kda, mla = self.model, self.model.kda, self.model.mla
+        latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+        small = 2 * model.hidden_size * np.where(self.full, latent, 2 * kda.head_dim)
+        expand = 2 * mla.kv_lora_rank * mla.num_heads * (mla.qk_nope_head_dim + mla.v_head_dim)
+        return (grid.tensor - 1) * small + (grid.context - 1) * expand * self.full
 
     def _again(self, grid: Grid, forward: np.ndarray) -> np.ndarray:
         """What the backward pass computes again."""
