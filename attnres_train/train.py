@@ -235,7 +235,18 @@ def run_context(
         dp_rank=ranks.dp_rank,
         device=ranks.device,
         chunks=chunks,
+        counted=counted_here(chunks, ranks),
         control=ranks.control,
+    )
+
+
+def counted_here(chunks: Mapping[int, ModelChunk], ranks: Ranks) -> frozenset[torch.nn.Parameter]:
+    """The parameters of which this process is the first that has them."""
+    return frozenset(
+        chunk.get_parameter(name)
+        for chunk in chunks.values()
+        for name, rule in parameter_rules(chunk).items()
+        if ranks.replicas(rule).rank() == 0
     )
 
 

@@ -7,7 +7,7 @@ loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -64,7 +64,11 @@ class RunContext:
     chunks: Mapping[int, nn.Module]
     """The model's chunks on this process by index, in model order. Names of their parameters are
     those of the released checkpoint without ``model.``, so with global layer numbers. Stacks of
-    experts hold those of ``chunk.ports.exchange.experts``."""
+    experts hold those of ``chunk.ports.exchange.experts``, and what tensor-parallel ranks share
+    the part here (``chunk.ports.split``)."""
+    counted: Set[nn.Parameter]
+    """Those to be counted here in sums over the whole model: of all that hold the same, this is the
+    first process."""
     control: ProcessGroup
     """All processes, for tensors and objects on the CPU: `torch.distributed` calls of an
     observer's own."""

@@ -105,13 +105,10 @@ class Refused:
 
 
 class Space:
-    """All grids of ``config`` on ``gpus`` devices, of which ``node`` share a node.
+    """All grids of ``config`` on ``gpus`` devices, of which ``node`` share a node."""
 
-    ``beyond``: also those that need a parallelism that is not there yet.
-    """
-
-    def __init__(self, config: RunConfig, gpus: int, node: int, beyond: bool = False) -> None:
-        self.config, self.gpus, self.node, self.beyond = config, gpus, node, beyond
+    def __init__(self, config: RunConfig, gpus: int, node: int) -> None:
+        self.config, self.gpus, self.node = config, gpus, node
         self.refused = Refused()
         self._accepted: dict[tuple[str, int], bool] = {}
 
@@ -181,9 +178,7 @@ class Space:
         try:
             check_config(config, gpus, files=False)
         except ConfigError as error:
-            return [
-                text for text in error.problems if not (self.beyond and "not there yet" in text)
-            ]
+            return error.problems
         return []
 
 

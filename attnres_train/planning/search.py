@@ -52,23 +52,20 @@ class Found:
     steps: dict[Grid, Step] = field(default_factory=dict)
 
 
-def search(
-    config: RunConfig, gpus: int, device: Device, *, shown: int = 5, beyond: bool = False
-) -> Found:
+def search(config: RunConfig, gpus: int, device: Device, *, shown: int = 5) -> Found:
     """The best ``shown`` grids of ``config``, whose own sizes do not count, on ``gpus`` devices.
-    ``beyond``: also with parallelisms that the checks refuse because they are not there yet.
 
     Raises UserError where there is no grid, or none fits: with the nearest that would.
     """
     if gpus < 1:
         raise UserError(f"--gpus is {gpus}: it must be at least 1")
-    return _Search(config, gpus, device, beyond).run(shown)
+    return _Search(config, gpus, device).run(shown)
 
 
 class _Search:
-    def __init__(self, config: RunConfig, gpus: int, device: Device, beyond: bool) -> None:
+    def __init__(self, config: RunConfig, gpus: int, device: Device) -> None:
         self.config, self.gpus, self.device = config, gpus, device
-        self.space = Space(config, gpus, device.node_size, beyond)
+        self.space = Space(config, gpus, device.node_size)
         self.estimator = Estimator(config, device)
         self.memory = cache(lambda grid: self.estimator.memory(grid)["total"])
         self.simulated = cache(self.estimator.simulated)

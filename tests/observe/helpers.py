@@ -30,6 +30,7 @@ def context(folder: Path, rank: int = 0, **log: Any) -> RunContext:
         dp_rank=0,
         device=torch.device("cpu"),
         chunks={rank: torch.nn.Linear(2, 2)},
+        counted=frozenset(),
         control=None,
     )
 

@@ -34,13 +34,13 @@ class GradNorms(Observer):
         self.squares = Counter()
         for chunk in chunks.values():
             for name, parameter in chunk.named_parameters():
-                module = ".".join(name.split(".")[: self.options.depth])
-                self.squares[module] += parameter.grad.double().square().sum().item()
+                if parameter in self.run.counted:  # others have the same gradient
+                    module = ".".join(name.split(".")[: self.options.depth])
+                    self.squares[module] += parameter.grad.double().square().sum().item()
 
     def on_step_end(self, record):
-        mine = self.squares if self.run.dp_rank == 0 else {}  # replicas have the same gradients
         ranks = [None] * self.run.world_size
-        dist.all_gather_object(ranks, mine, group=self.run.control)
+        dist.all_gather_object(ranks, self.squares, group=self.run.control)
         squares = Counter()
         for others in ranks:
             squares.update(others)
@@ -129,13 +129,17 @@ def diary(run: Path, name: str) -> list[list]:
         (PIPELINE, 1, {"embed_tokens", "layers", "norm", "lm_head"}),
         (PIPELINE, 2, {"embed_tokens.weight", "layers.0", "layers.3"}),
         (grid(1, 1), 1, {"embed_tokens", "layers", "norm", "lm_head"}),
+        *(
+            ([*grid(1, 1), f"parallel.{kind}_parallel_size=2"], 2, {"layers.0", "layers.3"})
+            for kind in ("expert_model", "tensor_model", "context")
+        ),
     ],
-    ids=["stages", "stages, deeper", "replicas"],
+    ids=["stages", "stages, deeper", "replicas", "experts", "tensors", "samples"],
 )
 def test_gradient_norms_of_modules_make_up_that_of_the_model(tiny, lab, spread, depth, modules):
     assert len(GRAD_NORMS.strip().splitlines()) < 40
     observer = f"log.observers=[{{kind: lab_grads:GradNorms, options: {{depth: {depth}}}}}]"
-    name = "-".join(["grads", str(depth), *(size[-1] for size in spread)])
+    name = "-".join(["grads", str(depth), *(text.partition(".")[2] for text in spread)])
     run = tiny.train(name, *spread, observer, "train.stop_after=2", ranks=2)
     assert len(records(run)) == 2
     for record in records(run):

@@ -27,7 +27,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def found(small) -> Found:
-    return search(small, 4, TIGHT, beyond=True)
+    return search(small, 4, TIGHT)
 
 
 def test_every_grid_passes_the_checks(small):
@@ -42,7 +42,7 @@ def test_every_grid_passes_the_checks(small):
 
 
 def test_what_the_checks_refuse_alone_is_not_gone_through(small):
-    assert {grid.tensor for grid in all_of(Space(small, 8, 8, beyond=True))} >= {1, 2}
+    assert {grid.tensor for grid in all_of(Space(small, 8, 8))} >= {1, 2}
     uneven = small.model_copy(deep=True)
     uneven.model.moe.num_experts = 6
     space = Space(uneven, 8, 8)
@@ -60,7 +60,7 @@ def all_of(space: Space) -> list[Grid]:
 def test_the_best_is_the_best_that_fits(found):
     """Against every grid that there is, each simulated."""
     estimator, usable = found.estimator, found.estimator.device.usable_memory
-    space = Space(estimator.config, 4, 8, beyond=True)
+    space = Space(estimator.config, 4, 8)
     fitting = [g for g in all_of(space) if estimator.memory(g)["total"] <= usable]
     assert 0 < len(fitting) < found.considered
     fastest = min(estimator.simulated(grid).seconds for grid in fitting)
@@ -72,7 +72,7 @@ def test_the_best_is_the_best_that_fits(found):
 
 
 def test_the_same_every_time(small, found):
-    again = search(small, 4, TIGHT, beyond=True)
+    again = search(small, 4, TIGHT)
     assert as_report(again) == as_report(found)
 
 
@@ -134,7 +134,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_bigger_links_are_never_slower(small, found):
     fast = find_device("h100", ["memory=2e8", "network_link=4e11", "node_link=9e11"])
-    better = search(small, 4, fast, beyond=True, shown=1)
+    better = search(small, 4, fast, shown=1)
     assert better.steps[better.best[0]].seconds <= found.steps[found.best[0]].seconds
 
 
