@@ -78,13 +78,14 @@ class Cluster:
         here, there = context.Pipe()
         arguments = self.ring, rank, store, self.make_job, self.computes, there
         process = context.Process(target=work, args=arguments, daemon=True)
-        # What `stop` raises in one of Python's hooks around a fork would be lost.
+        # What `stop` raises in one of Python's hooks around a fork would be lost, and a worker that
+        # is not among ours yet would stay.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         self.workers.append((process, here))
         os.setpgid(process.pid, self.workers[0][0].pid)  # out of reach of the terminal's Ctrl-C
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __exit__(self, *_: object) -> None:
         handlers = {stop: signal.signal(stop, signal.SIG_IGN) for stop in STOP_SIGNALS}

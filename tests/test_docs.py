@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,13 @@ def shortened(command: str, page: Path) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def of_the_night(page: Path) -> Any:
+    """Smoke runs of all benchmarks take minutes."""
+    marks = [pytest.mark.nightly] if page.name == "benchmarks.md" else []
+    return pytest.param(page, marks=marks, id=page.name)
+
+
+@pytest.mark.parametrize("page", [of_the_night(page) for page in PAGES])
 def test_commands_run(page: Path, workspace: Path) -> None:
     for command in commands(page):
         if command.split("#")[0].strip() in ELSEWHERE:

@@ -26,11 +26,12 @@ def test_the_page_is_in_step(capsys):
 
 
 def test_the_page_has_every_key_and_its_links_lead_to_headings():
-    text = PAGE.read_text("utf-8")
+    text, lists = PAGE.read_text("utf-8"), ("data.corpus.", "log.observers.", "stages.")
     for key in all_keys():
-        if not holds_sections(key) and not key.startswith(("data.corpus.", "log.observers.")):
+        if not holds_sections(key) and not key.startswith(lists):
             assert f"- **`{key}`** · " in text
     assert "- **`data.corpus[].weight`** · number above 0 · default `1.0`\\\n" in text
+    assert "- **`stages[].train.seq_length`** · " in text
     headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("##")]
     anchors = {heading.lower().replace(".", "").replace(" ", "-") for heading in headings}
     for heading in headings[:-1]:

@@ -19,39 +19,41 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 D, LAYERS, EXPERTS = 2304, 27, 256
 MLA_LAYERS = {3, 7, 11, 15, 19, 23, 26}
 MATRIX = Part("muon", 0.1)
+ROWS, COLUMNS = Part("muon", 0.1, split=-2), Part("muon", 0.1, split=-1)
+"""Matrices that tensor-parallel ranks share."""
 DECAYED = Part("adamw", 0.1)
 PLAIN = Part("adamw", 0.0)
 
 
 def kda(p: str) -> dict[str, tuple[tuple[int, ...], Part]]:
     return {
-        **{f"{p}.{x}_proj.weight": ((4096, D), MATRIX) for x in "qkv"},
+        **{f"{p}.{x}_proj.weight": ((4096, D), ROWS) for x in "qkv"},
         **{f"{p}.{x}_conv1d.weight": ((4096, 1, 4), DECAYED) for x in "qkv"},
         f"{p}.A_log": ((1, 1, 32, 1), PLAIN),
         f"{p}.dt_bias": ((4096,), PLAIN),
         **{f"{p}.{x}_a_proj.weight": ((128, D), MATRIX) for x in "fg"},
-        **{f"{p}.{x}_b_proj.weight": ((4096, 128), MATRIX) for x in "fg"},
-        f"{p}.b_proj.weight": ((32, D), MATRIX),
+        **{f"{p}.{x}_b_proj.weight": ((4096, 128), ROWS) for x in "fg"},
+        f"{p}.b_proj.weight": ((32, D), ROWS),
         f"{p}.o_norm.weight": ((128,), DECAYED),
-        f"{p}.o_proj.weight": ((D, 4096), MATRIX),
+        f"{p}.o_proj.weight": ((D, 4096), COLUMNS),
     }
 
 
 def mla(p: str) -> dict[str, tuple[tuple[int, ...], Part]]:
     return {
-        f"{p}.q_proj.weight": ((6144, D), MATRIX),
+        f"{p}.q_proj.weight": ((6144, D), ROWS),
         f"{p}.kv_a_proj_with_mqa.weight": ((576, D), MATRIX),
         f"{p}.kv_a_layernorm.weight": ((512,), DECAYED),
-        f"{p}.kv_b_proj.weight": ((8192, 512), MATRIX),
-        f"{p}.o_proj.weight": ((D, 4096), MATRIX),
+        f"{p}.kv_b_proj.weight": ((8192, 512), ROWS),
+        f"{p}.o_proj.weight": ((D, 4096), COLUMNS),
     }
 
 
 def swiglu(p: str, width: int) -> dict[str, tuple[tuple[int, ...], Part]]:
     return {
-        f"{p}.gate_proj.weight": ((width, D), MATRIX),
-        f"{p}.up_proj.weight": ((width, D), MATRIX),
-        f"{p}.down_proj.weight": ((D, width), MATRIX),
+        f"{p}.gate_proj.weight": ((width, D), ROWS),
+        f"{p}.up_proj.weight": ((width, D), ROWS),
+        f"{p}.down_proj.weight": ((D, width), COLUMNS),
     }
 
 

@@ -63,7 +63,7 @@ def loss_and_gradients(model: ModelChunk, of_batch: MicroBatch) -> Found:
 def on_a_rank(recompute: str) -> dict[str, Found]:
     """Losses and gradients summed over the ranks, by borders."""
     sequence = sequence_exchange(dist.group.WORLD)
-    ports = Ports(AllHere(CONFIG.moe.num_experts), sequence)
+    ports = Ports(AllHere(CONFIG.moe.num_experts), sequence=sequence)
     results = {}
     for name, borders in BORDERS.items():
         here = batch(borders).of(sequence.shares)

@@ -15,12 +15,9 @@ from tests.parity.test_experts import check
 from tests.tiny import TinyRuns, column, write_config
 
 CASES = [
-    Case(cp=2),
-    Case(cp=2, packed=True, residual="standard", recompute="full"),
+    Case(cp=2, packed=True),
     Case(cp=3, length=24, packed=True, recompute="selective"),
-    Case(cp=2, pp=2, vpp=2, packed=True),
-    Case(cp=2, ep=2, packed=True, recompute="full"),
-    Case(cp=2, dp=2, ep=2, residual="standard", recompute="selective"),
+    Case(cp=2, pp=2, vpp=2, packed=True, residual="standard", recompute="full"),
     Case(tp=2, cp=2, ep=2, packed=True),
 ]
 GRIDS = [
@@ -70,6 +67,7 @@ def test_every_combination_equals_one_process(short, case):
     check(run(short, case), run(short, case.alone), 1e-9)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.4)])
 def test_lower_precisions_are_no_further_from_fp64_than_in_one_process(short, precision, tolerance):
     """In bf16 what a state adds to the outputs is rounded by itself, and the sum once more, 2^-9
@@ -98,7 +96,10 @@ def test_validation_and_what_is_logged(short):
     assert "24 tokens / 4 shares x 2 = 12 per rank" in screen
 
 
-@pytest.mark.parametrize("fault", CONTEXT_FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(n, marks=[pytest.mark.nightly] * (i > 0)) for i, n in enumerate(CONTEXT_FAULTS)],
+)
 def test_faults_are_found(short, fault):
     case = Case(cp=2, packed=True)
     with pytest.raises(AssertionError):
@@ -111,6 +112,7 @@ def test_any_grid_goes_on_from_any_other(short):
     check(run_in_turns(short, "in-turns", grids), run(short, Case(length=24)), 1e-9)
 
 
+@pytest.mark.nightly
 def test_a_resumed_run_repeats_every_bit(short):
     case = Case(cp=2)
     resumed = run_in_turns(short, "resumed", [case, case])
