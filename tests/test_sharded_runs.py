@@ -155,6 +155,7 @@ def compared_without_gather(arguments: list[str], port: int) -> list[str]:
     return names
 
 
+@pytest.mark.nightly
 def test_fifty_steps_twice_are_equal_to_the_last_bit(tiny):
     few = ["train.seq_length=8", "train.train_iters=50", "checkpoint.save_interval=0"]
     few += ["train.global_batch_size=4", "model.num_layers=2"]

@@ -127,7 +127,12 @@ def test_the_second_stage_begins_with_sample_0_of_its_data(runs, whole):
     assert begins == "stage second (2 of 2) begins, with sample 0 of its data"
 
 
-@pytest.mark.parametrize("stop", [2, FIRST, 5])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize(
+    "stop", [pytest.param(2, marks=NIGHTLY), FIRST, pytest.param(5, marks=NIGHTLY)]
+)
 def test_stopped_anywhere_and_resumed_is_the_same_to_the_bit(runs, whole, stop):
     """Within the first stage, on the border, within the second."""
     name = f"stopped-{stop}"
@@ -140,7 +145,9 @@ def test_stopped_anywhere_and_resumed_is_the_same_to_the_bit(runs, whole, stop):
     assert "changed since" not in runs.screen(name)
 
 
-@pytest.mark.parametrize(("name", "layout"), [("pp", grid(2, 2)), ("dp", grid(1, 1))])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("pp", grid(2, 2)), pytest.param("dp", grid(1, 1), marks=NIGHTLY)]
+)
 def test_pipelines_and_replicas(runs, whole, name, layout):
     run = runs.train(name, *layout, ranks=2)
     assert column(run, "step") == list(range(1, STEPS + 1))
@@ -235,6 +242,7 @@ def test_no_roll_back_goes_beyond_a_border(tmp_path):
     assert _chosen(newest, replace(again, began=0)) == tmp_path / step_name(3)
 
 
+@NIGHTLY
 def test_where_the_newest_is_damaged_and_the_one_before_is_of_another_stage(own_runs):
     kept = ("checkpoint.save_interval=1", "checkpoint.keep_last=9")
     run = own_runs.train("damaged", STOP(4), *kept)
