@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -298,8 +296,3 @@ def test_an_observer_that_is_not_to_be_had_is_an_error_of_the_configuration(
     path = write_config(tmp_path, log={"observers": own("Adds", value=2)})
     with pytest.raises(UserError, match=rf"^log\.observers\.0\.\S+ \(command line\).*{told}"):
         load_config(path, [f"log.observers=[{observer}]"])
-
-
-def test_the_base_is_light():
-    code = "import sys, attnres_train.observe.observer; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,6 +4,8 @@ end."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,8 @@ def test_the_command_line_tells_which_observer_speaks(tiny, lab):
     assert "error: plug in the sensor\nraised by observer log.observers.0" in ended.stderr
     assert "(lab_faulty:Unready) in on_start" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_the_base_is_light():
+    code = "import sys, attnres_train.observe.observer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
