@@ -128,7 +128,9 @@ def test_replicas_with_a_sharded_optimizer_go_back_as_one_does(tiny, one):
     assert_equal_but_for_rounding(run_in_fp64(tiny, "back-sharded", *words, ranks=2), one)
 
 
-@pytest.mark.parametrize(("stop", "later"), [(6, hurt(7)), (10, hurt())])
+@pytest.mark.parametrize(
+    ("stop", "later"), [(6, hurt(7)), pytest.param(10, hurt(), marks=pytest.mark.nightly)]
+)
 def test_a_resume_across_it_is_bitwise(tiny, piped, stop, later):
     """Before the spike, and after the roll-back."""
     words, name = [*grid(2, 2), *EVERY], f"back-resumed-{stop}"

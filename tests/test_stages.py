@@ -202,6 +202,7 @@ def test_what_is_over_cannot_become_another(own_runs):
     assert "changed since step 5: optimizer.lr 0.005 -> 0.001" in screen
 
 
+@NIGHTLY
 def test_a_run_without_stages_goes_on_as_the_first_of_two(own_runs):
     one = yaml.safe_load(own_runs.path.read_text())
     two = one.pop("stages")

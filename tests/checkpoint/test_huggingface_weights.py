@@ -92,6 +92,7 @@ def test_round_trip_is_bit_for_bit(tmp_path, capsys, precision):
     assert config["attn_res_block_size"] == 2
 
 
+@pytest.mark.nightly
 def test_training_resumes_from_imported_weights(tmp_path):
     """On two stages, with a learning rate that leaves bf16 weights as they are: the exported
     checkpoint is then the imported one, by way of masters and pipeline."""

@@ -25,7 +25,7 @@ def too_large(folder: Path) -> Path:
     return config
 
 
-@pytest.mark.parametrize("room", [100_000, 500_000])
+@pytest.mark.parametrize("room", [pytest.param(100_000, marks=pytest.mark.nightly), 500_000])
 def test_a_disk_that_fills_while_data_are_prepared(tmp_path, room):
     cache = tmp_path / "cache"
     cache.mkdir()

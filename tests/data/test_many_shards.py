@@ -22,6 +22,7 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+@pytest.mark.nightly
 def test_2000_shards_under_the_usual_limit(tmp_path, monkeypatch):
     prefixes = [
         write_indexed(tmp_path / f"{number:04d}", [[number % 500] * 4, [1, 2, 3]])

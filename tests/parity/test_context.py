@@ -15,7 +15,6 @@ from tests.parity.test_experts import check
 from tests.tiny import TinyRuns, column, write_config
 
 CASES = [
-    Case(cp=2, packed=True),
     Case(cp=3, length=24, packed=True, recompute="selective"),
     Case(cp=2, pp=2, vpp=2, packed=True, residual="standard", recompute="full"),
     Case(tp=2, cp=2, ep=2, packed=True),

@@ -242,6 +242,7 @@ QWEN = [
 """As many parameters and FLOPs as Qwen3-30B-A3B has: its attention's are MLA's."""
 
 
+@pytest.mark.nightly
 def test_a_public_figure_is_met_within_a_factor():
     """Qwen3-30B-A3B in bf16 on H100s: 12,040 tokens/s per GPU, 28 % MFU."""
     config = load_config("configs/kimi_linear_48b.yaml", QWEN)

@@ -178,6 +178,7 @@ def test_assumptions_come_from_files_too(tmp_path):
     assert (device.matmul, device.node_size, device.name) == (0.55, 72, "b200")
 
 
+@pytest.mark.nightly
 def test_the_48b_is_searched_in_seconds():
     config = load_config("configs/kimi_linear_48b_attnres.yaml")
     start = time.process_time()
