@@ -119,6 +119,7 @@ def assert_equal_but_for_rounding(run: Path, expected: Path) -> None:
         assert torch.allclose(found[name].double(), tensor.double(), rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.nightly
 def test_two_stages_go_back_as_one_does(one, piped):
     assert_equal_but_for_rounding(piped, one)
 
@@ -156,6 +157,7 @@ def assert_same(run: Path, expected: Path) -> None:
         assert torch.equal(tensor, tensors[key]), key
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_that_spikes_again_is_passed_over(tiny):
     """That of step 7 holds the weights that were hurt in it."""
     words, name = [*grid(1, 1), *EVERY], "back-further"

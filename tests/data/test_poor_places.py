@@ -109,6 +109,7 @@ def test_a_file_system_without_locks(tmp_path, texts, monkeypatch, capsys):
 class TestFewOpenFiles:
     """A shell allows a process 1024 (Megatron-LM#929)."""
 
+    @pytest.mark.nightly
     def test_200_shards(self, tmp_path):
         """Each read for training and for validation; made and read under the limit."""
         write_text(tmp_path / "texts", 200)

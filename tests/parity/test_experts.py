@@ -22,10 +22,8 @@ from tests.tiny import column
 
 CASES = [
     Case(ep=2, dp=2),
-    Case(ep=4, dp=4, residual="standard", recompute="full"),
     Case(ep=2, dp=2, pp=2, vpp=2, packed=True, recompute="selective"),
     Case(ep=2, dp=4, packed=True, residual="standard"),
-    Case(ep=2, dp=4, pp=2, recompute="full"),
     Case(ep=2, dp=2, room=4, packed=True),
 ]
 GRIDS = [(2, 2, 1, 1), (4, 4, 1, 1), (2, 2, 2, 2), (2, 4, 1, 1), (2, 4, 2, 1)]
