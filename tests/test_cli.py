@@ -58,7 +58,7 @@ def refuse(
         (["parallel.pipeline_model_parallel_size=5"], ["5 chunks", "model.num_layers is 4"]),
         (["model.residual.block_size=0"], ["model.residual.block_size", "at least 1"]),
         (["model.moe.num_experts=1"], ["model.moe.num_experts_per_token is 2", "experts"]),
-        (["parallel.tensor_model_parallel_size=2"], ["optimizer.kind is muon", "choose adamw"]),
+        (["parallel.tensor_model_parallel_size=3"], ["model.kda.num_heads 2", "leaves 2 over"]),
         (["data.corpus.0.path=/no/where.txt"], ["data.corpus.0.path", "/no/where.txt"]),
         (["data.tokenizer.vocab_size=400"], ["400", "model.vocab_size is 300"]),
         (["checkpoint.resume=/no/where"], ["checkpoint.resume", "/no/where"]),

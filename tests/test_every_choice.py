@@ -51,12 +51,15 @@ NEEDS = {
     ],
     "log.wandb.enabled=true": ["log.wandb.mode=offline"],
     "model.residual.kind=mhc_lite": ["model.residual.num_streams=2"],
+    "parallel.expert_dispatcher=deepep": ["train.precision=bf16"],
 }
 
 
 def choices() -> list[tuple[str, str]]:
-    """(key, value) of every kind of ours, every listed word and every yes or no."""
-    return [(key, value) for key in all_keys() for value in values(field_at(key))]
+    """(key, value) of every kind of ours, every listed word and every yes or no; but of stages,
+    whose keys are those outside of them (`tests.test_stages`)."""
+    keys = [key for key in all_keys() if not key.startswith("stages.")]
+    return [(key, value) for key in keys for value in values(field_at(key))]
 
 
 def field_at(key: str) -> Any:
@@ -114,6 +117,8 @@ def test_a_value_goes_all_the_way(
         pytest.skip("no GPU")
     if value == "sentencepiece":
         pytest.importorskip(value)
+    if value == "te":
+        pytest.importorskip("transformer_engine")
     needs = [text.format(**inputs) for text in NEEDS.get(f"{key}={value}", [])]
     overrides = [*QUIET, f"{as_written(key)}={value}", *needs]
     name = f"{key}={value}"

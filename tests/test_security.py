@@ -145,7 +145,7 @@ def test_files_follow_the_umask(tiny):
 LISTENING = """
 import torch.distributed as dist
 from attnres_train.supervise.local_rendezvous import LocalRendezvous
-info = LocalRendezvous("run").next_rendezvous()
+info = LocalRendezvous("run", {}).next_rendezvous()
 address = info.bootstrap_store_info
 store = dist.TCPStore(address.master_addr, address.master_port, is_master=False)
 dist.init_process_group("gloo", store=store, rank=0, world_size=1)
