@@ -93,8 +93,8 @@ def shortened(command: str, page: Path) -> list[str]:
 
 
 def of_the_night(page: Path) -> Any:
-    """Smoke runs of all benchmarks take minutes."""
-    marks = [pytest.mark.nightly] if page.name == "benchmarks.md" else []
+    """Smoke runs of all benchmarks take minutes, and so do the runs of kinds of one's own."""
+    marks = [pytest.mark.nightly] * (page.name in ("benchmarks.md", "extending.md"))
     return pytest.param(page, marks=marks, id=page.name)
 
 
@@ -115,6 +115,7 @@ def test_pages_name_files_that_exist() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.nightly
 def test_kinds_of_your_own_have_done_what_the_page_says(workspace: Path) -> None:
     """Runs after the commands of docs/extending.md, on 2 pipeline ranks."""
     if not (workspace / "runs" / "my_lab").is_dir():

@@ -108,7 +108,13 @@ def test_what_a_value_needs_is_of_a_value_that_there_is() -> None:
     assert set(NEEDS) <= {f"{key}={value}" for key, value in choices()}
 
 
-@pytest.mark.parametrize(("key", "value"), [pytest.param(*c, id="=".join(c)) for c in choices()])
+def case(key: str, value: str) -> Any:
+    """What does not bear on the model or on how it is learnt is of the night."""
+    apart = key.startswith(("data.", "log.", "checkpoint.", "lr_schedule."))
+    return pytest.param(key, value, id=f"{key}={value}", marks=[pytest.mark.nightly] * apart)
+
+
+@pytest.mark.parametrize(("key", "value"), [case(*choice) for choice in choices()])
 def test_a_value_goes_all_the_way(
     key: str, value: str, tiny: TinyRuns, inputs: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:

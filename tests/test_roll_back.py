@@ -169,6 +169,7 @@ def test_a_checkpoint_that_spikes_again_is_passed_over(tiny):
     assert max(column(run, "loss")) < 6
 
 
+@pytest.mark.nightly
 def test_a_damaged_checkpoint_is_passed_over(tiny):
     run = run_in_fp64(tiny, "back-damaged", *grid(2, 2), *EVERY, hurt(7, damage=6), ranks=2)
     (entry,) = lines_of(run / "history" / "roll_backs.jsonl")
@@ -202,6 +203,7 @@ def test_told_alone_it_is_counted_and_a_checkpoint_from_before_kept(tiny, capsys
     assert last.startswith(step_name(STEPS)) and last.endswith("newest")
 
 
+@pytest.mark.nightly
 def test_a_blend_is_long_enough_and_the_last_step_may_spike(tiny):
     """The run takes more samples than its steps ask for."""
     corpus = f"{{kind: text, path: {tiny.folder / 'corpus'}, weight: %s}}"
@@ -211,6 +213,7 @@ def test_a_blend_is_long_enough_and_the_last_step_may_spike(tiny):
     assert progress_of(run, 8)["samples"] == 80
 
 
+@pytest.mark.nightly
 def test_one_too_many_ends_the_run(tiny):
     words = [*grid(1, 1), *EVERY, hurt(7, 9), "train.max_roll_backs=1"]
     with pytest.raises(RankFailedError, match=r"train\.max_roll_backs=1 roll-backs have been made"):
