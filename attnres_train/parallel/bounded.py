@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from attnres_train.config.model_schema import MoEConfig
-from attnres_train.model.moe.permutation import combine, dispatch
+from attnres_train.model.moe.permutation import combine, dispatch, load_of
 from attnres_train.model.ports import Routed, Sent
 from attnres_train.parallel.experts import ExpertExchange, Journey, Sizes
 
@@ -63,9 +63,7 @@ class _Sent:
         (count, choices), share = experts.shape, len(exchange.experts)
         ranks, pairs_of_row = exchange.group.size(), min(choices, share)
         rows, self.pairs = exchange.room(count, choices)
-        self.load = experts.new_zeros(exchange.num_experts).scatter_add_(
-            0, experts.flatten(), torch.ones_like(experts).flatten()
-        )
+        self.load = load_of(experts, exchange.num_experts)
         rank = experts // share
         there = torch.zeros(count, ranks, dtype=torch.bool, device=tokens.device)
         there = there.scatter(1, rank, True)

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from attnres_train.errors import UserError
 from attnres_train.megatron import megatron_core
-from attnres_train.model.moe.permutation import RaggedPermutation
+from attnres_train.model.moe.permutation import RaggedPermutation, load_of
 from attnres_train.model.ports import Routed, Sent
 
 _KEY = "parallel.expert_dispatcher is deepep"
@@ -56,9 +56,7 @@ class _Sent:
         self, exchange: DeepEPExchange, tokens: Tensor, experts: Tensor, weights: Tensor
     ) -> None:
         self.exchange = exchange
-        self.load = experts.new_zeros(exchange.num_experts).scatter_add_(
-            0, experts.flatten(), torch.ones_like(experts).flatten()
-        )
+        self.load = load_of(experts, exchange.num_experts)
         dispatched = exchange.kernels.fused_dispatch(
             tokens, experts, weights.float(), exchange.num_experts, exchange.group
         )

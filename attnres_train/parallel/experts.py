@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.distributed import ProcessGroup
 
-from attnres_train.model.moe.permutation import Ragged, RaggedPermutation, combine, dispatch
+from attnres_train.model.moe.permutation import (
+    Ragged,
+    RaggedPermutation,
+    combine,
+    dispatch,
+    load_of,
+)
 from attnres_train.model.ports import Routed, Sent
 
 
@@ -92,9 +98,7 @@ class _Sent:
         counts = torch.stack([copies, pairs], 1)
         arriving, counted = exchange.start(counts, Sizes([1] * ranks, [1] * ranks))
 
-        self.load = owner.new_zeros(exchange.num_experts).scatter_add_(
-            0, expert, torch.ones_like(expert)
-        )
+        self.load = load_of(expert, exchange.num_experts)
         self.copies = Ragged.of(token[is_first], len(tokens))
         rows = dispatch(tokens.to(dtype), self.copies)
         counted.wait()

@@ -118,6 +118,12 @@ class RaggedPermutation:
         return self.copies.collect(rows)
 
 
+def load_of(experts: Tensor, num_experts: int) -> Tensor:
+    """Tokens per expert, int64 [E], from the chosen expert of every pair, int64 of any shape."""
+    chosen = experts.flatten()
+    return chosen.new_zeros(num_experts).scatter_add_(0, chosen, torch.ones_like(chosen))
+
+
 def _by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Order and the end of each expert's pairs, from the expert of each pair."""
     # Stable: an expert's rows are in the order of the tokens, and so are the sums over them.
