@@ -49,18 +49,18 @@ from attnres_train.pipeline.run.transport import P2PTransport
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
-from attnres_train.preparation import Lists
-from attnres_train.progress import Progress
-from attnres_train.run_state import Checkpoints
+from attnres_train.runs.preparation import Lists
+from attnres_train.runs.progress import Progress
+from attnres_train.runs.start import Start, check_together, prepare_together
 from attnres_train.screen import say
-from attnres_train.start import Start, check_together, prepare_together
 from attnres_train.supervise.board import Board, own_connection
 from attnres_train.supervise.rank_logs import logged
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import StopSignals, heard
 from attnres_train.supervise.watch import Pulse, Watch
-from attnres_train.trainer import Parts, Trainer
+from attnres_train.training.run_state import Checkpoints
+from attnres_train.training.trainer import Parts, Trainer
 
 PARAMETER_DTYPE = {
     "fp32": torch.float32,

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from attnres_train.nonfinite import Skips
 from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.observer import Observer
 from attnres_train.supervise.board import Board
 from attnres_train.supervise.watch import POLL_SECONDS, Pulse
+from attnres_train.training.nonfinite import Skips
 from small_model import layout, make_batch, make_model
 
 

@@ -57,7 +57,7 @@ NEEDS = {
 
 def choices() -> list[tuple[str, str]]:
     """(key, value) of every kind of ours, every listed word and every yes or no; but of stages,
-    whose keys are those outside of them (`tests.test_stages`)."""
+    whose keys are those outside of them (`tests.runs.test_stages`)."""
     keys = [key for key in all_keys() if not key.startswith("stages.")]
     return [(key, value) for key in keys for value in values(field_at(key))]
 

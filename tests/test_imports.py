@@ -32,6 +32,7 @@ ALLOWED = {
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
     "supervise": ("config", "pipeline.run.waits"),
+    "runs": ("checkpoint", "config", "data", "parallel", "supervise.preflight"),
 }
 TOP = ("commands", "extend", "train", "__main__")
 OPTIONAL = {"transformer_engine", "apex", "fla", "wandb"}

@@ -11,7 +11,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     check_config(config, None)
     # Imported here: a config that cannot run is told before torch is loaded.
-    from attnres_train.preparation import prepare_stages
+    from attnres_train.runs.preparation import prepare_stages
 
     prepare_stages(config)
     return 0

@@ -19,7 +19,7 @@ from attnres_train.supervise.signals import heard, raised
 from attnres_train.supervise.worker import run_worker
 
 if TYPE_CHECKING:
-    from attnres_train.preparation import Preparation
+    from attnres_train.runs.preparation import Preparation
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,8 +56,8 @@ def _launch(args: argparse.Namespace) -> int:
         print(made)
         return 0
     from attnres_train.parallel.meeting import told_beforehand
-    from attnres_train.preparation import hand_over
-    from attnres_train.start import HANDED_OVER
+    from attnres_train.runs.preparation import hand_over
+    from attnres_train.runs.start import HANDED_OVER
 
     with tempfile.TemporaryDirectory(prefix="attnres-train-") as scratch:
         prepared = Path(scratch, "prepared.json")
@@ -74,10 +74,10 @@ def prepare_once(config: RunConfig) -> list[Preparation] | str:
 
     Raises UserError where one of them is not to be had, or the checkpoint is of another run.
     """
-    from attnres_train import identity
-    from attnres_train.preparation import prepare_stages
-    from attnres_train.stages import problems_named
-    from attnres_train.standing import nothing_left, standing
+    from attnres_train.runs import identity
+    from attnres_train.runs.preparation import prepare_stages
+    from attnres_train.runs.stages import problems_named
+    from attnres_train.runs.standing import nothing_left, standing
 
     if done := nothing_left(config):
         return done

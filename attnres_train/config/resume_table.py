@@ -32,7 +32,7 @@ class Effect(StrEnum):
     RECIPE = "recipe"
     """The run goes on in another way: allowed, told and kept."""
     STAGE = "stage"
-    """As the key outside of `stages` while the stage is under way (`attnres_train.stages`)."""
+    """As the key outside of `stages` while the stage is under way (`attnres_train.runs.stages`)."""
     NONE = "without effect"
     """Nothing that is learnt changes, but for rounding: not told. What a file holds is compared by
     its content, wherever it lies."""

@@ -13,9 +13,9 @@ from torch.distributed.distributed_c10d import _world
 
 from attnres_train.parallel import ranks
 from attnres_train.parallel.ranks import Ranks, group_timeout
-from attnres_train.progress import Progress
+from attnres_train.runs.progress import Progress
 from attnres_train.supervise import watch
-from attnres_train.trainer import Trainer
+from attnres_train.training.trainer import Trainer
 from tests.tiny import column, environment, free_port, grid, run_cli, train_rank, write_config
 
 STEP, SAVE, WATCHDOG = 41, 97, 1000

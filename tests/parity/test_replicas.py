@@ -12,7 +12,7 @@ from attnres_train.model.moe.layer import router_loads
 from attnres_train.parallel import pieces
 from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.reduction import GradientReduction
-from attnres_train.trainer import Trainer
+from attnres_train.training.trainer import Trainer
 from tests.parity.pool import RankFailedError
 from tests.parity.steps import STEPS, Steps, differences, once, run_steps
 from tests.tiny import free_port, grid

@@ -7,7 +7,7 @@ import math
 from statistics import median
 
 from attnres_train.config.schema import TrainSection
-from attnres_train.progress import Progress
+from attnres_train.runs.progress import Progress
 from attnres_train.screen import complain
 
 NORMAL = 1.4826

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnres_train import identity, stages
 from attnres_train.checkpoint import folders
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.stages import named
-from attnres_train.progress import Progress, Spikes
+from attnres_train.runs import identity, stages
+from attnres_train.runs.progress import Progress, Spikes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from attnres_train.data.document_hashes import TextHash
 from attnres_train.data.held_out import is_held_out
 from attnres_train.data.loader import open_data
 from attnres_train.errors import UserError
-from attnres_train.preparation import prepare_run
+from attnres_train.runs.preparation import prepare_run
 from tests.data.tiny import sentence
 from tests.parity.pool import RankFailedError
 from tests.tiny import STEPS, TinyRuns, column, run_cli

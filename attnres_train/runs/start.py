@@ -20,8 +20,8 @@ from attnres_train.data.record import from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.machines import Place, first_ranks, machine_names
 from attnres_train.parallel.meeting import Meeting, of_ranks
-from attnres_train.preparation import Lists, handed_over, prepare_stages
-from attnres_train.standing import nothing_left
+from attnres_train.runs.preparation import Lists, handed_over, prepare_stages
+from attnres_train.runs.standing import nothing_left
 from attnres_train.supervise.preflight import cannot_write
 from attnres_train.words import some_of
 

@@ -9,8 +9,8 @@ import random
 import pytest
 
 from attnres_train.config.schema import TrainSection
-from attnres_train.progress import Progress
-from attnres_train.spikes import KEPT_BEFORE, look
+from attnres_train.runs.progress import Progress
+from attnres_train.training.spikes import KEPT_BEFORE, look
 
 TRAIN = TrainSection(train_iters=10_000, seq_length=8, global_batch_size=1)
 NARROW = TrainSection(train_iters=100, seq_length=8, global_batch_size=1, spike_window=10)

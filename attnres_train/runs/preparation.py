@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from attnres_train import identity, run_folder
 from attnres_train.config.loader import plain_values
 from attnres_train.config.resume_table import Change, Effect, changes
 from attnres_train.config.saved import upgraded
@@ -26,9 +25,10 @@ from attnres_train.data.generations import Generation, Match, Part, RunData, mat
 from attnres_train.data.prepare import Prepared, prepare
 from attnres_train.data.record import as_record, from_record
 from attnres_train.errors import UserError
+from attnres_train.runs import identity, run_folder
+from attnres_train.runs.stages import problems_named
+from attnres_train.runs.standing import Standing, standing
 from attnres_train.screen import complain
-from attnres_train.stages import problems_named
-from attnres_train.standing import Standing, standing
 
 Lists = Mapping[str, Sequence[FileRow]]
 """Lists of files by their digest."""

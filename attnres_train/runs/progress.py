@@ -37,7 +37,7 @@ class Progress:
     """Of the steps, those whose loss or gradient was not finite: nothing was learnt from them."""
     spikes: Spikes = field(default_factory=Spikes)
     stage: int = 0
-    """Number of the stage under way, 0 where there are none (`attnres_train.stages`)."""
+    """Number of the stage under way, 0 where there are none (`attnres_train.runs.stages`)."""
     began: int = 0
     """The step after which it began: its ``samples`` count from there."""
 

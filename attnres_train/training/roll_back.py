@@ -12,10 +12,10 @@ from attnres_train.checkpoint.manifest import BrokenCheckpoint
 from attnres_train.checkpoint.peers import Peers
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
-from attnres_train.progress import Progress
-from attnres_train.run_state import Checkpoints
+from attnres_train.runs.progress import Progress
+from attnres_train.runs.stages import entered
 from attnres_train.screen import complain, say
-from attnres_train.stages import entered
+from attnres_train.training.run_state import Checkpoints
 
 FILE = "history/roll_backs.jsonl"
 

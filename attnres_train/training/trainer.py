@@ -20,7 +20,6 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
-from attnres_train.nonfinite import Skips
 from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
@@ -30,13 +29,14 @@ from attnres_train.parallel.gradients import sum_over
 from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine, StepResult
-from attnres_train.progress import Progress
-from attnres_train.roll_back import roll_back
-from attnres_train.run_state import Checkpoints
-from attnres_train.spikes import look
+from attnres_train.runs.progress import Progress
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
-from attnres_train.totals import StepTotals, over_ranks
+from attnres_train.training.nonfinite import Skips
+from attnres_train.training.roll_back import roll_back
+from attnres_train.training.run_state import Checkpoints
+from attnres_train.training.spikes import look
+from attnres_train.training.totals import StepTotals, over_ranks
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from attnres_train import identity, run_folder, stages
 from attnres_train.checkpoint import drift, folders, rng, store
 from attnres_train.checkpoint.manifest import BrokenCheckpoint
 from attnres_train.checkpoint.names import MASTER, OPTIMIZER, SavedOptimizer
@@ -25,12 +24,13 @@ from attnres_train.config.stages import called
 from attnres_train.data.prepare import Prepared
 from attnres_train.errors import UserError
 from attnres_train.model.chunk import ModelChunk
-from attnres_train.named_state import by_holders, named_state
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.waits import PeerError
-from attnres_train.progress import Progress
+from attnres_train.runs import identity, run_folder, stages
+from attnres_train.runs.progress import Progress
+from attnres_train.runs.standing import Standing, standing
 from attnres_train.screen import say
-from attnres_train.standing import Standing, standing
+from attnres_train.training.named_state import by_holders, named_state
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.config.stage_values import stage_values
 from attnres_train.config.stages import called, named, stage_configs
 from attnres_train.errors import UserError
-from attnres_train.progress import Progress
+from attnres_train.runs.progress import Progress
 
 
 def entered(config: RunConfig, progress: Progress) -> Progress:

@@ -11,7 +11,7 @@ from attnres_train.config.origin import Origin, read_origin
 from attnres_train.data.corpora.content import digest_of
 from attnres_train.data.corpora.reader import FileRow
 from attnres_train.errors import UserError
-from attnres_train.run_folder import begin, keep_files, keep_identity, read_files
+from attnres_train.runs.run_folder import begin, keep_files, keep_identity, read_files
 
 
 @pytest.fixture

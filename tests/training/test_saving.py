@@ -12,11 +12,11 @@ from unittest import mock
 import pytest
 import torch
 
-from attnres_train import trainer
 from attnres_train.checkpoint import saver
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.errors import UserError
+from attnres_train.training import trainer
 from tests.parity.pool import RankFailedError
 from tests.tiny import STEPS, TinyRuns, column, free_port, grid, saved_tensors, train_rank
 

@@ -11,14 +11,14 @@ from unittest.mock import patch
 import pytest
 import torch.distributed as dist
 
-from attnres_train import start
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import prepare
 from attnres_train.data.record import as_record, files_of, from_record, is_here, missing
 from attnres_train.errors import UserError
 from attnres_train.parallel.meeting import Meeting, meet, of_ranks
-from attnres_train.preparation import prepare_stages
+from attnres_train.runs import start
+from attnres_train.runs.preparation import prepare_stages
 from tests.data.tiny import run_config, text_corpus, write_text
 from tests.machines import own_machine
 from tests.tiny import free_port

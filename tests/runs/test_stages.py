@@ -18,10 +18,10 @@ from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config.stages import stage_configs
 from attnres_train.data.loader import open_data
-from attnres_train.preparation import prepare_stages
-from attnres_train.progress import Progress, Spikes
-from attnres_train.roll_back import _chosen
-from attnres_train.stages import entered
+from attnres_train.runs.preparation import prepare_stages
+from attnres_train.runs.progress import Progress, Spikes
+from attnres_train.runs.stages import entered
+from attnres_train.training.roll_back import _chosen
 from tests.data.tiny import write_text
 from tests.parity.pool import RankFailedError
 from tests.tiny import TinyRuns, column, grid, records, saved_tensors, write_config

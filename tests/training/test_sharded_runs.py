@@ -18,7 +18,7 @@ from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
-from attnres_train.trainer import Trainer
+from attnres_train.training.trainer import Trainer
 from tests.parity.expert_runs import Case, run, run_in_turns, worst
 from tests.parts import made_whole, the_part
 from tests.tiny import STEPS, column, free_port, grid, saved_tensors, torchrun_environment

@@ -17,7 +17,7 @@ from attnres_train.config import load_config
 from attnres_train.config.resume_table import EFFECTS, REFUSED, Effect
 from attnres_train.config.schema import RunConfig
 from attnres_train.errors import UserError
-from attnres_train.identity import compare, nothing_left
+from attnres_train.runs.identity import compare, nothing_left
 from tests.checkpoint.toy import rewrite_meta
 from tests.config.test_resume_table import KEYS
 from tests.data.tiny import write_text

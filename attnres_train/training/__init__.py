@@ -1,0 +1,1 @@
+"""The loop, the state of a run, and what becomes of steps that went wrong."""
