@@ -114,6 +114,12 @@ def _model(config: RunConfig) -> Problems:
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
     if twice:
         yield f"model.full_attention_layers names {twice} more than once"
+    clip = config.optimizer.qk_clip
+    if clip and not any(map(model.is_full_attention, range(model.num_layers))):
+        yield (
+            f"optimizer.qk_clip is {clip:g}, but model.full_attention_layers leaves no MLA layer, of "
+            "which alone it scales heads: set it to 0, or name one there"
+        )
 
 
 def _split(config: RunConfig) -> str:

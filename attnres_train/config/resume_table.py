@@ -65,7 +65,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "train": "train_iters global_batch_size precision clip_grad eval_interval eval_iters "
         "spike_window spike_deviations on_spike",
         "optimizer": "kind lr weight_decay betas eps momentum ns_steps ns_dtype per_head "
-        "adamw_matrices options",
+        "adamw_matrices qk_clip options",
         "lr_schedule": "kind warmup_iters decay_end_iter wsd_decay_iters min_lr_ratio options",
         "data": "reset_at_documents mask_document_ends",
     },

@@ -148,6 +148,10 @@ class OptimizerConfig(StagedOptimizer):
     adamw_matrices: list[Literal["router", "low_rank"]] = Field(default_factory=list)
     """Matrices that `muon` leaves to AdamW: the `router`'s; the `low_rank` factors of KDA's gates
     and of MLA's keys and values."""
+    qk_clip: float = Field(0, ge=0)
+    """QK-clip (MuonClip; 100 in Kimi K2): after each step, heads of MLA of which an attention logit
+    of the step was larger have their query and key maps scaled back to it; 0: off, and nothing is
+    looked at."""
     sharded: bool = True
     """Each data-parallel replica keeps the optimizer's state (and fp32 masters) of the matrices,
     and rows of tables, that it owns, updates those and sends them to the others (ZeRO-1); else each

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from attnres_train.config.model_schema import MLAConfig
+from attnres_train.model.logits import largest_logits
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, matrices
 from attnres_train.model.ports import SequenceExchange, WholeSamples
@@ -30,7 +31,12 @@ class MultiHeadLatentAttention(nn.Module):
     the score and in its scale ``(N + E) ** -0.5``. Parameter names are those of the released
     checkpoint. Heads are split by ``split`` (default: all are here); every rank has the latent.
     ``sequence`` is the port to the rest of the samples (default: they are whole).
+
+    ``max_logits``, fp64 [H], not saved, None but where `model.qk_clip` watches: the largest scaled
+    logit of each head in training since it was reset, of the tokens here.
     """
+
+    max_logits: Tensor | None
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(latent, config.kv_norm_eps)
         self.kv_b_proj = split.column(latent, heads * (nope + value))
         self.o_proj = split.row(heads * value, hidden_size)
+        self.register_buffer("max_logits", None, persistent=False)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """[B, S, D] -> [B, S, D]; ``cu_seqlens`` as in `MicroBatch` keeps documents apart."""
@@ -70,6 +77,10 @@ class MultiHeadLatentAttention(nn.Module):
         nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)], dim=-1)
         o = causal_attention(q, k, v, cu_seqlens, self.sequence.shares)
+        if self.max_logits is not None and self.training and torch.is_grad_enabled():
+            # A rerun in the backward pass finds the same: to a maximum that adds nothing.
+            found = largest_logits(q, k, cu_seqlens, self.sequence.shares)
+            torch.maximum(self.max_logits, found, out=self.max_logits)
         return self.split.scatter(self.o_proj(o.reshape(batch, length, -1)))
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
@@ -93,23 +104,8 @@ def causal_attention(
     value_size, padding = v.shape[-1], q.shape[-1] - v.shape[-1]
     if padding > 0 and v.device.type == "cpu":
         v = F.pad(v, (0, padding))  # torch's fused CPU kernel wants keys and values of one size
-    if cu_seqlens is None:
-        size = q.shape[1] // len(shares.own)
-        ends = [(share + 1) * size for share in shares.own]
-        parts = [
-            _attend(queries, k[:, :end], v[:, :end])
-            for queries, end in zip(q.split(size, dim=1), ends, strict=True)
-        ]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[..., :value_size]
-    spans = list(shares.spans(cu_seqlens, *q.shape[:2]))
-    documents = q.flatten(0, 1).unsqueeze(0).split([span.tokens for span in spans], dim=1)
-    o = torch.cat(
-        [
-            _attend(queries, *(x[s.sample, s.start : s.end].unsqueeze(0) for x in (k, v)))
-            for queries, s in zip(documents, spans, strict=True)
-        ],
-        dim=1,
-    )
+    parts = [_attend(queries, k[seen], v[seen]) for queries, seen in shares.causal(q, cu_seqlens)]
+    o = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return o.view(*q.shape[:3], -1)[..., :value_size]
 
 

@@ -61,6 +61,22 @@ class Shares:
         windows = F.pad(starts, (before, 0)).unfold(1, before + length, length)
         return windows[:, list(self.own)].flatten(0, 1)
 
+    def causal(
+        self, x: Tensor, cu_seqlens: Tensor | None
+    ) -> Iterator[tuple[Tensor, tuple[slice, slice]]]:
+        """What of ``x`` [B, S t, ...] lies together in a document, one after the other, or without
+        ``cu_seqlens`` in a share; and the index in whole samples [B, T, ...] of all that it and
+        what is in front of it are: it is the last of that."""
+        if cu_seqlens is None:
+            size = x.shape[1] // len(self.own)
+            for part, share in zip(x.split(size, dim=1), self.own, strict=True):
+                yield part, (slice(None), slice(0, (share + 1) * size))
+            return
+        spans = list(self.spans(cu_seqlens, *x.shape[:2]))
+        parts = x.flatten(0, 1).unsqueeze(0).split([span.tokens for span in spans], dim=1)
+        for part, span in zip(parts, spans, strict=True):
+            yield part, (slice(span.sample, span.sample + 1), slice(span.start, span.end))
+
     def spans(self, cu_seqlens: Tensor, batch: int, length: int) -> Iterator[Span]:
         """The documents of [B, S t] = [``batch``, ``length``], in the order in which their tokens
         lie there."""

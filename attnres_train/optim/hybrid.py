@@ -60,6 +60,15 @@ class HybridOptimizer:
             self._params[name].copy_(master)
             master.grad = None
 
+    @torch.no_grad()
+    def scale(self, name: str, factors: Tensor) -> None:
+        """Multiply parameter ``name`` and its master by ``factors``, which can be broadcast to it.
+        The rest of its state stays."""
+        param, master = self._params[name], self._masters[name]
+        master.mul_(factors.to(master.dtype))
+        if master is not param:
+            param.copy_(master)
+
     def _hand_over_grad(self, param: Tensor, master: Tensor) -> None:
         if param.grad is None:
             master.grad = torch.zeros_like(master)

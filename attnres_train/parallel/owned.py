@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -16,6 +16,9 @@ class Optimizer(Protocol):
 
     def step(self, lr: float) -> None:
         """Update the parameters by their gradients, with learning rate ``lr``."""
+
+    def scale(self, name: str, factors: Tensor) -> None:
+        """Multiply a parameter, and whatever it is a copy of, by what can be broadcast to it."""
 
 
 class OwnedOptimizer:
@@ -36,11 +39,16 @@ class OwnedOptimizer:
         self.counted: Sequence[Tensor] = [piece.tensor for piece in pieces if piece.counts_here]
         """Those of them that are to be counted here: over all ranks, each parameter once."""
 
-    def step(self, lr: float) -> None:
-        """One update with learning rate ``lr``; the new values are on their way when it returns
-        (see `wait`). Collective."""
+    def step(self, lr: float, row_factors: Mapping[str, Tensor] | None = None) -> None:
+        """One update with learning rate ``lr``, after which parameters are multiplied by their
+        ``row_factors`` [rows, 1], the same on all replicas; the new values are on their way when it
+        returns (see `wait`). Collective."""
         self.wait()  # nothing is changed that still is being sent
         self.optimizer.step(lr)
+        for piece in self.reduction.pieces:
+            factors = (row_factors or {}).get(piece.parameter_name)
+            if factors is not None and piece.is_mine:
+                self.optimizer.scale(piece.name, piece.of(factors))
         self.gather.start()
 
     def wait(self) -> None:

@@ -33,6 +33,7 @@ from attnres_train.runs.progress import Progress
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
 from attnres_train.training.nonfinite import Skips
+from attnres_train.training.qk_clip import QKClip
 from attnres_train.training.roll_back import roll_back
 from attnres_train.training.run_state import Checkpoints
 from attnres_train.training.spikes import look
@@ -85,6 +86,7 @@ class Trainer:
         ports = next(iter(parts.chunks.values())).ports  # all chunks have the same
         self.shares = ports.sequence.shares
         self.expert_record = ExpertRecord(ports.exchange, ranks)
+        self.qk_clip = QKClip(config.optimizer.qk_clip, parts.chunks, ranks)
         why, limit = self.expert_record.why_not_finite, config.train.max_skipped_steps
         self.skips = Skips(limit, parts.chunks, ranks.control, why)
 
@@ -175,6 +177,7 @@ class Trainer:
         parts.pulse.beat()  # from here on it waits for others
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
         self.expert_record.begin()
+        self.qk_clip.begin()
         reduction = parts.optimizer.reduction
         result = parts.engine.train_step(micro_batches, reduction.last_backward)
         reduction.finish()
@@ -185,10 +188,11 @@ class Trainer:
         lr = self.lr_schedule.learning_rate(
             step - progress.began, self.config.optimizer.lr, self.config.train.train_iters
         )
+        of_layers = self.qk_clip.of_step()
         if taken:
-            parts.optimizer.step(lr)
+            parts.optimizer.step(lr, self.qk_clip.factors())
         parts.optimizer.zero_grad()
-        of_experts = self._update_router_biases(taken)
+        of_layers |= self._update_router_biases(taken)
 
         samples = self.config.train.global_batch_size
         progress.step = step
@@ -197,7 +201,7 @@ class Trainer:
         progress.skipped += not taken
         look(self.config.train, progress, totals.loss, self.ranks.is_main)
         parts.pulse.rest()
-        record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
+        record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_layers
         return record, totals
 
     @torch.no_grad()
