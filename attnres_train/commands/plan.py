@@ -14,7 +14,7 @@ from attnres_train.config import check_config, load_config, shipped
 from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import RunConfig
 from attnres_train.config.stages import called, stage_configs
-from attnres_train.config.tree import Tree
+from attnres_train.config.tree import Tree, parse_override, read_tree
 from attnres_train.errors import UserError
 from attnres_train.planning.devices import find_device
 from attnres_train.planning.grids import ALONE
@@ -47,22 +47,33 @@ def print_advice(config: RunConfig, args: argparse.Namespace) -> int:
     if target and target.resolve() == source.resolve():
         raise UserError(f"--yaml {target} is the config itself: name another file")
     # Imported here: what is wrong with the options is told before torch is loaded.
-    from attnres_train.planning.advice import as_report, as_text, as_yaml
-    from attnres_train.planning.search import search
+    from attnres_train.planning import advice, search, stage_advice, stage_search
 
-    found = search(config, args.gpus, device)
     base = str(source) if source.is_file() else args.config
-    yaml = as_yaml(found, base, target.parent if target else Path(), _given(config, args.overrides))
-    report = as_report(found)
-    print(json.dumps(report | {"yaml": yaml}) if args.json else as_text(report, yaml))
+    where = base, target.parent if target else Path(), _given(config, source, args.overrides)
+    if config.stages:
+        together = stage_search.search_stages(config, args.gpus, device)
+        report, yaml = stage_advice.as_report(together), stage_advice.as_yaml(together, *where)
+        told = stage_advice.as_text(report, yaml)
+    else:
+        found = search.search(config, args.gpus, device)
+        report, yaml = advice.as_report(found), advice.as_yaml(found, *where)
+        told = advice.as_text(report, yaml)
+    print(json.dumps(report | {"yaml": yaml}) if args.json else told)
     if target:
         _write(target, yaml, "--yaml")
     return 0
 
 
-def _given(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
-    """What ``overrides`` set, nested as in a file; of a list all elements."""
+def _given(config: RunConfig, source: Path, overrides: list[str]) -> dict[str, Any]:
+    """What ``overrides`` set, nested as in a file; of a list all elements. With `stages`, if there
+    are some, as they are written in ``source``."""
     values, given = plain_values(config), Tree({}, {})
+    if config.stages:
+        written = read_tree(source)
+        for text in overrides:
+            written.merge(parse_override(text))
+        values["stages"] = given.values["stages"] = written.values["stages"]
     for text in overrides:
         keys = text.partition("=")[0].strip().split(".")
         path = keys[: next((n for n, key in enumerate(keys) if key.isdigit()), len(keys))]

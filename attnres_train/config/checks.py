@@ -117,8 +117,8 @@ def _model(config: RunConfig) -> Problems:
     clip = config.optimizer.qk_clip
     if clip and not any(map(model.is_full_attention, range(model.num_layers))):
         yield (
-            f"optimizer.qk_clip is {clip:g}, but model.full_attention_layers leaves no MLA layer, of "
-            "which alone it scales heads: set it to 0, or name one there"
+            f"optimizer.qk_clip is {clip:g}, but it scales heads of MLA layers, of which "
+            "model.full_attention_layers leaves none: set it to 0, or name one there"
         )
 
 

@@ -1,5 +1,5 @@
-"""QK-clip: heads of MLA whose attention logits grow beyond a threshold have their maps to queries and
-keys scaled down after the optimizer's step (MuonClip: Kimi K2, arXiv 2507.20534, section 2.1).
+"""QK-clip: heads of MLA whose attention logits grow beyond a threshold have their maps to queries
+and keys scaled down after the optimizer's step (MuonClip: Kimi K2, arXiv 2507.20534, section 2.1).
 
 Shapes: H heads here, N key size expanded from the latent, E key size shared by all heads, V value
 size per head.
@@ -32,12 +32,12 @@ def watched(chunk: nn.Module) -> Layers:
 
 
 def row_factors(layers: Layers, threshold: float) -> dict[str, Tensor]:
-    """What the rows of each map to queries and keys are to be multiplied by, fp64 [rows, 1] under the
-    parameter's name: with ``gamma = min(1, threshold / max_logits)`` sqrt(gamma) the N of a head's
-    query and key, gamma the E of its query, whose key all heads share and which stays, and so do
-    values. Logits become gamma times what they were."""
+    """What the rows of each map to queries and keys are to be multiplied by, fp64 [rows, 1] under
+    the parameter's name. With ``gamma = min(1, threshold / max_logits)`` of a head: sqrt(gamma) the
+    N of its queries and keys, gamma the E of its queries, whose key all heads share. That one and
+    the values stay; the head's logits become gamma times what they were."""
     return {
-        f"{name}.{map_name}.weight".lstrip("."): factors
+        f"{name}.{map_name}.weight": factors
         for name, layer in layers.items()
         for map_name, factors in _of_layer(layer, threshold).items()
     }

@@ -42,7 +42,7 @@ def as_report(found: Found) -> dict[str, Any]:
         "device": asdict(device),
         "considered": found.considered,
         "fitting": found.fitting,
-        "best": [_one(found, grid) for grid in found.best],
+        "best": [of_grid(found, grid) for grid in found.best],
         "losers": [_loser(found, one) for one in found.losers],
         "refused": [
             {"what": what, "count": count, "example": found.refused.examples[what]}
@@ -52,7 +52,8 @@ def as_report(found: Found) -> dict[str, Any]:
     }
 
 
-def _one(found: Found, grid: Grid) -> dict[str, Any]:
+def of_grid(found: Found, grid: Grid) -> dict[str, Any]:
+    """What is predicted of ``grid``, one of those of which ``found`` has the steps."""
     estimator, step = found.estimator, found.steps[grid]
     gpus = grid.stage * grid.pipeline
     return {
@@ -94,7 +95,7 @@ def _why(found: Found, loser: Loser, winner: Step) -> str:
     device = found.estimator.device
     if loser.step is None:
         over = loser.memory - device.usable_memory
-        return f"does not fit, {_gigabytes(over)} GB too much"
+        return f"does not fit, {gigabytes(over)} GB too much"
     ours, theirs = (
         {cause: share * step.seconds for cause, share in _causes(step).items()}
         for step in (winner, loser.step)
@@ -106,14 +107,15 @@ def _why(found: Found, loser: Loser, winner: Step) -> str:
 
 def as_text(report: Mapping[str, Any], yaml: str) -> str:
     """The report on a screen, with the winner's configuration."""
-    parts = [_head(report), _best(report), _first(report), _losers(report), _refused(report), yaml]
+    parts = [head(report), _best(report), _first(report), _losers(report), _refused(report), yaml]
     return "\n\n".join(filter(None, parts))
 
 
-def _head(report: Mapping[str, Any]) -> str:
+def head(report: Mapping[str, Any]) -> str:
+    """What was searched on what."""
     device = report["device"]
     return (
-        f"{report['run']} on {report['gpus']} x {device['name']} ({_gigabytes(device['memory'])} "
+        f"{report['run']} on {report['gpus']} x {device['name']} ({gigabytes(device['memory'])} "
         f"GB, {device['peak_flops'] / 1e12:g} TFLOP/s, {device['node_size']} a node): "
         f"{report['fitting']:,} of {report['considered']:,} settings looked at are candidates.\n"
         "All figures are predictions from assumed efficiencies (--json lists them, --assume "
@@ -130,7 +132,7 @@ def _best(report: Mapping[str, Any]) -> str:
             one["grid"]["layout"],
             one["grid"]["micro_batch"],
             one["grid"]["recompute"],
-            f"needs {_gigabytes(one['memory']['total'])} of {_gigabytes(memory)} GB",
+            f"needs {gigabytes(one['memory']['total'])} of {gigabytes(memory)} GB",
             f"{one['seconds']:.3g} s",
             f"{one['tokens_per_second_per_gpu']:,.0f}",
             f"{one['mfu']:.1%}",
@@ -165,7 +167,7 @@ def _losers(report: Mapping[str, Any]) -> str:
         (
             _SHORT[one["key"]],
             one["value"],
-            f"{_gigabytes(one['memory'])} GB",
+            f"{gigabytes(one['memory'])} GB",
             "-" if one["slower"] is None else f"{one['slower']:+.0%}",
             one["why"],
         )
@@ -194,7 +196,7 @@ def _refused(report: Mapping[str, Any]) -> str:
 def as_yaml(found: Found, source: str, folder: Path, overrides: Mapping[str, Any]) -> str:
     """A configuration file for ``folder`` that extends ``source`` with what was given on the
     command line (``overrides``, nested) and the winner's sizes."""
-    report = _one(found, found.best[0])
+    report = of_grid(found, found.best[0])
     device = found.estimator.device
     base = os.path.relpath(source, folder) if os.path.exists(source) else source
     values: dict[str, Any] = {"extends": base, **overrides}
@@ -205,10 +207,10 @@ def as_yaml(found: Found, source: str, folder: Path, overrides: Mapping[str, Any
     return (
         f"# For {gpus} x {device.name}, by `attnres-train plan --gpus {gpus} --device "
         f"{device.name}`: predicted {report['seconds']:.3g} s a\n"
-        f"# step, {report['mfu']:.1%} MFU, {_gigabytes(report['memory']['total'])} of "
-        f"{_gigabytes(device.memory)} GB, bound by {cause} ({share:.0%}).\n{block(values)}"
+        f"# step, {report['mfu']:.1%} MFU, {gigabytes(report['memory']['total'])} of "
+        f"{gigabytes(device.memory)} GB, bound by {cause} ({share:.0%}).\n{block(values)}"
     )
 
 
-def _gigabytes(size: float) -> str:
+def gigabytes(size: float) -> str:
     return f"{size / 1e9:.0f}" if size >= 9.95e9 else f"{size / 1e9:.1f}"

@@ -65,12 +65,22 @@ class Grid(NamedTuple):
         return found
 
     def of(self, config: RunConfig) -> RunConfig:
-        """``config`` on this grid."""
-        changed = {
+        """``config`` on this grid, all stages of it alike."""
+        sections = self.sections()
+        changed: dict[str, Any] = {
             section: getattr(config, section).model_copy(update=values)
-            for section, values in self.sections().items()
+            for section, values in sections.items()
         }
+        changed["stages"] = [
+            stage.model_copy(update={"train": stage.train.model_copy(update=sections["train"])})
+            for stage in config.stages
+        ]
         return config.model_copy(update=changed)
+
+    @property
+    def place(self) -> Grid:
+        """What stages of a run have in common: all but micro-batch and recomputation."""
+        return self._replace(micro_batch=1, recompute="none")
 
     def __str__(self) -> str:
         sizes = ("tensor", "context", "expert", "data", "pipeline", "virtual")

@@ -17,7 +17,7 @@ from attnres_train.planning.devices import Device
 from attnres_train.planning.estimate import Estimator, Step
 from attnres_train.planning.grids import AXES, RECOMPUTE, Grid, Refused, Space, fits_nothing
 
-_SIMULATED = 24
+SIMULATED = 24
 """Of the fastest by formula, which bubbles and hops may turn round."""
 
 
@@ -59,10 +59,12 @@ def search(config: RunConfig, gpus: int, device: Device, *, shown: int = 5) -> F
     """
     if gpus < 1:
         raise UserError(f"--gpus is {gpus}: it must be at least 1")
-    return _Search(config, gpus, device).run(shown)
+    return Search(config, gpus, device).run(shown)
 
 
-class _Search:
+class Search:
+    """Of one configuration without stages: `explore`, and then what is asked of it."""
+
     def __init__(self, config: RunConfig, gpus: int, device: Device) -> None:
         self.config, self.gpus, self.device = config, gpus, device
         self.space = Space(config, gpus, device.node_size)
@@ -75,7 +77,9 @@ class _Search:
         self.considered = 0
         self.ranked: list[Grid] = []
 
-    def run(self, shown: int) -> Found:
+    def explore(self) -> None:
+        """Find what fits, fastest first by formula, and of the first of those by simulation. Raises
+        UserError where nothing does."""
         for by_micro_batch in self.space.settings():
             self._consider(by_micro_batch)
         if not self.considered:
@@ -84,11 +88,17 @@ class _Search:
         self.ranked = self._ranked()
         if not self.ranked:
             raise UserError(self._nothing_fits())
+
+    def run(self, shown: int) -> Found:
+        self.explore()
         losers = list(self._losers(self.ranked[0]))
         while faster := [one.grid for one in losers if self._beats(one.step)]:
             self.ranked = self._sorted([*self.ranked, *faster])
             losers = list(self._losers(self.ranked[0]))
-        best = list(self._one_of_each())[:shown]
+        return self.found(list(self._one_of_each())[:shown], losers)
+
+    def found(self, best: list[Grid], losers: list[Loser]) -> Found:
+        """With the simulated steps of ``best``."""
         return Found(
             best,
             losers,
@@ -130,7 +140,7 @@ class _Search:
                 self.space.refused.add("other relations", problems[0])
             else:
                 accepted.append(grid)
-            if len(accepted) == _SIMULATED:
+            if len(accepted) == SIMULATED:
                 break
         return self._sorted(accepted)
 

@@ -131,3 +131,20 @@ def test_continuing_from_copied_state_is_bitwise(dtype):
     run(resumed, second, (3, 4), dtype, skip={QUERY})
     for name in SHAPES:
         assert torch.equal(params[name], resumed[name]), name
+
+
+def test_a_scaled_parameter_is_its_scaled_master_rounded():
+    params, optimizer = make(torch.bfloat16)
+    name = "layers.0.self_attn.q_proj.weight"
+    run(params, optimizer, [1], torch.bfloat16)
+    state = {(n, key): t.clone() for n, key, t in optimizer.state_tensors()}
+    factors = torch.tensor([[1.0]] * 4 + [[0.7]] * 4, dtype=torch.float64)
+    before = params[name].detach().clone()
+    optimizer.scale(name, factors)
+    for n, key, tensor in optimizer.state_tensors():
+        expected = state[n, key]
+        if (n, key) == (name, "master"):
+            expected = expected * factors.float()
+            assert torch.equal(params[name], expected.bfloat16())
+        assert torch.equal(tensor, expected)
+    assert torch.equal(params[name][:4], before[:4]) and not torch.equal(params[name], before)
