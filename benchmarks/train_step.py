@@ -7,7 +7,8 @@ A step is forward and backward of every micro-batch, clipping and the optimizer'
 round times each residual once, in turn; a ratio is the median over rounds. ``--profile`` shows
 where the time of a micro-batch goes instead: the parts of block Attention Residuals next to those
 of the standard residual, by torch's profiler, which makes small calls look dearer than they are.
-``--quick`` is a smoke run.
+``--qk-clip`` times instead the same step with QK-clip off and on, whose cost grows with the length
+of the samples (``--seq-length``). ``--quick`` is a smoke run.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights
 from attnres_train.model.parameters import parameter_rules
+from attnres_train.model.qk_clip import row_factors, watched
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.pipeline.run.engine import Engine
@@ -46,6 +48,7 @@ CONTESTANTS = {
     "block, one read per sublayer": ["model.residual.two_phase=false"],
     "full": ["model.residual.kind=full"],
 }
+QK_CLIP = {"off": [], "on": ["optimizer.qk_clip=100"]}
 
 PARTS = {
     "DepthPhase1": "phase 1, forward",
@@ -74,6 +77,7 @@ class Run:
         self.parameters = list(named.values())
         rules = parameter_rules(self.chunk)
         self.optimizer = build_optimizer(named.items(), rules, self.config.optimizer, "cpu")
+        self.clipped = watched(self.chunk) if self.config.optimizer.qk_clip else {}
         transport = MailboxTransport(Mailboxes(timedelta(seconds=1)))
         plan = build_plan(self.config)
         self.engine = Engine({0: self.chunk}, plan, 0, transport, model.stream_size, torch.float32)
@@ -88,6 +92,10 @@ class Run:
         norm = grad_square_sum(self.parameters).sqrt().item()
         scale_grads(self.parameters, clip_factor(norm, self.config.train.clip_grad))
         self.optimizer.step(self.config.optimizer.lr)
+        for name, factors in row_factors(self.clipped, self.config.optimizer.qk_clip).items():
+            self.optimizer.scale(name, factors)
+        for layer in self.clipped.values():
+            layer.max_logits.fill_(-torch.inf)
         self.optimizer.zero_grad()
 
 
@@ -120,15 +128,16 @@ def print_profile(standard: Run, block: Run, batch: MicroBatch, rounds: int) -> 
         print(f"| {part} | {1000 * own[0]:.1f} | {1000 * own[1]:.1f} | {100 * more:+.1f} % |")
 
 
-def print_times(runs: dict[str, Run], batches: list[MicroBatch], count: int) -> None:
+def print_times(runs: dict[str, Run], batches: list[MicroBatch], count: int, what: str) -> None:
+    base = next(iter(runs))
     rounds = [
         {name: seconds(lambda run=run: run.step(batches)) for name, run in runs.items()}
         for _ in range(count)
     ]
-    print("| residual | median ms | time / standard |\n|---|---|---|")
+    print(f"| {what} | median ms | time / {base} |\n|---|---|---|")
     for name in runs:
         own = statistics.median(r[name] for r in rounds)
-        ratio = statistics.median(r[name] / r["standard"] for r in rounds)
+        ratio = statistics.median(r[name] / r[base] for r in rounds)
         print(f"| {name} | {1000 * own:.0f} | {ratio:.3f} |")
 
 
@@ -140,14 +149,18 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one round of one micro-batch")
     parser.add_argument("--profile", action="store_true", help="where the time goes, by operator")
+    parser.add_argument("--qk-clip", action="store_true", help="QK-clip off and on")
+    parser.add_argument("--seq-length", type=int, help="tokens per sample (default: quickstart's)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_memory()
-    names = ["standard", "block"] if args.profile else list(CONTESTANTS)
-    runs = {name: Run(CONTESTANTS[name]) for name in names}
-    train = load_config(CONFIG).train
+    contestants = QK_CLIP if args.qk_clip else CONTESTANTS
+    names = ["standard", "block"] if args.profile else list(contestants)
+    length = [f"train.seq_length={args.seq_length}"] if args.seq_length else []
+    runs = {name: Run([*contestants[name], *length]) for name in names}
+    train = runs[names[0]].config.train
     count = 1 if args.quick else train.global_batch_size // train.micro_batch_size
-    batches = [runs["standard"].micro_batch() for _ in range(count)]
+    batches = [runs[names[0]].micro_batch() for _ in range(count)]
     rounds = 1 if args.quick else args.rounds
     for run in runs.values():
         run.step(batches)  # warms up
@@ -156,7 +169,7 @@ def main() -> None:
     if args.profile:
         print_profile(runs["standard"], runs["block"], batches[0], rounds)
     else:
-        print_times(runs, batches, rounds)
+        print_times(runs, batches, rounds, "QK-clip" if args.qk_clip else "residual")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from attnres_train.observe.hardware import installed_version, peak_flops
 OPTIONAL = {
     "fla-core": ("KDA and depth-attention kernels on GPUs", "torch operators, slower on GPUs"),
     "transformer-engine": ("fused linear and norm on GPUs", "torch operators"),
-    "apex": ("fused gradient accumulation", "torch's own accumulation"),
     "wandb": ("log.wandb", "metrics.jsonl and the console remain"),
     "tensorboard": ("log.tensorboard", "metrics.jsonl and the console remain"),
     "matplotlib": ("the loss plot", "no picture"),

@@ -150,8 +150,9 @@ class OptimizerConfig(StagedOptimizer):
     and of MLA's keys and values."""
     qk_clip: float = Field(0, ge=0)
     """QK-clip (MuonClip; 100 in Kimi K2): after each step, heads of MLA of which an attention logit
-    of the step was larger have their query and key maps scaled back to it; 0: off, and nothing is
-    looked at."""
+    of the step was larger have their query and key maps scaled back to it; `max_attention_logit` is
+    logged. Attention's logits are computed once more for it, twice more where its layer is rerun
+    (`train.recompute: full`). 0: off, and nothing is looked at."""
     sharded: bool = True
     """Each data-parallel replica keeps the optimizer's state (and fp32 masters) of the matrices,
     and rows of tables, that it owns, updates those and sends them to the others (ZeRO-1); else each

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Record = dict[str, float]
 """What is logged of a step, flat: ``step, tokens, loss, grad_norm, lr, tokens_per_second,
 step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, expert_rank_load,
-expert_bytes`` of a model with experts, ``mfu`` where the device's peak is known,
+expert_bytes`` of a model with experts, ``max_attention_logit`` with `optimizer.qk_clip` (the
+largest scaled logit of MLA in the step, before clipping), ``mfu`` where the device's peak is known,
 ``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
 number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes`` likewise,
 ``stage`` (its number from 0) of a run in stages, and what observers of the user's add. Loss in nats
