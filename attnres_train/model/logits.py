@@ -23,8 +23,9 @@ def largest_logits(
     """Per head the largest scaled logit ``q k K^-0.5`` of the pairs that `model.mla` attends to:
     q [B, T, H, K], k [B, T', H, K] -> fp64 [H], exact but for the rounding of their dtype.
 
-    Tile by tile, what is masked left out: half the products of queries and keys once more, all of
-    which pass through memory. ``cu_seqlens`` and ``shares`` as for `model.mla.causal_attention`.
+    Tile by tile, and nothing of what is masked: T^2 / 2 products of queries and keys per head of a
+    sample, each written to memory and read back. ``cu_seqlens`` and ``shares`` as for
+    `model.mla.causal_attention`.
     """
     found = [
         _of_maps(*(x.transpose(1, 2).flatten(0, 1) for x in (queries, k[seen])))

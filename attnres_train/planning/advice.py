@@ -44,12 +44,17 @@ def as_report(found: Found) -> dict[str, Any]:
         "fitting": found.fitting,
         "best": [of_grid(found, grid) for grid in found.best],
         "losers": [_loser(found, one) for one in found.losers],
-        "refused": [
-            {"what": what, "count": count, "example": found.refused.examples[what]}
-            for what, count in sorted(found.refused.counts.items())
-        ],
+        "refused": refused(found),
         "config": found.best[0].sections(),
     }
+
+
+def refused(found: Found) -> list[dict[str, Any]]:
+    """What was not looked at, and why."""
+    return [
+        {"what": what, "count": count, "example": found.refused.examples[what]}
+        for what, count in sorted(found.refused.counts.items())
+    ]
 
 
 def of_grid(found: Found, grid: Grid) -> dict[str, Any]:

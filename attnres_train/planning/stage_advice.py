@@ -10,7 +10,7 @@ from typing import Any
 
 from attnres_train.config.tree import Tree
 from attnres_train.config.yaml_text import block
-from attnres_train.planning.advice import gigabytes, head, of_grid
+from attnres_train.planning.advice import gigabytes, head, of_grid, refused
 from attnres_train.planning.grids import Grid
 from attnres_train.planning.stage_search import FoundStages
 from attnres_train.planning.text import table
@@ -31,6 +31,7 @@ def as_report(found: FoundStages) -> dict[str, Any]:
             name: of_grid(stage, grid)
             for name, stage, grid in zip(names, found.stages, found.alone, strict=True)
         },
+        "refused": {name: refused(stage) for name, stage in zip(names, found.stages, strict=True)},
         "config": sections(found),
     }
 
@@ -62,7 +63,8 @@ def sections(found: FoundStages) -> dict[str, Any]:
 
 def as_text(report: Mapping[str, Any], yaml: str) -> str:
     """The report on a screen, with the configuration of the first way."""
-    return "\n\n".join([head(report), _best(report), _stages(report), yaml])
+    parts = [head(report), _best(report), _stages(report), _refused(report), yaml]
+    return "\n\n".join(filter(None, parts))
 
 
 def _best(report: Mapping[str, Any]) -> str:
@@ -107,6 +109,15 @@ def _alone(one: Mapping[str, Any], alone: Mapping[str, Any]) -> str:
     if alone["grid"] == one["grid"] or less > -0.005:
         return "no better"
     return f"{less:+.0%}: {Grid(**alone['grid'])}"
+
+
+def _refused(report: Mapping[str, Any]) -> str:
+    lines = [
+        f"  {name}, {one['what']}: {one['example'].split(': ')[0]}"
+        for name, told in report["refused"].items()
+        for one in told
+    ]
+    return "\n".join(["Not looked at", *lines]) if lines else ""
 
 
 def as_yaml(found: FoundStages, source: str, folder: Path, given: Mapping[str, Any]) -> str:

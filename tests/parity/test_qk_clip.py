@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attnres_train.model.mla import MultiHeadLatentAttention
+from attnres_train.model.qk_clip import row_factors
+from attnres_train.parallel.owned import OwnedOptimizer
+from attnres_train.training.qk_clip import QKClip
 from attnres_train.training.trainer import Trainer
 from tests.parity.steps import STEPS, Steps, differences, run_steps
 from tests.tiny import free_port, grid
@@ -159,3 +162,29 @@ def run(pool, tiny):
 def test_three_steps_equal_what_is_done_by_hand(run, place, kind):
     (expected,) = run("one", kind, 0, by_hand)
     assert differences(run(place, kind), expected, RELATIVE) == []
+
+
+def look_at_own_samples(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(QKClip, "factors", lambda self: row_factors(self.layers, self.threshold))
+
+
+def clip_after_the_gather(patch: pytest.MonkeyPatch) -> None:
+    """What replicas are sent is not scaled yet."""
+    step = OwnedOptimizer.step
+
+    def late(self, lr, row_factors):
+        step(self, lr)
+        self.wait()
+        for piece in self.reduction.pieces:
+            if piece.is_mine and piece.parameter_name in row_factors:
+                self.optimizer.scale(piece.name, piece.of(row_factors[piece.parameter_name]))
+
+    patch.setattr(OwnedOptimizer, "step", late)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("fault", [look_at_own_samples, clip_after_the_gather])
+def test_faults_are_found(run, fault):
+    (expected,) = run("one", "muon", 0, by_hand)
+    told = differences(run("DP2", "muon", THRESHOLD, fault), expected, RELATIVE)
+    assert any("q_proj" in line or "kv_b_proj" in line for line in told), told
