@@ -35,7 +35,6 @@ OVERRIDES = (
     "optimizer.ns_dtype=fp64",
     "checkpoint.save_interval=0",
     "log.plot=false",
-    "log.observers=[tests.parity.expert_runs:Gradients]",
 )
 RESIDUALS = {"block": "{kind: block, block_size: 3}", "standard": "{kind: standard}"}
 
@@ -90,13 +89,15 @@ class Case:
     cp: int = 1
     tp: int = 1
     length: int = 16
+    watched: bool = True
+    """Whether every rank gets and writes down all gradients; else they go to their owners alone."""
 
     def __str__(self) -> str:
         grid = f"EP{self.ep}-DP{self.dp}-PP{self.pp}V{self.vpp}"
         grid = f"TP{self.tp}-" * (self.tp > 1) + grid
         grid = f"CP{self.cp}-" * (self.cp > 1) + grid + f"-T{self.length}" * (self.length != 16)
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
-        extras += f"-room{self.room}" * (self.room > 0)
+        extras += f"-room{self.room}" * (self.room > 0) + "-owners" * (not self.watched)
         return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
 
     @property
@@ -125,6 +126,7 @@ class Case:
             f"train.precision={precision}",
             *([f"parallel.expert_capacity_factor={self.room}"] * (self.room > 0)),
             f"parallel.expert_dispatcher={'bounded' if self.room else 'exact'}",
+            f"log.observers=[{'tests.parity.expert_runs:Gradients' * self.watched}]",
         ]
 
 
@@ -133,7 +135,7 @@ class Outcome:
     losses: list[float]
     norms: list[float]
     gradients: list[dict[str, Tensor]]
-    """Of each step, by released name."""
+    """Of each step, by released name; none of a run that nobody watched."""
     balance: list[list[float]]
     saved: dict[str, Tensor]
     """The last checkpoint: parameters, biases of the routers, state of the optimizer."""
@@ -156,7 +158,7 @@ def run(tiny: TinyRuns, case: Case, fault: str | None = None) -> Outcome:
     if not folder.exists():
         arguments = [str(tiny.path), f"run.name={name}", *case.overrides]
         tiny.pool.run(run_rank, case.ranks, case, arguments, free_port(), fault)
-    return outcome(folder)
+    return outcome(folder, case.watched)
 
 
 def run_in_turns(tiny: TinyRuns, name: str, cases: Sequence[Case]) -> Outcome:
@@ -168,9 +170,9 @@ def run_in_turns(tiny: TinyRuns, name: str, cases: Sequence[Case]) -> Outcome:
     return outcome(tiny.folder / "runs" / name)
 
 
-def outcome(folder: Path) -> Outcome:
+def outcome(folder: Path, watched: bool = True) -> Outcome:
     gradients = []
-    for step in range(1, STEPS + 1):
+    for step in range(1, STEPS + 1) if watched else ():
         found: dict[str, Tensor] = {}
         for file in sorted((folder / "gradients").glob(f"{step}-*.pt")):
             mine = torch.load(file)

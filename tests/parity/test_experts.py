@@ -71,10 +71,10 @@ def test_faults_are_found(tiny, fault):
         check(run(tiny, case, fault), run(tiny, case.alone), 1e-9)
 
 
-def test_a_resumed_run_repeats_every_bit(tiny):
-    case = Case(ep=2, dp=2)
-    resumed = run_in_turns(tiny, "resumed", [case, case])
-    whole = run(tiny, case)
+@pytest.mark.parametrize("case", [Case(ep=2, dp=2), Case(tp=2, precision="fp32")], ids=str)
+def test_a_resumed_run_repeats_every_bit(short, case):
+    resumed = run_in_turns(short, f"resumed-{case}", [case, case])
+    whole = run(short, case)
     assert resumed.losses == whole.losses
     assert all(torch.equal(resumed.saved[name], value) for name, value in whole.saved.items())
 

@@ -64,3 +64,11 @@ def test_it_equals_one_process(short, case):
     alone = run(short, case.alone)
     assert min(alone.norms) > 0.5, "clipping takes part"
     check(run(short, case), alone, RELATIVE)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("grid", GRIDS + WIDER, ids=str)
+def test_it_does_where_gradients_go_to_their_owners_alone(short, grid):
+    """Who compares gradients has them sent to all ranks, which is another reduction."""
+    case = replace(grid, packed=True, watched=False)
+    check(run(short, case), replace(run(short, case.alone), gradients=[]), RELATIVE)
