@@ -29,7 +29,6 @@ OVERRIDES = (
     "model.moe.bias_update_rate=0.05",
     "model.initializer_range=0.1",
     f"train.train_iters={STEPS}",
-    "train.micro_batch_size=1",
     "train.eval_interval=0",
     "train.clip_grad=0.5",
     "optimizer.ns_dtype=fp64",
@@ -89,6 +88,8 @@ class Case:
     cp: int = 1
     tp: int = 1
     length: int = 16
+    samples: int = 1
+    """Of a micro-batch."""
     watched: bool = True
     """Whether every rank gets and writes down all gradients; else they go to their owners alone."""
 
@@ -97,6 +98,7 @@ class Case:
         grid = f"TP{self.tp}-" * (self.tp > 1) + grid
         grid = f"CP{self.cp}-" * (self.cp > 1) + grid + f"-T{self.length}" * (self.length != 16)
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
+        extras += f"-B{self.samples}" * (self.samples > 1)
         extras += f"-room{self.room}" * (self.room > 0) + "-owners" * (not self.watched)
         return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
 
@@ -115,6 +117,7 @@ class Case:
         return [
             *OVERRIDES,
             f"train.seq_length={self.length}",
+            f"train.micro_batch_size={self.samples}",
             f"parallel.context_parallel_size={self.cp}",
             f"parallel.tensor_model_parallel_size={self.tp}",
             f"parallel.expert_model_parallel_size={self.ep}",
