@@ -35,7 +35,15 @@ OVERRIDES = (
     "checkpoint.save_interval=0",
     "log.plot=false",
 )
-RESIDUALS = {"block": "{kind: block, block_size: 3}", "standard": "{kind: standard}"}
+RESIDUALS = {
+    "block": "{kind: block, block_size: 3}",
+    "standard": "{kind: standard}",
+    "full": "{kind: full, window: 3}",
+    "input": "{kind: block, block_size: 3, query: input, num_heads: 2}",
+    "bias": "{kind: block, block_size: 2, scores: bias, normalizer: sigmoid}",
+    "dense": "{kind: dense_former}",
+    "mhc": "{kind: mhc_lite}",
+}
 
 
 class Gradients(Observer):
@@ -67,7 +75,7 @@ def places_in(chunk: ModelChunk) -> dict[str, Place]:
     return places
 
 
-_OF_THE_MODEL = ("residual", "packed", "precision", "length")
+_OF_THE_MODEL = ("residual", "packed", "precision", "length", "more")
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ class Case:
     length: int = 16
     samples: int = 1
     """Of a micro-batch."""
+    more: tuple[str, ...] = ()
+    """Other overrides."""
     watched: bool = True
     """Whether every rank gets and writes down all gradients; else they go to their owners alone."""
 
@@ -99,6 +109,7 @@ class Case:
         grid = f"CP{self.cp}-" * (self.cp > 1) + grid + f"-T{self.length}" * (self.length != 16)
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
         extras += f"-B{self.samples}" * (self.samples > 1)
+        extras += "".join(f"-{word.split('.')[-1]}" for word in self.more).replace("=", "-")
         extras += f"-room{self.room}" * (self.room > 0) + "-owners" * (not self.watched)
         return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
 
@@ -130,6 +141,7 @@ class Case:
             *([f"parallel.expert_capacity_factor={self.room}"] * (self.room > 0)),
             f"parallel.expert_dispatcher={'bounded' if self.room else 'exact'}",
             f"log.observers=[{'tests.parity.expert_runs:Gradients' * self.watched}]",
+            *self.more,
         ]
 
 

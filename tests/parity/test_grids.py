@@ -81,6 +81,31 @@ def test_it_does_where_gradients_go_to_their_owners_alone(short, grid):
     check(run(short, case), replace(run(short, case.alone), gradients=[]), RELATIVE)
 
 
+OTHERS = [
+    *(Case(residual=kind) for kind in ("full", "input", "bias", "dense", "mhc")),
+    *(
+        Case(more=(override,))
+        for override in (
+            "optimizer.kind=adamw",
+            "optimizer.per_head=true",
+            "model.moe.num_shared_experts=0",
+            "model.moe.num_experts_per_token=1",
+            "model.moe.first_dense_layers=4",
+            "model.full_attention_layers=[1, 2, 3, 4]",
+            "model.full_attention_layers=[]",
+        )
+    ),
+]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_other_models_and_optimizers_equal_one_process(short, other):
+    """Where tensors, samples and experts are shared all at once."""
+    case = replace(other, tp=2, cp=2, ep=2, packed=True)
+    check(run(short, case), run(short, case.alone), RELATIVE)
+
+
 PRECISIONS = {
     "fp32": (1e-6, 1e-5, 1e-5),
     "bf16": (2e-3, 0.15, 0.4),
