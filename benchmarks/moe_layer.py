@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--chosen", type=int, default=8, help="per token (%(default)s)")
     parser.add_argument("--hidden", type=int, default=512, help="hidden size (%(default)s)")
     parser.add_argument("--width", type=int, default=256, help="of an expert (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=2048, help="(%(default)s)")
+    parser.add_argument("--tokens", type=int, default=1024, help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="that are timed (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run; figures mean nothing")
     args = parser.parse_args()
