@@ -52,7 +52,7 @@ def build_optimizer(
         optimizer = kind.build(part, group, device)
         _create_state(optimizer, group, kind.states(part))
         optimizers.append(optimizer)
-    return HybridOptimizer(params, masters, optimizers)
+    return HybridOptimizer(params, masters, optimizers, kind.exchange)
 
 
 def made_whole(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from attnres_train.optim.ports import AllHere, MatrixExchange
+
 
 def make_masters(params: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the optimizer updates: fp32 copies of bf16 and fp16 parameters, others themselves."""
@@ -27,6 +29,7 @@ class HybridOptimizer:
     A parameter that has a master of its own is updated through it: its gradient is upcast, the
     result rounded back. A gradient that is None counts as zero, and ``parts`` come with their state
     created: names and values of the state do not depend on which parameters took part in a step.
+    ``exchange`` is what ``parts`` share, if they need one.
 
     State is saved whole or not at all: ``step``, which all parameters share, and tensors of the
     parameter's shape that stay the same objects. Anything else raises ValueError, here or in the
@@ -38,10 +41,12 @@ class HybridOptimizer:
         params: dict[str, Tensor],
         masters: dict[str, Tensor],
         parts: list[torch.optim.Optimizer],
+        exchange: MatrixExchange | None = None,
     ) -> None:
         self._params = params
         self._masters = masters
         self._parts = parts
+        self._exchange = exchange or AllHere()
         self.steps = torch.zeros((), dtype=torch.int64)
         """Updates done so far, int64 []. Saved, and loaded in place, like the state tensors."""
         self._state = list(self._find_state())
@@ -51,6 +56,7 @@ class HybridOptimizer:
         """One update of every parameter with learning rate ``lr``."""
         for name, param in self._params.items():
             self._hand_over_grad(param, self._masters[name])
+        self._exchange.begin()
         for part in self._parts:
             self._prepare(part, lr)
             part.step()

@@ -31,6 +31,10 @@ class MatrixExchange(Protocol):
         """The number of ranks that share a matrix."""
         ...
 
+    def begin(self) -> None:
+        """An update begins. To whom matrices are dealt follows from its calls alone."""
+        ...
+
     def send(self, parts_Nab: Tensor, axis: int) -> Sent:
         """Send parts, cut along ``axis`` (-2 or -1), to the ranks to which the matrices are dealt.
         Collective: all ranks pass the same number of equal shape. Returns at once."""
@@ -41,6 +45,9 @@ class AllHere:
     """The exchange of one process, or of matrices that lie whole on every rank."""
 
     size = 1
+
+    def begin(self) -> None:
+        pass
 
     def send(self, parts_Nab: Tensor, axis: int) -> Sent:
         return _Here(parts_Nab)

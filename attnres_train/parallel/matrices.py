@@ -31,13 +31,17 @@ def matrix_exchange(mine: Iterable[tuple[str, Tensor]], group: ProcessGroup) -> 
 
 class MatrixDeal:
     """Deals matrices to the ranks of ``group`` (those that share tensors): as many to each as to
-    any other, and where that does not come out even to those with the least work so far. A function
-    of the calls alone, so all ranks come to the same."""
+    any other, and where that does not come out even to those with the least work so far in the
+    update. A function of its calls alone: all ranks come to the same, and so does a resumed run,
+    which must not orthogonalise a matrix in another batch (its last bits would differ)."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group, self.size = group, group.size()
         self._work = [0] * self.size
-        """Of each rank so far, less what all have: in matrices' elements times their short side."""
+        """Of each rank in this update, beside what all have: elements times the short side."""
+
+    def begin(self) -> None:
+        self._work = [0] * self.size
 
     def send(self, parts_Nab: Tensor, axis: int) -> Dealt:
         counts = self._deal(len(parts_Nab), self._cost(parts_Nab, axis))
@@ -54,8 +58,6 @@ class MatrixDeal:
         for rank in sorted(range(self.size), key=lambda rank: (self._work[rank], rank))[:left]:
             counts[rank] += 1
             self._work[rank] += cost
-        least = min(self._work)
-        self._work = [work - least for work in self._work]
         return counts
 
 

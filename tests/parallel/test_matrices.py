@@ -69,6 +69,7 @@ def test_batches_travel_one_by_one_and_their_work_is_even(pool, alone):
     found = pool.run(trained_in_small_batches, 2, {})
     assert worst(found, alone()) < 1e-12
     per_step = found[0].dealt[: len(found[0].dealt) // STEPS]
+    assert found[0].dealt == per_step * STEPS, "a resumed run would batch matrices otherwise"
     # Three by columns, two by rows, the map to heads and the wide one: none is made whole twice.
     assert sorted(map(sum, per_step)) == [1, 1, 1, 2, 2]
     first, second = (sum(counts) for counts in zip(*per_step, strict=True))

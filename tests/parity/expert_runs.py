@@ -29,15 +29,21 @@ OVERRIDES = (
     "model.moe.bias_update_rate=0.05",
     "model.initializer_range=0.1",
     f"train.train_iters={STEPS}",
-    "train.micro_batch_size=1",
     "train.eval_interval=0",
     "train.clip_grad=0.5",
     "optimizer.ns_dtype=fp64",
     "checkpoint.save_interval=0",
     "log.plot=false",
-    "log.observers=[tests.parity.expert_runs:Gradients]",
 )
-RESIDUALS = {"block": "{kind: block, block_size: 3}", "standard": "{kind: standard}"}
+RESIDUALS = {
+    "block": "{kind: block, block_size: 3}",
+    "standard": "{kind: standard}",
+    "full": "{kind: full, window: 3}",
+    "input": "{kind: block, block_size: 3, query: input, num_heads: 2}",
+    "bias": "{kind: block, block_size: 2, scores: bias, normalizer: sigmoid}",
+    "dense": "{kind: dense_former}",
+    "mhc": "{kind: mhc_lite}",
+}
 
 
 class Gradients(Observer):
@@ -69,7 +75,7 @@ def places_in(chunk: ModelChunk) -> dict[str, Place]:
     return places
 
 
-_OF_THE_MODEL = ("residual", "packed", "precision", "length")
+_OF_THE_MODEL = ("residual", "packed", "precision", "length", "more")
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,21 @@ class Case:
     cp: int = 1
     tp: int = 1
     length: int = 16
+    samples: int = 1
+    """Of a micro-batch."""
+    more: tuple[str, ...] = ()
+    """Other overrides."""
+    watched: bool = True
+    """Whether every rank gets and writes down all gradients; else they go to their owners alone."""
 
     def __str__(self) -> str:
         grid = f"EP{self.ep}-DP{self.dp}-PP{self.pp}V{self.vpp}"
         grid = f"TP{self.tp}-" * (self.tp > 1) + grid
         grid = f"CP{self.cp}-" * (self.cp > 1) + grid + f"-T{self.length}" * (self.length != 16)
         extras = f"-{self.recompute}" * (self.recompute != "none") + "-packed" * self.packed
-        extras += f"-room{self.room}" * (self.room > 0)
+        extras += f"-B{self.samples}" * (self.samples > 1)
+        extras += "".join(f"-{word.split('.')[-1]}" for word in self.more).replace("=", "-")
+        extras += f"-room{self.room}" * (self.room > 0) + "-owners" * (not self.watched)
         return f"{grid}-{self.residual}{extras}" + f"-{self.precision}" * (self.precision != "fp64")
 
     @property
@@ -114,6 +128,7 @@ class Case:
         return [
             *OVERRIDES,
             f"train.seq_length={self.length}",
+            f"train.micro_batch_size={self.samples}",
             f"parallel.context_parallel_size={self.cp}",
             f"parallel.tensor_model_parallel_size={self.tp}",
             f"parallel.expert_model_parallel_size={self.ep}",
@@ -125,6 +140,8 @@ class Case:
             f"train.precision={precision}",
             *([f"parallel.expert_capacity_factor={self.room}"] * (self.room > 0)),
             f"parallel.expert_dispatcher={'bounded' if self.room else 'exact'}",
+            f"log.observers=[{'tests.parity.expert_runs:Gradients' * self.watched}]",
+            *self.more,
         ]
 
 
@@ -133,7 +150,7 @@ class Outcome:
     losses: list[float]
     norms: list[float]
     gradients: list[dict[str, Tensor]]
-    """Of each step, by released name."""
+    """Of each step, by released name; none of a run that nobody watched."""
     balance: list[list[float]]
     saved: dict[str, Tensor]
     """The last checkpoint: parameters, biases of the routers, state of the optimizer."""
@@ -156,7 +173,7 @@ def run(tiny: TinyRuns, case: Case, fault: str | None = None) -> Outcome:
     if not folder.exists():
         arguments = [str(tiny.path), f"run.name={name}", *case.overrides]
         tiny.pool.run(run_rank, case.ranks, case, arguments, free_port(), fault)
-    return outcome(folder)
+    return outcome(folder, case.watched)
 
 
 def run_in_turns(tiny: TinyRuns, name: str, cases: Sequence[Case]) -> Outcome:
@@ -168,9 +185,9 @@ def run_in_turns(tiny: TinyRuns, name: str, cases: Sequence[Case]) -> Outcome:
     return outcome(tiny.folder / "runs" / name)
 
 
-def outcome(folder: Path) -> Outcome:
+def outcome(folder: Path, watched: bool = True) -> Outcome:
     gradients = []
-    for step in range(1, STEPS + 1):
+    for step in range(1, STEPS + 1) if watched else ():
         found: dict[str, Tensor] = {}
         for file in sorted((folder / "gradients").glob(f"{step}-*.pt")):
             mine = torch.load(file)

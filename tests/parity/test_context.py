@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-
 import pytest
 import torch
 
-from tests.data.tiny import write_text
 from tests.parity.context_faults import CONTEXT_FAULTS
-from tests.parity.expert_runs import Case, distance, run, run_in_turns
+from tests.parity.expert_runs import Case, run, run_in_turns
 from tests.parity.test_experts import check
-from tests.tiny import TinyRuns, column, write_config
+from tests.tiny import column
 
 CASES = [
     Case(cp=3, length=24, packed=True, recompute="selective"),
     Case(cp=2, pp=2, vpp=2, packed=True, residual="standard", recompute="full"),
     Case(tp=2, cp=2, ep=2, packed=True),
 ]
-GRIDS = [
-    Case(cp=2),
-    Case(cp=3, length=24),
-    Case(cp=4, length=24),
-    Case(cp=2, pp=2),
-    Case(cp=2, pp=2, vpp=2),
-    Case(cp=2, ep=2),
-    Case(cp=2, dp=2),
-    Case(cp=2, dp=2, ep=2),
-    Case(cp=2, dp=2, ep=4),
-    Case(cp=2, dp=2, pp=2, vpp=2, ep=2),
-    Case(tp=2, cp=2),
-    Case(tp=2, cp=3, length=24),
-    Case(tp=2, cp=2, ep=4, pp=2, vpp=2),
-]
-EVERY = [
-    replace(grid, residual=residual, packed=packed, recompute=recompute)
-    for grid, residual, packed, recompute in itertools.product(
-        GRIDS, ("block", "standard"), (False, True), ("none", "selective", "full")
-    )
-]
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory, pool) -> TinyRuns:
-    """Of documents shorter than a sample."""
-    folder = tmp_path_factory.mktemp("short")
-    runs = TinyRuns(folder, pool)
-    corpus = {"kind": "text", "path": str(write_text(folder / "lines", 150, lines=1))}
-    data = runs.config().data.model_dump(mode="json", exclude_unset=True)
-    runs.path = write_config(folder, data={**data, "corpus": [corpus], "mask_document_ends": True})
-    return runs
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -58,31 +22,6 @@ def test_everything_equals_one_process(short, case):
     alone = run(short, case.alone)
     assert min(alone.norms) > 0.5, "clipping takes part"
     check(run(short, case), alone, 1e-9)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("case", [case for case in EVERY if case not in CASES], ids=str)
-def test_every_combination_equals_one_process(short, case):
-    check(run(short, case), run(short, case.alone), 1e-9)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.4)])
-def test_lower_precisions_are_no_further_from_fp64_than_in_one_process(short, precision, tolerance):
-    """In bf16 what a state adds to the outputs is rounded by itself, and the sum once more, 2^-9
-    each: that is little beside what all other sublayers round. As in `test_experts`, the tolerance
-    is that of the first step; one process is 0.31 from fp64 on these few and short documents."""
-    exact = run(short, Case(packed=True))
-    errors = []
-    for case in (
-        Case(cp=2, packed=True, precision=precision),
-        Case(precision=precision, packed=True),
-    ):
-        found = run(short, case)
-        assert found.losses[0] == pytest.approx(exact.losses[0], rel=tolerance / 10)
-        assert found.norms[0] == pytest.approx(exact.norms[0], rel=tolerance)
-        errors.append(distance(found.gradients[0], exact.gradients[0]))
-    assert errors[0] < min(tolerance, 1.2 * errors[1])
 
 
 def test_validation_and_what_is_logged(short):

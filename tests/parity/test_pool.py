@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from attnres_train.pipeline.run.waits import PeerError, Wait
-from tests.parity.pool import RankFailedError
+from tests.parity.pool import MOST_THREADS, RankFailedError
 
 
 def sum_of_ranks(offset: int) -> tuple[int, int]:
@@ -59,3 +61,15 @@ def test_a_rank_that_hangs_is_named_and_replaced(pool):
 def test_a_rank_that_dies_is_named(pool):
     with pytest.raises(RankFailedError, match=r"rank 1 of 2:\nthe process died"):
         pool.run(die_on_rank_1, 2)
+
+
+def leave_threads() -> int:
+    for _ in range(MOST_THREADS + 1):
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    return os.getpid()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_a_process_that_is_full_of_threads_is_replaced(pool):
+    (before,) = pool.run(leave_threads, 1)
+    assert pool.run(sum_of_ranks, 1, 0)[0][0] != before

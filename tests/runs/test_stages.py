@@ -23,6 +23,8 @@ from attnres_train.runs.progress import Progress, Spikes
 from attnres_train.runs.stages import entered
 from attnres_train.training.roll_back import _chosen
 from tests.data.tiny import write_text
+from tests.in_fp64 import run_in_fp64
+from tests.parity.expert_runs import worst
 from tests.parity.pool import RankFailedError
 from tests.tiny import TinyRuns, column, grid, records, saved_tensors, write_config
 
@@ -145,14 +147,24 @@ def test_stopped_anywhere_and_resumed_is_the_same_to_the_bit(runs, whole, stop):
     assert "changed since" not in runs.screen(name)
 
 
+@pytest.fixture(scope="module")
+def in_fp64(runs):
+    """Both stages in one go, on one process."""
+    return run_in_fp64(runs, "whole-fp64")
+
+
 @pytest.mark.parametrize(
     ("name", "layout"), [("pp", grid(2, 2)), pytest.param("dp", grid(1, 1), marks=NIGHTLY)]
 )
-def test_pipelines_and_replicas(runs, whole, name, layout):
-    run = runs.train(name, *layout, ranks=2)
+def test_pipelines_and_replicas(runs, in_fp64, name, layout):
+    """As one process, across the border: another length, batch and learning rate."""
+    run = run_in_fp64(runs, f"{name}-fp64", *layout, ranks=2)
     assert column(run, "step") == list(range(1, STEPS + 1))
-    assert column(run, "loss") == pytest.approx(column(whole, "loss"), rel=1e-4)
-    assert column(run, "tokens") == column(whole, "tokens")
+    for key in ("tokens", "stage", "lr"):
+        assert column(run, key) == column(in_fp64, key)
+    for key in ("loss", "grad_norm", "validation_loss"):
+        assert column(run, key) == pytest.approx(column(in_fp64, key), rel=1e-9), key
+    assert worst(saved_tensors(run, STEPS), saved_tensors(in_fp64, STEPS)) < 1e-9
 
 
 def test_a_stage_that_has_not_begun_may_become_another(own_runs):

@@ -26,6 +26,7 @@ from tests.tiny import STEPS, column, free_port, grid, saved_tensors, torchrun_e
 HALF = STEPS // 2
 STOP = f"train.stop_after={HALF}"
 MASTERS = "train.precision=bf16_params"
+EXPERTS = "parallel.expert_model_parallel_size={}"
 QUICK = ["train.micro_batch_size=1", "train.eval_interval=0", MASTERS]
 
 
@@ -118,6 +119,42 @@ def test_a_run_goes_on_with_other_numbers_of_replicas(tiny):
     assert len(specs["model.embed_tokens.weight"].parts) == 1
 
 
+GRIDS = {
+    "TP2-DP2-EP4": (4, ["parallel.tensor_model_parallel_size=2", EXPERTS.format(4)]),
+    "CP2-DP2-EP2": (4, ["parallel.context_parallel_size=2", EXPERTS.format(2)]),
+    "TP2-DP2-PP2V2-EP2": (
+        8,
+        ["parallel.tensor_model_parallel_size=2", EXPERTS.format(2), *grid(2, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(n, marks=[pytest.mark.nightly] * (i > 0)) for i, n in enumerate(GRIDS)]
+)
+def test_after_a_load_all_who_hold_a_tensor_hold_the_same(pool, tiny, place):
+    """With Muon, masters and owners: parameters are the checkpoint's on every rank before anything
+    is gathered, and equal after the step."""
+    half = tiny.train("sharded-halves", *QUICK, STOP, ranks=2)
+    saved, (ranks, overrides) = saved_tensors(half, HALF), GRIDS[place]
+    call = [str(tiny.path), f"run.name=loaded-{place}", *QUICK, *overrides]
+    call.append(f"checkpoint.resume={half}/checkpoints/{step_name(HALF)}")
+    by_rank = pool.run(loaded_and_stepped, ranks, call, free_port())
+    for loaded, _ in by_rank:
+        for name, tensor in loaded.items():
+            assert torch.equal(tensor, the_part(saved, name, tensor)), name
+    for turn in (0, 1):
+        held = [item for of_rank in by_rank for item in of_rank[turn].items()]
+        # Of what several ranks hold it is checked that it is equal.
+        assert made_whole(dict(held).items()).keys() == saved.keys()
+        together = made_whole(held, once=False)
+        masters = [name for name in together if name.startswith("optimizer.master.")]
+        assert len(masters) > 100
+        for name in masters:
+            parameter = together[name.removeprefix("optimizer.master.")]
+            assert torch.equal(together[name].bfloat16(), parameter), name
+
+
 def test_adamw_of_rows_is_that_of_tables_to_the_last_bit(tiny):
     """Unclipped: the norm is summed in another order."""
     few = [*QUICK[:2], "train.clip_grad=0", "optimizer.kind=adamw", "train.train_iters=2"]
@@ -156,10 +193,15 @@ def compared_without_gather(arguments: list[str], port: int) -> list[str]:
 
 
 @pytest.mark.nightly
-def test_fifty_steps_twice_are_equal_to_the_last_bit(tiny):
-    few = ["train.seq_length=8", "train.train_iters=50", "checkpoint.save_interval=0"]
-    few += ["train.global_batch_size=4", "model.num_layers=2"]
-    runs = [tiny.train(f"fifty-{index}", *QUICK, *few, ranks=2) for index in (1, 2)]
+@pytest.mark.parametrize("place", ["DP2", *GRIDS])
+def test_fifty_steps_twice_are_equal_to_the_last_bit(tiny, place):
+    few = ["train.seq_length=16", "train.train_iters=50", "checkpoint.save_interval=0"]
+    few += ["train.global_batch_size=4"]
+    ranks, overrides = GRIDS.get(place, (2, []))
+    runs = [
+        tiny.train(f"fifty-{place}-{index}", *QUICK, *few, *overrides, ranks=ranks)
+        for index in (1, 2)
+    ]
     assert len(column(runs[0], "loss")) == 50
     for key in ("loss", "grad_norm"):
         assert column(runs[0], key) == column(runs[1], key)
