@@ -32,8 +32,8 @@ def continued_kda(
     """
     if starts is None and raw.k.shape[1] == 1 and not torch.is_grad_enabled():
         token = KDAInputs(*(x.squeeze(1) for x in gate.activate(raw)))
-        o, after = recurrent_kda_step(*token, states)
-        return o.unsqueeze(1), after
+        of_token, state = recurrent_kda_step(*token, states)
+        return of_token.unsqueeze(1), state
     if starts is None:
         o, after = _gated_kda(raw, gate, states, None, chunk_size)
     elif kda_kernel(raw.k, chunk_size) is None:
