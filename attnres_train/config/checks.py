@@ -102,6 +102,11 @@ def _samples(config: RunConfig) -> Problems:
                 f"{told}, but parallel.{name} is {size}: ranks that share a sample's tokens cannot "
                 "take them one by one; set it to 0, and use attnres-train generate"
             )
+    if parallel.expert_model_parallel_size > 1 and parallel.expert_dispatcher == "bounded":
+        yield (
+            f"{told}, but parallel.expert_dispatcher is bounded: a few tokens that all go to the "
+            "same experts find no room there; set it to 0, or take the dispatcher exact"
+        )
     if config.data.tokenizer.kind == "none":
         yield f"{told}, but data.tokenizer.kind is none: there is no text without a tokenizer"
 

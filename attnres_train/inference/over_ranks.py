@@ -50,16 +50,14 @@ class PlannedPass:
     def __call__(self, batch: MicroBatch, pasts: Pasts) -> Tensor:
         self._pasts, self._logits = pasts, None
         self.engine.evaluate([batch])
-        logits, self._pasts = self._logits, {}
-        if self.ranks.pipeline.size() == 1:
-            assert logits is not None
-            return logits
-        if logits is None:
-            shape = len(batch.tokens), self.vocab_size
-            wide = torch.promote_types(self.engine.stage.stream_dtype, torch.float32)
-            logits = torch.empty(shape, dtype=wide, device=self.ranks.device)
-        last = self.ranks.own_pipeline[-1]
-        dist.broadcast(logits, last, group=self.ranks.pipeline)
+        found, self._pasts, self._logits = self._logits, {}, None
+        wide = torch.promote_types(self.engine.stage.stream_dtype, torch.float32)
+        shape = len(batch.tokens), self.vocab_size
+        logits = torch.empty(shape, dtype=wide, device=self.ranks.device)
+        if found is not None:
+            logits.copy_(found)
+        if self.ranks.pipeline.size() > 1:
+            dist.broadcast(logits, self.ranks.own_pipeline[-1], group=self.ranks.pipeline)
         return logits
 
     def _go_on(
@@ -73,13 +71,8 @@ class PlannedPass:
         completed, partial, logits = chunk.go_on(batch, blocks, partial, self._pasts)
         if logits is None:
             return ChunkOutput(completed, partial, None)
-        self._logits = logits.to(torch.promote_types(chunk_dtype(chunk), torch.float32))
+        self._logits = logits
         return ChunkOutput(completed, None, logits.new_zeros(()))
-
-
-def chunk_dtype(chunk: ModelChunk) -> torch.dtype:
-    """Of the stream."""
-    return chunk.stream_dtype or chunk.norm.weight.dtype
 
 
 def decoder_of(chunks: Mapping[int, ModelChunk], engine: Engine, ranks: Ranks) -> CachedDecoder:
@@ -117,10 +110,9 @@ def led_by_main(own: Decoder, ranks: Ranks) -> Iterator[Decoder | None]:
         dist.broadcast_object_list([asked], 0, group=ranks.control)
 
     if ranks.is_main:
-        try:
-            yield _Leading(own, tell)
-        finally:
-            tell(None)
+        yield _Leading(own, tell)
+        # Not after a failure, which ends the run: others may be in a pass that comes to no end.
+        tell(None)
         return
     while (asked := _heard(ranks)) is not None:
         name, *arguments = asked

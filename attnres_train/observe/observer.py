@@ -148,8 +148,7 @@ class Observer(Kind):
         """
 
     def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """What the model writes after ``step`` (`log.samples`): there on the main rank, and on others
-        none."""
+        """What the model writes after ``step`` (`log.samples`); none but on the main rank."""
 
     def on_save(self, step: int, path: Path) -> None:
         """The checkpoint of step ``step`` is complete in folder ``path``; told after a later step
