@@ -101,7 +101,8 @@ class Writer(NamedTuple):
         return cls(decoder, opened.tokenizer, sampling, max_new_tokens, longest)
 
     def tokens(self, prompt: str) -> list[int]:
-        return prompt_tokens(self.tokenizer, prompt, self.longest)
+        way_on = ", or go beyond with --any-length"
+        return prompt_tokens(self.tokenizer, prompt, self.longest, way_on=way_on)
 
     def write(self, prompt: list[int]) -> None:
         """The text after ``prompt`` on the screen, a piece at a time; how fast on stderr."""

@@ -17,14 +17,18 @@ front of a word unless it is the first."""
 
 
 def prompt_tokens(
-    tokenizer: Tokenizer, text: str, most: int | None, name: str = "the prompt"
+    tokenizer: Tokenizer,
+    text: str,
+    most: int | None,
+    name: str = "the prompt",
+    way_on: str = "",
 ) -> list[int]:
     """The tokens of ``text``; of an empty one the token that ends documents, after which another
     begins.
 
     Raises UserError where the tokenizer has no token for some of it, and for more than ``most``
     tokens, the length of the model's samples: nothing in the model counts positions, but more than
-    that it has never seen.
+    that it has never seen. ``name`` and ``way_on`` are for messages: what else can be done.
     """
     before = tokenizer.dropped
     tokens = tokenizer.encode(text)
@@ -36,7 +40,7 @@ def prompt_tokens(
     if most is not None and len(tokens) > most:
         raise UserError(
             f"{name} has {len(tokens):,} tokens, but the model was trained on samples of {most:,} "
-            "(train.seq_length): shorten it, or go beyond with --any-length"
+            "(train.seq_length): shorten it{way_on}"
         )
     return tokens or [tokenizer.eod]
 

@@ -48,7 +48,7 @@ class Console(Observer):
 
     def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
         for prompt, text in samples:
-            # On lines of its own: a text has line feeds.
+            # Quoted: a text has line feeds, a line of the log none.
             self.write(f"sample after step {step}: {json.dumps(prompt + text, ensure_ascii=False)}")
 
     def on_roll_back(self, step: int) -> None:
