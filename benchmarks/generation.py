@@ -3,7 +3,8 @@ same model with the standard residual; memory of a prefill by length.
 
     .venv/bin/python benchmarks/generation.py [--quick] [--device cuda]
 
-Contestants run in turns in one process; numbers are medians over rounds.
+Contestants run in turns in one process; numbers are medians over rounds. On the CPU they are CPU
+time of one thread, to which other work on the machine adds little.
 """
 
 from __future__ import annotations
@@ -84,11 +85,12 @@ def one_round(chunk: ModelChunk, length: int, args: argparse.Namespace) -> tuple
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    started = time.perf_counter()
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    started = clock()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def speeds(args: argparse.Namespace) -> None:
@@ -174,6 +176,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.layers, args.hidden, args.lengths, args.steps, args.rounds = 4, 128, [64], 2, 1
+    torch.set_num_threads(1)
     if args.peak:
         print(*peak_bytes(args, args.peak))
         return
