@@ -21,6 +21,7 @@ from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.ports import Ports
+from attnres_train.model.precision import PARAMETER_DTYPE, STREAM_DTYPE, autocast_dtype
 from attnres_train.observe.build import build_observers, looks_at_gradients
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
@@ -60,14 +61,8 @@ from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import StopSignals, heard
 from attnres_train.supervise.watch import Pulse, Watch
 from attnres_train.training.run_state import Checkpoints
+from attnres_train.training.samples import Samples
 from attnres_train.training.trainer import Parts, Trainer
-
-PARAMETER_DTYPE = {
-    "fp32": torch.float32,
-    "bf16": torch.float32,
-    "bf16_params": torch.bfloat16,
-}
-STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": torch.bfloat16}
 
 
 def train(config: RunConfig) -> int:
@@ -171,6 +166,9 @@ def build_parts(
     engine.program(forward_only, num_micro_batches)
     folder = Path(config.run.dir) / config.run.name
     saved = list(chunks.values())
+    samples = None
+    if config.log.samples.interval:
+        samples = Samples(config, ranks, chunks, engine, prepared)
     return Parts(
         chunks=chunks,
         engine=engine,
@@ -180,6 +178,7 @@ def build_parts(
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
+        samples=samples,
         pulse=pulse,
     )
 
@@ -255,7 +254,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     the same on all replicas. Collective."""
     chunks, precision = {}, config.train.precision
     dtype = PARAMETER_DTYPE[precision]
-    autocast = torch.bfloat16 if precision == "bf16" else None
+    autocast = autocast_dtype(precision)
     ports = Ports(
         exchange=token_exchange(config, ranks.experts),
         split=tensor_split(ranks.tensor, linear_maps(config.train, ranks.device, dtype, autocast)),
