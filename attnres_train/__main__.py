@@ -123,6 +123,24 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--yes", action="store_true", help="prune deletes, instead of telling what"
     )
+    command = add("eval", "Loss, perplexity and bits per byte of a run, by corpus and position.")
+    command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    command.add_argument(
+        "--data",
+        metavar="WORD",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="other data than the run's held-out: KEY=VALUE of the data section, or a CONFIG",
+    )
+    command.add_argument(
+        "--batches",
+        type=int,
+        metavar="N",
+        help="of train.global_batch_size (default: as validated)",
+    )
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = add("export", "Write a run's weights in the layout of the released models.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")

@@ -3,6 +3,7 @@ consumed before it. Shapes: B samples of a micro-batch, T tokens (seq_length).""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,17 @@ class BatchSource:
 
     def _batch(self, samples: Any, start: int, stop: int) -> Batch:
         rows = [samples[number] for number in range(start, stop)]
+        return self.collate(rows, f"the batch of samples {start} to {stop - 1}")
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], told: str) -> Batch:
+        """The micro-batch of the samples ``rows``, which messages call ``told``."""
         batch = {
             name: torch.stack([row[name] for row in rows])
             for name in ("tokens", "labels", "loss_mask")
         }
         # Files may have changed since the run was prepared.
         for name in ("tokens", "labels"):
-            check_ids(batch[name], self.vocab_size, f"the batch of samples {start} to {stop - 1}")
+            check_ids(batch[name], self.vocab_size, told)
         if self.data.tells_documents_apart:
             ends = torch.stack([torch.from_numpy(row["sequence_ends"]) for row in rows])
             self._tell_documents_apart(batch, ends | (batch["tokens"] == self.eod))
