@@ -141,6 +141,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
     command.add_argument("--json", action="store_true", help="print JSON")
+    command = add("harness", "Tasks of lm-evaluation-harness (the package lm-eval) with a run.")
+    command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    command.add_argument("--tasks", metavar="TASK", nargs="+", required=True, help="their names")
+    command.add_argument("--include-path", metavar="DIR", help="folder with tasks of your own")
+    command.add_argument("--num-fewshot", type=int, metavar="N", help="examples in front")
+    command.add_argument("--limit", type=int, metavar="N", help="documents of a task, at most")
+    command.add_argument("--batch-size", type=int, metavar="N", default=8, help="texts at a time")
+    command.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens that are seen (default: seq_length)"
+    )
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = add("export", "Write a run's weights in the layout of the released models.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")

@@ -1,1 +1,1 @@
-"""What a model that was trained is worth on text: losses by corpus and position, and the harness."""
+"""What a trained model is worth on text: losses by corpus and position, and the harness."""

@@ -66,11 +66,8 @@ def test_an_imported_run_with_a_tokenizer_of_its_own(tiny: TinyRuns, tmp_path: P
 def test_what_is_refused(tiny: TinyRuns, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny.train("opened-1"), run)
-    for path, told in (
-        (tmp_path, "holds no complete checkpoint"),
-        (tmp_path / "gone", "there is no such folder"),
-    ):
-        with pytest.raises(UserError, match=f"{told}.*: name a run folder or a step folder"):
+    for path, told in ((tmp_path, "checkpoint"), (tmp_path / "gone", "there is no such folder")):
+        with pytest.raises(UserError, match=rf"{told}.*: name a run folder or a step folder"):
             open_model(path)
     for device, told in (("cuda:99", "there is none here"), ("gpu", "it is cpu, cuda")):
         with pytest.raises(UserError, match=f"device {device}: {told}"):
