@@ -98,7 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command = add_configured("plan", "What a layout sends, stores and costs; no workers.")
     add_plan_arguments(command)
-    add_configured("data", "Build tokenizer and token shards of a config, once.")
+    command = add_configured(
+        "data",
+        "Build tokenizer and token shards of a config, once; `data show CONFIG` shows them.",
+    )
+    command.add_argument(
+        "--batches", type=int, metavar="N", help="of show: micro-batches (default: 1)"
+    )
+    command.add_argument("--json", action="store_true", help="of show: print JSON")
     command = add_configured("config", "Check a config; print all of it and what follows from it.")
     command.add_argument("--derived", action="store_true", help="print what follows from it alone")
     command.add_argument("--json", action="store_true", help="print JSON: the config, or --derived")
@@ -175,6 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         _find_own_modules()
+        if args.command == "data":
+            _take_show(args)
         if hasattr(args, "overrides"):
             _check_words(args)
         return command_module(args.command).run(args)
@@ -216,6 +225,14 @@ def _find_own_modules() -> None:
         raise UserError("the working directory is not there any more: cd to one that is") from None
     if not sys.flags.safe_path and not {"", here} & set(sys.path):
         sys.path.insert(0, here)
+
+
+def _take_show(args: argparse.Namespace) -> None:
+    """``data show CONFIG``: the word before the config. Alone, or before KEY=VALUE, it is a config
+    of that name."""
+    args.show = args.config == "show" and bool(args.overrides) and "=" not in args.overrides[0]
+    if args.show:
+        args.config, *args.overrides = args.overrides
 
 
 def _check_words(args: argparse.Namespace) -> None:

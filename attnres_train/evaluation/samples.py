@@ -117,7 +117,7 @@ def with_data(config: RunConfig, words: Sequence[str]) -> RunConfig:
         named = load_config(files[0]).data
         own = values["data"]["tokenizer"]
         values["data"] = named.model_dump(mode="json") | {"tokenizer": own}
-    tree = Tree(values, {}, {})
+    tree = Tree(values, {(): "the configuration of the run"})
     return config_of(tree, overrides)
 
 

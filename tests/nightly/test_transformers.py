@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +17,16 @@ from attnres_train.inference.opening import Opened, open_model
 from attnres_train.model.batch import MicroBatch
 from tests.checkpoint.released import CONFIG, RUN, tensors, write_released, write_run
 from tests.data.tiny import sentence
+from tests.nightly.environments import interpreter_with
 
 pytestmark = pytest.mark.nightly
-NEEDED = "transformers>=5.24"
 SCRIPT = Path(__file__).with_name("in_transformers.py")
 BOUNDED = {"gate": "lower_bound", "gate_lower_bound": -4.0}
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter with transformers: this one, or that of an environment made for it, which has
-    the packages of this one too."""
-    if importlib.util.find_spec("transformers"):
-        return sys.executable
-    folder = tmp_path_factory.mktemp("transformers")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = folder / "lib" / version / "site-packages"
-    (packages / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    found = str(folder / "bin" / "python")
-    pip = [found, "-m", "pip", "install", "--quiet", NEEDED]
-    result = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if result.returncode:
-        pytest.skip(f"{NEEDED} cannot be installed: {result.stderr[-300:]}")
-    return found
+    return interpreter_with(tmp_path_factory.mktemp("packages"), transformers="transformers>=5.24")
 
 
 def exported(folder: Path, layers_per_block: int | None, **model: Any) -> tuple[Path, Opened]:
