@@ -44,7 +44,8 @@ def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
     manifest = read_manifest(step_folder)
     config = saved_config(manifest.extras["config"], step_folder / META)
     kind = residual_kind(config.model)
-    description = released_config(config.model, config.train.seq_length, kind.released())
+    residual = kind.released()
+    description = released_config(config.model, config.train.seq_length, residual)
     layout = released_layout(config.model)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -55,11 +56,11 @@ def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
     eod = tokenizer.eod if tokenizer else None
     if tokenizer:
         notes += write_tokenizer(tokenizer, unfinished, config.train.seq_length)
-    write_config(unfinished, opening_config(description, config.model, eod))
-    write_opening(unfinished, eod)
+    write_config(unfinished, opening_config(description, residual, config.model, eod))
+    write_opening(unfinished, residual, eod)
     unfinished.rename(folder)
     notes += [
-        *read_otherwise(description, config.model),
+        *read_otherwise(description, residual, config.model),
         *left_unsaid(config.model, kind.unsaid()),
     ]
     for note in notes:
