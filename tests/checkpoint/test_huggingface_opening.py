@@ -59,7 +59,7 @@ def test_what_config_json_says_and_who_opens_it(tmp_path, changes):
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_same_model(tmp_path, model)
     model.mla.kv_norm_eps = 0.5
-    with pytest.raises(UserError, match="but model.mla.kv_norm_eps is 0.5"):
+    with pytest.raises(UserError, match=r"but model\.mla\.kv_norm_eps is 0\.5"):
         check_same_model(tmp_path, model)
 
 

@@ -65,7 +65,7 @@ def transformers_says(python: str, folder: Path, tokens: Tensor, how: str) -> di
     given, wanted = folder / "in.safetensors", folder / "out.safetensors"
     save_file({"tokens": tokens}, given)
     command = [python, str(SCRIPT), str(folder), str(given), str(wanted), how]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "were not used when initializing" not in result.stderr, result.stderr
     said = result.stdout.splitlines()
