@@ -130,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--yes", action="store_true", help="prune deletes, instead of telling what"
     )
+    _add_generate(add("generate", "Write text with a run's model, from its newest checkpoint."))
     command = add("eval", "Loss, perplexity and bits per byte of a run, by corpus and position.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument(
@@ -169,6 +170,28 @@ def build_parser() -> argparse.ArgumentParser:
     command.takes_words("overrides", "KEY=VALUE", "e.g. train.train_iters=20")
     add("doctor", "Show what is installed, what is used, and what a lack costs.")
     return parser
+
+
+def _add_generate(command: CommandParser) -> None:
+    command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="what to go on with (several: a batch)"
+    )
+    source.add_argument("--file", metavar="FILE", help="file with the prompt (-: standard input)")
+    source.add_argument("--interactive", action="store_true", help="ask for prompts, line by line")
+    command.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
+    command.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0: greedy (default 0.8)"
+    )
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default 1: all")
+    command.add_argument("--top-k", type=int, metavar="K", help="default: all")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    command.add_argument("--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:1")
+    command.add_argument("--json", action="store_true", help="print a line of JSON per prompt")
+    command.add_argument(
+        "--any-length", action="store_true", help="take prompts beyond train.seq_length too"
+    )
 
 
 def command_module(name: str) -> ModuleType:

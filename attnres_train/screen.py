@@ -13,15 +13,15 @@ from typing import Any, TextIO
 PASSING = (errno.ENOSPC, errno.EDQUOT)
 
 
-def say(text: str, stream: TextIO | None = None) -> Exception | None:
-    """Print ``text`` and a line feed on ``stream`` (default: stdout), at once. Returns why that
-    failed, None where it did not.
+def say(text: str, stream: TextIO | None = None, end: str = "\n") -> Exception | None:
+    """Print ``text`` and ``end``, a line feed, on ``stream`` (default: stdout), at once. Returns
+    why that failed, None where it did not.
 
     A stream that has failed for good leads nowhere from then on.
     """
     stream = sys.stdout if stream is None else stream
     try:
-        print(text, file=stream, flush=True)
+        print(text, end=end, file=stream, flush=True)
     except (OSError, ValueError) as error:  # ValueError: it is closed
         if getattr(error, "errno", None) not in PASSING:
             _lead_nowhere(stream)

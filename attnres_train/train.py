@@ -61,6 +61,7 @@ from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import StopSignals, heard
 from attnres_train.supervise.watch import Pulse, Watch
 from attnres_train.training.run_state import Checkpoints
+from attnres_train.training.samples import Samples
 from attnres_train.training.trainer import Parts, Trainer
 
 
@@ -165,6 +166,9 @@ def build_parts(
     engine.program(forward_only, num_micro_batches)
     folder = Path(config.run.dir) / config.run.name
     saved = list(chunks.values())
+    samples = None
+    if config.log.samples.interval:
+        samples = Samples(config, ranks, chunks, engine, prepared)
     return Parts(
         chunks=chunks,
         engine=engine,
@@ -174,6 +178,7 @@ def build_parts(
         observers=build_observers(run_context(config, ranks, folder, chunks, prepared)),
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
+        samples=samples,
         pulse=pulse,
     )
 

@@ -29,7 +29,7 @@ ALLOWED = {
     "optim": ("config", "model.parameters", "model.parts"),
     "data": ("config", "megatron"),
     "checkpoint": ("config", "model.parts"),
-    "inference": ("checkpoint", "config", "data", "model"),
+    "inference": ("checkpoint", "config", "data", "model", "parallel", "pipeline.run"),
     "evaluation": ("config", "data", "inference", "model"),
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),

@@ -42,6 +42,7 @@ def _problems(config: RunConfig, world_size: int | None, files: bool) -> Problem
         _kinds(config, files),
         _reset(config),
         _kept(config),
+        _samples(config),
     ):
         yield from found
 
@@ -89,6 +90,20 @@ def _kept(config: RunConfig) -> Problems:
             f"checkpoint.keep_every is {every}, which has to be a multiple of "
             f"checkpoint.save_interval, {interval}"
         )
+
+
+def _samples(config: RunConfig) -> Problems:
+    if not config.log.samples.interval:
+        return
+    parallel, told = config.parallel, f"log.samples.interval is {config.log.samples.interval}"
+    for name in ("tensor_model_parallel_size", "context_parallel_size"):
+        if (size := getattr(parallel, name)) > 1:
+            yield (
+                f"{told}, but parallel.{name} is {size}: ranks that share a sample's tokens cannot "
+                "take them one by one; set it to 0, and use attnres-train generate"
+            )
+    if config.data.tokenizer.kind == "none":
+        yield f"{told}, but data.tokenizer.kind is none: there is no text without a tokenizer"
 
 
 def _model(config: RunConfig) -> Problems:

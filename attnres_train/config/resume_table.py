@@ -99,6 +99,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "drift_interval on_damage resume load reset allow",
         "log": "interval progress tensorboard plot",
         "log.wandb": "enabled project mode",
+        "log.samples": "interval prompts max_new_tokens temperature",
         "log.observers": "kind options",
     },
 }

@@ -222,6 +222,17 @@ class ObserverConfig(Section):
         return {"kind": value} if isinstance(value, str) else value
 
 
+class SamplesConfig(Section):
+    interval: int = Field(0, ge=0)
+    """Steps between samples of text; 0: none."""
+    prompts: list[str] = Field([""], min_length=1)
+    """What each sample goes on with; an empty prompt begins a document."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Tokens of a sample, unless its document ends before."""
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False)
+    """Of what is drawn, the same draws each time; 0: always the likeliest token."""
+
+
 class LogConfig(Section):
     interval: int = Field(10, ge=1)
     """Steps between log lines."""
@@ -233,6 +244,9 @@ class LogConfig(Section):
     """Weights & Biases."""
     plot: bool = True
     """Draw the loss curve (PNG) into the run folder at the end, where matplotlib is installed."""
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
+    """Text that the model writes during training: in the log, in `samples.jsonl` of the run folder,
+    in TensorBoard and Weights & Biases."""
     observers: list[ObserverConfig] = Field(default_factory=list)
     """Observers of your own: `module:Name`, or a section with `kind` and `options`. They are told
     in this order, before a step's metrics are logged: what they add is logged too."""

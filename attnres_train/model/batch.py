@@ -41,6 +41,11 @@ class MicroBatch:
         parts = {name: shares.of(getattr(self, name)) for name in ("tokens", "labels", "loss_mask")}
         return replace(self, **parts)
 
+    @classmethod
+    def of_tokens(cls, tokens: Tensor) -> MicroBatch:
+        """``tokens`` [B, T] for the sake of what the model makes of them: none is in the loss."""
+        return cls(tokens, tokens, torch.zeros_like(tokens, dtype=torch.float32))
+
     def to(self, device: torch.device | str) -> MicroBatch:
         moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
         return replace(self, **moved)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -22,7 +23,7 @@ from attnres_train.model.head import TokenLosses, linear_cross_entropy, token_lo
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, normal
-from attnres_train.model.ports import Ports
+from attnres_train.model.ports import Past, Ports
 from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import build_residual
 
@@ -31,6 +32,9 @@ _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoin
 
 OnBlock = Callable[[int, Tensor], None]
 """Takes the number of a block and the block, [B, S, D]."""
+Pasts = Mapping[int, Past]
+"""What each layer goes on from, by its index."""
+_NO_PASTS: Pasts = MappingProxyType({})
 
 
 @dataclass
@@ -193,8 +197,32 @@ class ModelChunk(nn.Module):
         if not self.is_last:
             raise ValueError("only the chunk with the last layer has logits")
         with self._autocast(batch):
-            output = self._output(*self._run(batch, blocks, partial))
-            return self.vocabulary.join(self.lm_head(output))
+            return self._logits(*self._run(batch, blocks, partial))
+
+    def go_on(
+        self,
+        batch: MicroBatch,
+        blocks: Mapping[int, Tensor],
+        partial: Tensor | None,
+        pasts: Pasts,
+    ) -> tuple[dict[int, Tensor], Tensor | None, Tensor | None]:
+        """Run the chunk on tokens that go on from ``pasts``, which take them up; one for every
+        layer. Depth attention needs none: a token reads nothing but its own blocks.
+
+        Returns the blocks that it completed, the partial, and of the last chunk (else None) the
+        logits [B, V] of the last token of every row.
+        """
+        with self._autocast(batch):
+            sources, partial = self._run(batch, blocks, partial, pasts=pasts)
+            completed = dict(enumerate(sources[len(blocks) :], len(blocks)))
+            if not self.is_last:
+                return completed, partial, None
+            sources = [source[:, -1:] for source in sources]
+            last = None if partial is None else partial[:, -1:]
+            return completed, None, self._logits(sources, last).squeeze(1)
+
+    def _logits(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
+        return self.vocabulary.join(self.lm_head(self._output(sources, partial)))
 
     @torch.no_grad()
     def token_losses(self, batch: MicroBatch) -> TokenLosses:
@@ -221,6 +249,7 @@ class ModelChunk(nn.Module):
         blocks: Mapping[int, Tensor],
         partial: Tensor | None,
         on_block: OnBlock | None = None,
+        pasts: Pasts = _NO_PASTS,
     ) -> tuple[list[Tensor], Tensor | None]:
         """All blocks complete after the chunk's layers, and the open one."""
         sources = self._known_blocks(blocks)
@@ -237,7 +266,7 @@ class ModelChunk(nn.Module):
                 sources, partial, loads = walk
                 _tell(on_block, sources, known)
             else:
-                sources, partial, loads = self._walk(*args, on_block)
+                sources, partial, loads = self._walk(*args, on_block, pasts)
             self._count(layers, loads)
         return sources, partial
 
@@ -253,6 +282,7 @@ class ModelChunk(nn.Module):
         partial: Tensor | None,
         cu_seqlens: Tensor | None,
         on_block: OnBlock | None = None,
+        pasts: Pasts = _NO_PASTS,
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
         """All blocks after ``layers``, the partial, and the layers' router loads. Free of side
         effects but for ``on_block``, so that it can be rerun."""
@@ -262,7 +292,7 @@ class ModelChunk(nn.Module):
         loads = []
         for layer in layers:
             known = len(stream.blocks)
-            loads.append(layer(stream, cu_seqlens))
+            loads.append(layer(stream, cu_seqlens, pasts.get(layer.index)))
             _tell(on_block, stream.blocks, known)
         return stream.blocks, stream.partial, loads
 

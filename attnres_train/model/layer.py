@@ -13,7 +13,7 @@ from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule
-from attnres_train.model.ports import Ports
+from attnres_train.model.ports import Past, Ports
 from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import ResidualStream, build_residual
 
@@ -73,11 +73,14 @@ class DecoderLayer(nn.Module):
         """Of what the two reads learn."""
         return {name: rule for read in self.reads for name, rule in read.rules().items()}
 
-    def forward(self, stream: ResidualStream, cu_seqlens: Tensor | None) -> Tensor | None:
-        """Read, transform, write, twice. Returns the router's load, int64 [E] (None when dense)."""
+    def forward(
+        self, stream: ResidualStream, cu_seqlens: Tensor | None, past: Past | None = None
+    ) -> Tensor | None:
+        """Read, transform, write, twice. ``past`` is what the layer goes on from (None: nothing).
+        Returns the router's load, int64 [E] (None when dense)."""
         attention, mlp = self.sublayers
         x = stream.read_normed(attention, self.input_layernorm)
-        stream.write(attention, self.self_attn(x, cu_seqlens))
+        stream.write(attention, self.self_attn(x, cu_seqlens, past))
         x = stream.read_normed(mlp, self.post_attention_layernorm)
         y, load = (self.mlp(x), None) if hasattr(self, "mlp") else self.block_sparse_moe(x)
         stream.write(mlp, y)

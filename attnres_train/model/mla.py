@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from attnres_train.config.model_schema import MLAConfig
+from attnres_train.model.latent import latent_attention
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, matrices
-from attnres_train.model.ports import SequenceExchange, WholeSamples
+from attnres_train.model.ports import Past, SequenceExchange, WholeSamples
 from attnres_train.model.shares import Shares
 from attnres_train.model.split import TensorSplit, Whole
 
@@ -52,8 +53,11 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_b_proj = split.column(latent, heads * (nope + value))
         self.o_proj = split.row(heads * value, hidden_size)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """[B, S, D] -> [B, S, D]; ``cu_seqlens`` as in `MicroBatch` keeps documents apart."""
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
+        """[B, S, D] -> [B, S, D]; ``cu_seqlens`` as in `MicroBatch` keeps documents apart.
+        ``past`` (not with documents): what the tokens go on from, and are attended with."""
         c = self.config
         x = self.split.gather(x)
         batch, length, _ = x.shape
@@ -65,7 +69,12 @@ class MultiHeadLatentAttention(nn.Module):
         )
         # Of the tokens elsewhere the latent is asked for, far less than the heads made of it. After
         # its norm, which every token has once then; in the dtype of the matmul that takes it.
-        latent, shared = self.sequence.gather([self.kv_a_layernorm(latent).to(shared), shared])
+        sequence: SequenceExchange = past or self.sequence
+        latent, shared = sequence.gather([self.kv_a_layernorm(latent).to(shared), shared])
+        if past is not None:
+            weight = self.kv_b_proj.get_parameter("weight").unflatten(0, (self.heads, -1))
+            o = latent_attention(q, latent, shared, weight, past.begins)
+            return self.split.scatter(self.o_proj(o.reshape(batch, length, -1)))
         kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
         nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         k = torch.cat([nope, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)], dim=-1)

@@ -148,6 +148,18 @@ class SequenceExchange(Protocol):
         ...
 
 
+class Past(SequenceExchange, Protocol):
+    """What a layer knows of the tokens in front of those of a pass, which go on from there: for
+    `SequenceExchange` the tokens of earlier passes are in front. It has all rows to itself, and
+    takes up the tokens of the pass for the next one. No gradient. Training has none."""
+
+    @property
+    def begins(self) -> Tensor | None:
+        """Of what `SequenceExchange.gather` gives, where each sample begins: int64 [B]; what lies
+        before is no token of it. None: all begin at 0."""
+        ...
+
+
 class WholeSamples:
     """The exchange of one process: samples are whole, and nothing is in front of them."""
 

@@ -12,6 +12,7 @@ from attnres_train.observe.dispatch import Observers, named
 from attnres_train.observe.facts import RunFacts
 from attnres_train.observe.observer import Observer, RunContext
 from attnres_train.observe.plot import LossPlot
+from attnres_train.observe.sample_lines import SampleLines
 from attnres_train.observe.sinks import JsonLines
 
 
@@ -40,6 +41,8 @@ def _built_in(run: RunContext) -> Iterator[Observer]:
     yield RunFacts(log, "log", run)
     yield JsonLines(log, "log", run)
     yield Console(log, "log", run)
+    if log.samples.interval:
+        yield SampleLines(log, "log.samples", run)
     if log.tensorboard:
         yield TensorBoard(log, "log.tensorboard", run)
     if log.wandb.enabled:

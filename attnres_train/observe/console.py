@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from attnres_train.observe.observer import Observer, Record
+from attnres_train.observe.observer import Observer, Record, Sample
 from attnres_train.screen import Forgiving, complain, say
 
 
@@ -43,6 +45,11 @@ class Console(Observer):
             seconds = self.seconds / self.steps
             self.write(self.line(record, tokens / seconds, seconds))
             self.steps, self.seconds = 0, 0.0
+
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for prompt, text in samples:
+            # On lines of its own: a text has line feeds.
+            self.write(f"sample after step {step}: {json.dumps(prompt + text, ensure_ascii=False)}")
 
     def on_roll_back(self, step: int) -> None:
         self.bar.n = step

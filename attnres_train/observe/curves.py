@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import LogConfig, WandbConfig
 from attnres_train.errors import UserError
-from attnres_train.observe.observer import Observer, Record, RunContext
+from attnres_train.observe.observer import Observer, Record, RunContext, Sample
 from attnres_train.observe.sinks import METRICS, read_records
 
 
@@ -90,6 +90,13 @@ class TensorBoard(Observer):
             if key != "step":
                 self.writer.add_scalar(key, value, record["step"])
 
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for number, (prompt, text) in enumerate(samples):
+            lines = (f"{prompt}{text}").splitlines()
+            # Four blanks: as it is, in Markdown.
+            shown = "\n".join(f"    {line}" for line in lines)
+            self.writer.add_text(f"samples/{number}", shown, step)
+
     def on_end(self) -> None:
         self.writer.close()
 
@@ -144,6 +151,10 @@ class Wandb(Observer):
     def on_step_end(self, record: Record) -> None:
         values = {k: v for k, v in record.items() if k != "step"}
         self.curve.log(values, step=int(record["step"]))
+
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        table = self.wandb.Table(["prompt", "text"], [list(sample) for sample in samples])
+        self.curve.log({"samples": table}, step=step)
 
     def on_end(self) -> None:
         self.curve.finish()

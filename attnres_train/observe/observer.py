@@ -7,10 +7,10 @@ loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from attnres_train.config.kinds import Kind
 from attnres_train.config.schema import RunConfig
@@ -32,6 +32,13 @@ Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, bef
 in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread
 over the experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them
 sent each other."""
+
+
+class Sample(NamedTuple):
+    """A text of `log.samples`: what was given, and what the model went on with."""
+
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,9 @@ class Observer(Kind):
         ``record["grad_norm/embed_tokens"] = 0.5``: on the main rank they go to metrics.jsonl,
         TensorBoard and Weights & Biases, not into the console's line.
         """
+
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """What the model writes after ``step`` (`log.samples`), on the main rank."""
 
     def on_save(self, step: int, path: Path) -> None:
         """The checkpoint of step ``step`` is complete in folder ``path``; told after a later step

@@ -46,12 +46,13 @@ _LEFT_BY_A_RUN = (
     "wandb",
     "wandb_id",
     "metrics.jsonl",
+    "samples.jsonl",
     FILE,
     "checkpoints",
 )
 _UNTIL = re.compile(r"\.until-step_\d+")
 # What a run that goes back to a checkpoint of its own keeps, up to the step of that.
-_GOES_ON = ("metrics.jsonl", "history", "starts.jsonl", "tokenizer", "files")
+_GOES_ON = ("metrics.jsonl", "samples.jsonl", "history", "starts.jsonl", "tokenizer", "files")
 
 
 def begin(folder: Path, resume: str, loaded: Path | None) -> Path | None:

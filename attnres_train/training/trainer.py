@@ -36,6 +36,7 @@ from attnres_train.supervise.watch import Pulse
 from attnres_train.training.nonfinite import Skips
 from attnres_train.training.roll_back import roll_back
 from attnres_train.training.run_state import Checkpoints
+from attnres_train.training.samples import Samples
 from attnres_train.training.spikes import look
 from attnres_train.training.totals import StepTotals, over_ranks
 
@@ -60,6 +61,7 @@ class Parts:
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+    samples: Samples | None = None
     pulse: Pulse = field(default_factory=Pulse)
 
 
@@ -107,6 +109,7 @@ class Trainer:
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record |= self.validate()
                     observers.tell(Observer.on_validation, step, record["validation_loss"])
+                self._write_samples()
                 if self.config.log.observers:  # they may look at parameters
                     self.parts.optimizer.wait()
                 observers.tell_step_end(record, after_save=False)
@@ -137,6 +140,15 @@ class Trainer:
         self.progress = back
         observers.tell(Observer.on_roll_back, back.step)
         return True
+
+    def _write_samples(self) -> None:
+        samples, step = self.parts.samples, self.progress.step
+        if samples is None or not samples.due(step):
+            return
+        self.parts.optimizer.wait()
+        found = samples.write()
+        self.parts.pulse.rest()
+        self.parts.observers.tell(Observer.on_samples, step, found)
 
     def _save(self, last: bool) -> None:
         """Save the state as it is now. The ``last`` time, and without `checkpoint.async_save`, it

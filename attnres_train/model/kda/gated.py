@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnres_train.model.kda.fla import gated_kda_kernel, kda_kernel, run_gated_kda_kernel
 from attnres_train.model.kda.inputs import DecayGate, KDAInputs
-from attnres_train.model.kda.operator import chunk_kda
+from attnres_train.model.kda.operator import chunk_kda, recurrent_kda_step
 from attnres_train.model.shares import cumulative
 
 
@@ -30,6 +30,10 @@ def continued_kda(
     """`gated_kda` over rows [R, t] that go on with ``states`` [R, H, K, V]: o [R, t, H, V] and the
     states after the rows. Documents start, with an empty state, where ``starts`` bool [R, t] says.
     """
+    if starts is None and raw.k.shape[1] == 1 and not torch.is_grad_enabled():
+        token = KDAInputs(*(x.squeeze(1) for x in gate.activate(raw)))
+        o, after = recurrent_kda_step(*token, states)
+        return o.unsqueeze(1), after
     if starts is None:
         o, after = _gated_kda(raw, gate, states, None, chunk_size)
     elif kda_kernel(raw.k, chunk_size) is None:

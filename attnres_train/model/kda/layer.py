@@ -19,7 +19,7 @@ from attnres_train.model.kda.inputs import DecayGate, KDAInputs
 from attnres_train.model.kda.short_conv import ShortConv
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import Initialiser, ParameterRule, matrices
-from attnres_train.model.ports import SequenceExchange, WholeSamples
+from attnres_train.model.ports import Past, SequenceExchange, WholeSamples
 from attnres_train.model.shares import cumulative
 from attnres_train.model.split import TensorSplit, Whole
 
@@ -67,33 +67,40 @@ class KimiDeltaAttention(nn.Module):
         self.o_norm = RMSNorm(size, norm_eps)
         self.o_proj = split.row(whole, hidden_size)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
         """``cu_seqlens`` [0, ..., B*T]: cumulative lengths of documents packed into the rows, which
-        then see nothing of each other."""
+        then see nothing of each other. ``past`` (not with documents): what rows go on from."""
+        sequence: SequenceExchange = past or self.sequence
         x = self.split.gather(x)
-        rows = self.sequence.shares.rows
+        rows = sequence.shares.rows
         projected = [rows(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        q, k, v = map(self._heads, self._convolved(projected, cu_seqlens))
+        q, k, v = map(self._heads, self._convolved(projected, cu_seqlens, sequence))
         decay, beta = self._heads(self.f_b_proj(self.f_a_proj(x))), self.b_proj(x)
-        o = self._recurred(KDAInputs(q, k, v, rows(decay), rows(beta)), cu_seqlens)
-        o = self.sequence.shares.joined(o)
+        o = self._recurred(KDAInputs(q, k, v, rows(decay), rows(beta)), cu_seqlens, sequence)
+        o = sequence.shares.joined(o)
         gate = self._heads(self.g_b_proj(self.g_a_proj(x)))
         # As released: a sigmoid and not SiLU, after the norm, which would undo a factor of a head.
         y = self.o_proj((self.o_norm(o) * gate.sigmoid()).flatten(2))
         return self.split.scatter(y)
 
-    def _convolved(self, rows: list[Tensor], cu_seqlens: Tensor | None) -> list[Tensor]:
+    def _convolved(
+        self, rows: list[Tensor], cu_seqlens: Tensor | None, sequence: SequenceExchange
+    ) -> list[Tensor]:
         """q, k and v [R, t, P] after their short convolutions, which reach back to the tokens in
         front of a row."""
         convs, length = (self.q_conv1d, self.k_conv1d, self.v_conv1d), rows[0].shape[1]
-        led = self.sequence.led(rows, self.config.short_conv_kernel_size - 1)
+        led = sequence.led(rows, self.config.short_conv_kernel_size - 1)
         before = led[0].shape[1] - length
         if before and cu_seqlens is not None:
-            starts = self.sequence.shares.starts(cu_seqlens, rows[0].shape, before)
+            starts = sequence.shares.starts(cu_seqlens, rows[0].shape, before)
             cu_seqlens = cumulative(starts)
         return [conv(x, cu_seqlens)[:, before:] for conv, x in zip(convs, led, strict=True)]
 
-    def _recurred(self, raw: KDAInputs, cu_seqlens: Tensor | None) -> Tensor:
+    def _recurred(
+        self, raw: KDAInputs, cu_seqlens: Tensor | None, sequence: SequenceExchange
+    ) -> Tensor:
         """o [R, t, H, V]; each row goes on with the state in front of it."""
         gate, size = self.decay_gate, self.chunk_size
 
@@ -103,10 +110,10 @@ class KimiDeltaAttention(nn.Module):
                 return gated_kda(inputs, gate, cu_seqlens=cu_seqlens, chunk_size=size), None
             starts = None
             if cu_seqlens is not None:
-                starts = self.sequence.shares.starts(cu_seqlens, raw.k.shape)
+                starts = sequence.shares.starts(cu_seqlens, raw.k.shape)
             return continued_kda(inputs, gate, states, starts, size)
 
-        return self.sequence.recur(recurrence, raw.v, raw.k.shape[-1])
+        return sequence.recur(recurrence, raw.v, raw.k.shape[-1])
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
         qkv = (f"{x}_proj.weight" for x in ("q", "k", "v"))

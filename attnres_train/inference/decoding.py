@@ -1,0 +1,137 @@
+"""The next token of several texts at once, by passes over what is new of each.
+
+Shapes: B texts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attnres_train.inference.cache import Cache
+from attnres_train.inference.sampling import Sampling
+from attnres_train.model.batch import MicroBatch
+from attnres_train.model.chunk import ModelChunk, Pasts
+
+PREFILL_TOKENS = 512
+"""Tokens of a pass over a prompt: what it needs of memory beside the cache."""
+
+
+class Decoder(Protocol):
+    """A model that goes on with texts."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        """Take up ``prompts``, at least a token each; up to ``room`` tokens will follow. Returns
+        the logits [B, V] of the token after each, fp32 (fp64) on the CPU."""
+        ...
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Take up a token of every text; returns as `begin`."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these of the texts alone."""
+        ...
+
+
+Pass = Callable[[MicroBatch, Pasts], Tensor]
+"""Runs all layers on tokens [B, t] that go on from the pasts of the layers here; gives the logits
+[B, V] of the last token of every row."""
+
+
+class CachedDecoder:
+    """A `Decoder` by ``run``, with the pasts of ``layers``, those of this process, on ``device``.
+
+    A prompt is passed by itself, ``prefill`` tokens at a time, so that what is made of it depends
+    on no other; then all texts go on together.
+    """
+
+    def __init__(
+        self,
+        run: Pass,
+        layers: Sequence[int],
+        device: torch.device,
+        prefill: int = PREFILL_TOKENS,
+    ) -> None:
+        self.run, self.layers, self.device, self.prefill = run, layers, device, prefill
+        self._cache: Cache | None = None
+
+    @classmethod
+    def of(cls, chunk: ModelChunk, prefill: int = PREFILL_TOKENS) -> CachedDecoder:
+        """Of a whole model."""
+
+        def run(batch: MicroBatch, pasts: Pasts) -> Tensor:
+            logits = chunk.go_on(batch, {}, None, pasts)[2]
+            assert logits is not None  # all layers are here
+            return logits
+
+        layers = range(chunk.first_layer, chunk.last_layer)
+        return cls(run, layers, chunk.norm.weight.device, prefill)
+
+    @torch.no_grad()
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        self._cache = None  # of the texts before
+        caches, logits = [], []
+        for prompt in prompts:
+            cache = Cache(self.layers, len(prompt))
+            for piece in torch.tensor([list(prompt)], device=self.device).split(self.prefill, 1):
+                last = self._pass(piece, cache)
+            caches.append(cache)
+            logits.append(last)
+        self._cache = Cache.stacked(caches, room)
+        return torch.cat(logits)
+
+    @torch.no_grad()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        assert self._cache is not None, "begin comes first"
+        return self._pass(torch.tensor(tokens, device=self.device).unsqueeze(1), self._cache)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        assert self._cache is not None, "begin comes first"
+        self._cache.keep(torch.tensor(rows))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the texts at hand."""
+        return self._cache.nbytes if self._cache else 0
+
+    def _pass(self, tokens: Tensor, cache: Cache) -> Tensor:
+        logits = self.run(MicroBatch.of_tokens(tokens), cache.pasts)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu()
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    end: int | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[tuple[int, int]]:
+    """(number of the text, its next token), as they come, until each has ``max_new_tokens`` more or
+    has come to the token ``end``, which is given too. Of the model's tokens the first
+    ``vocab_size`` may come (None: all): a model may have more than its tokenizer.
+
+    A text depends on its prompt, its number and ``sampling`` alone, as far as rounding does: logits
+    of a batch differ from those of one text in the last bits.
+    """
+    if max_new_tokens < 1 or not prompts:
+        return
+    choosers = [sampling.chooser(row) for row in range(len(prompts))]
+    rows = list(range(len(prompts)))
+    logits = decoder.begin(prompts, max_new_tokens)
+    for count in range(1, max_new_tokens + 1):
+        tokens = [
+            choosers[row](of_row[:vocab_size]) for row, of_row in zip(rows, logits, strict=True)
+        ]
+        yield from zip(rows, tokens, strict=True)
+        goes_on = [place for place, token in enumerate(tokens) if token != end]
+        if not goes_on or count == max_new_tokens:
+            return
+        if len(goes_on) < len(rows):
+            decoder.keep(goes_on)
+            rows, tokens = [rows[i] for i in goes_on], [tokens[i] for i in goes_on]
+        logits = decoder.step(tokens)
