@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnres_train.errors import UserError
 from attnres_train.evaluation.figures import Figures, Sums
 from attnres_train.evaluation.samples import EvaluationSamples
 from attnres_train.model.batch import MicroBatch
@@ -43,7 +44,7 @@ def evaluate(
     on_batch: Callable[[int], None] = lambda sequences: None,
 ) -> Evaluation:
     """The figures of ``chunk``, a whole model, on ``samples``, ``batch_size`` of them at a time.
-    ``on_batch`` is told how many were done."""
+    ``on_batch`` is told how many were done. Raises UserError where no token has a loss."""
     edges = position_edges(samples.length)
     rows: list[list[np.ndarray]] = []
     corpora: list[int] = []
@@ -63,7 +64,8 @@ def evaluate(
     named = ((name, every.of(which == number)) for number, name in samples.names.items())
     buckets = ((edge, sums(slice(k, k + 1))) for k, edge in enumerate(pairwise(edges)))
     whole = every.figures()
-    assert whole is not None, "a sample has tokens with a loss"
+    if whole is None:
+        raise UserError("no token of these samples has a loss: nothing can be said of them")
     return Evaluation(whole, dict(_known(named)), dict(_known(buckets)))
 
 

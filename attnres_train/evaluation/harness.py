@@ -6,18 +6,18 @@ this module needs lm-eval, and has ``attnres`` among the names of its models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
 
 from attnres_train.errors import UserError
-from attnres_train.evaluation.completion import complete
+from attnres_train.inference.decoding import CachedDecoder, generate
 from attnres_train.inference.opening import open_model
+from attnres_train.inference.sampling import Sampling
 from attnres_train.model.batch import MicroBatch
 
 MOST_NEW_TOKENS = 256
@@ -122,28 +122,30 @@ class HarnessModel(TemplateLM):
         return found
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Greedy text up to the first of the task's ``until``, the end of the document, or its
-        ``max_gen_toks``. Raises UserError where a task asks for sampling."""
+        """Text up to the first of the task's ``until``, the end of the document, or its
+        ``max_gen_toks``: greedy, but where the task gives a temperature."""
         found = []
         for context, settings in (request.args for request in requests):
-            if settings.get("do_sample") or settings.get("temperature"):
-                raise UserError(f"a task asks for sampling ({settings}): text is greedy here")
             until = settings.get("until") or []
             text = self._continued(
                 context,
                 [until] if isinstance(until, str) else list(until),
                 int(settings.get("max_gen_toks", MOST_NEW_TOKENS)),
+                _sampling(settings),
             )
             self.cache_hook.add_partial("generate_until", (context, settings), text)
             found.append(text)
         return found
 
-    def _continued(self, context: str, until: list[str], most: int) -> str:
+    def _continued(self, context: str, until: list[str], most: int, sampling: Sampling) -> str:
         given = self.encoder.encode(context) or [self.eot_token_id]
-        prompt: Tensor = torch.tensor(given[-max(1, self.max_length - most) :])
+        prompt = given[-max(1, self.max_length - most) :]
+        decoder, end = CachedDecoder.of(self.opened.chunk), self.eot_token_id
         ids: list[int] = []
-        for token in complete(self.opened.chunk, prompt.to(self.opened.device), most):
-            if token == self.eot_token_id:
+        for _, token in generate(
+            decoder, [prompt], sampling, most, end, vocab_size=self.encoder.vocab_size
+        ):
+            if token == end:
                 break
             ids.append(token)
             text = self.encoder.decode(ids)
@@ -151,3 +153,13 @@ class HarnessModel(TemplateLM):
             if places:
                 return text[: min(places)]
         return self.encoder.decode(ids)
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    """Of a task: it samples if it says so by ``do_sample``, or by a temperature alone."""
+    temperature = float(settings.get("temperature") or 0.0)
+    if not settings.get("do_sample", temperature > 0):
+        temperature = 0.0
+    elif not temperature:
+        temperature = 1.0
+    return Sampling(temperature, float(settings.get("top_p", 1.0)), settings.get("top_k"))
