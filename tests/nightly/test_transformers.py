@@ -56,8 +56,8 @@ SCALES |= {"_res_proj.weight": 0.1, "conv1d.weight": 0.5}
 
 
 def calm(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``values`` with smaller matrices, as they are in training: as they come, they make 1e-4 in the
-    logits of what fp32 rounds, whoever computes them."""
+    """``values`` with smaller matrices, as in training: as they come, they make 1e-4 in the logits
+    of what fp32 rounds, whoever computes them."""
 
     def scale(name: str) -> float:
         return next((scale for end, scale in SCALES.items() if name.endswith(end)), 0.2)
