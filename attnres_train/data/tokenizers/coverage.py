@@ -58,7 +58,9 @@ def _covers_all(written: dict[str, Any]) -> bool:
 def is_byte_level(written: dict[str, Any]) -> bool:
     """Whether a BPE has a token for every byte, a character for each in their names, and takes the
     bytes of a text as they are: no space is put in front of it."""
-    steps = [step for step in _steps(written.get("pre_tokenizer")) if step["type"] == "ByteLevel"]
+    steps = [
+        step for step in _steps(written.get("pre_tokenizer")) if step.get("type") == "ByteLevel"
+    ]
     as_it_is = bool(steps) and not any(step.get("add_prefix_space", True) for step in steps)
     return as_it_is and _has_bytes(written["model"])
 
