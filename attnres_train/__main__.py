@@ -98,7 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command = add_configured("plan", "What a layout sends, stores and costs; no workers.")
     add_plan_arguments(command)
-    add_configured("data", "Build tokenizer and token shards of a config, once.")
+    command = add_configured(
+        "data",
+        "Build tokenizer and token shards of a config, once; `data show CONFIG` shows them.",
+    )
+    command.add_argument(
+        "--batches", type=int, metavar="N", help="of show: micro-batches (default: 1)"
+    )
+    command.add_argument("--json", action="store_true", help="of show: print JSON")
     command = add_configured("config", "Check a config; print all of it and what follows from it.")
     command.add_argument("--derived", action="store_true", help="print what follows from it alone")
     command.add_argument("--json", action="store_true", help="print JSON: the config, or --derived")
@@ -124,6 +131,36 @@ def build_parser() -> argparse.ArgumentParser:
         "--yes", action="store_true", help="prune deletes, instead of telling what"
     )
     _add_generate(add("generate", "Write text with a run's model, from its newest checkpoint."))
+    command = add("eval", "Loss, perplexity and bits per byte of a run, by corpus and position.")
+    command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    command.add_argument(
+        "--data",
+        metavar="WORD",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="other data than the run's held-out: KEY=VALUE of the data section, or a CONFIG",
+    )
+    command.add_argument(
+        "--batches",
+        type=int,
+        metavar="N",
+        help="of train.global_batch_size (default: as validated)",
+    )
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = add("harness", "Tasks of lm-evaluation-harness (the package lm-eval) with a run.")
+    command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    command.add_argument("--tasks", metavar="TASK", nargs="+", required=True, help="their names")
+    command.add_argument("--include-path", metavar="DIR", help="folder with tasks of your own")
+    command.add_argument("--num-fewshot", type=int, metavar="N", help="examples in front")
+    command.add_argument("--limit", type=int, metavar="N", help="documents of a task, at most")
+    command.add_argument("--batch-size", type=int, metavar="N", default=8, help="texts at a time")
+    command.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens that are seen (default: seq_length)"
+    )
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = add("export", "Write a run's weights in the layout of the released models.")
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     command.add_argument("target", metavar="DIR", help="new folder for safetensors and config.json")
@@ -168,6 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         _find_own_modules()
+        if args.command == "data":
+            _take_show(args)
         if hasattr(args, "overrides"):
             _check_words(args)
         return command_module(args.command).run(args)
@@ -209,6 +248,14 @@ def _find_own_modules() -> None:
         raise UserError("the working directory is not there any more: cd to one that is") from None
     if not sys.flags.safe_path and not {"", here} & set(sys.path):
         sys.path.insert(0, here)
+
+
+def _take_show(args: argparse.Namespace) -> None:
+    """``data show CONFIG``: the word before the config. Alone, or before KEY=VALUE, it is a config
+    of that name."""
+    args.show = args.config == "show" and bool(args.overrides) and "=" not in args.overrides[0]
+    if args.show:
+        args.config, *args.overrides = args.overrides
 
 
 def _check_words(args: argparse.Namespace) -> None:

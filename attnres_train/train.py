@@ -223,6 +223,7 @@ def run_context(
         num_parameters=count_parameters(config.model).total,
         num_tokens=prepared.num_tokens,
         unigram_entropy=prepared.unigram_entropy_nats,
+        bytes_per_token=prepared.bytes_per_token,
     )
     return RunContext(
         config=config,

@@ -36,6 +36,7 @@ NEEDS = {
     ],
     "data.corpus.kind=jsonl": ["data.corpus.0.path={jsonl}"],
     "data.corpus.kind=parquet": ["data.corpus.0.path={parquet}"],
+    "data.corpus.kind=datasets": ["data.corpus.0.path={arrow}"],
     "data.corpus.kind=indexed": ["data.corpus.0.path={indexed}", "data.tokenizer.kind=none"],
     # Its 30 MB are tokenised with what is there already.
     "data.corpus.kind=python-stdlib": [
@@ -86,7 +87,10 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     folder = tmp_path_factory.mktemp("inputs")
     texts = [sentence(number, 40) for number in range(40)]
-    parquet.write_table(pyarrow.table({"text": texts}), folder / "corpus.parquet")
+    table = pyarrow.table({"text": texts})
+    parquet.write_table(table, folder / "corpus.parquet")
+    with pyarrow.ipc.new_stream(str(folder / "corpus.arrow"), table.schema) as stream:
+        stream.write_table(table)
     ranks = (b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256))
     (folder / "ranks.tiktoken").write_bytes(b"".join(ranks))
     if importlib.util.find_spec("sentencepiece"):
@@ -96,6 +100,7 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {
         "jsonl": str(write_jsonl(folder / "corpus.jsonl", list(texts))),
         "parquet": str(folder / "corpus.parquet"),
+        "arrow": str(folder / "corpus.arrow"),
         "indexed": write_indexed(folder / "tokens", [list(range(2, 200))] * 12),
         "tokenizer": str(tokenizer),
         "ranks": str(folder / "ranks.tiktoken"),

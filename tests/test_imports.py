@@ -30,6 +30,7 @@ ALLOWED = {
     "data": ("config", "megatron"),
     "checkpoint": ("config", "model.parts"),
     "inference": ("checkpoint", "config", "data", "model", "parallel", "pipeline.run"),
+    "evaluation": ("config", "data", "inference", "model"),
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
     "supervise": ("config", "pipeline.run.waits"),

@@ -39,7 +39,6 @@ _SAME = {
 }
 # Keys that have one value in every model there is here.
 _FIXED = {
-    "model_type": "kimi_linear",
     "hidden_act": "silu",
     "q_lora_rank": None,
     "mla_use_nope": True,
@@ -55,11 +54,15 @@ _FIXED = {
 _UNUSED = {
     "architectures": ["KimiLinearForCausalLM"],
     "dtype": "bfloat16",
+    "model_type": "kimi_linear",
     "rope_scaling": None,
     "rope_theta": 10000.0,
     "use_cache": True,
     "use_grouped_topk": True,
 }
+# Keys that `huggingface_opening` adds.
+_OWN = {"kv_norm_eps": "mla.kv_norm_eps", "attn_res_norm_eps": "residual.norm_eps"}
+_MODEL_TYPES = ("kimi_linear", "kimi_linear_attnres")
 # Keys of Kimi-K3; absent means no blocks, and the gate without a bound.
 _BLOCK_SIZE = "attn_res_block_size"
 _LOWER_BOUND = "gate_lower_bound"
@@ -90,12 +93,16 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def left_unsaid(model: ModelConfig, residual: Iterable[str]) -> list[str]:
-    """Values of ``model`` that have no key in ``config.json`` and are not what readers assume; of
-    its residual those that the kind says (`ResidualKind.unsaid`)."""
+    """Values of ``model`` that have no key in a released ``config.json`` and are not what readers
+    assume; of its residual those that the kind says (`ResidualKind.unsaid`)."""
     notes = list(residual)
     if model.mla.kv_norm_eps != model.norm_eps:
         notes.insert(0, f"model.mla.kv_norm_eps is {model.mla.kv_norm_eps:g}")
-    return [f"{note}, but {CONFIG} has rms_norm_eps {model.norm_eps:g} alone" for note in notes]
+    return [
+        f"{note}, for which other programs than the modelling code beside it may take the "
+        f"rms_norm_eps of {CONFIG}, {model.norm_eps:g}"
+        for note in notes
+    ]
 
 
 def check_same_model(folder: Path, model: ModelConfig) -> None:
@@ -118,10 +125,14 @@ def check_same_model(folder: Path, model: ModelConfig) -> None:
 def _differences(theirs: dict[str, Any], model: ModelConfig) -> Iterator[str]:
     linear = theirs.get("linear_attn_config") or {}
     found = theirs | {f"linear_attn_config.{key}": value for key, value in linear.items()}
+    if (found_type := found.get("model_type", _MODEL_TYPES[0])) not in _MODEL_TYPES:
+        yield f"model_type is {json.dumps(found_type)}, but here it is always " + " or ".join(
+            map(json.dumps, _MODEL_TYPES)
+        )
     for key, value in _FIXED.items():
         if found.get(key, value) != value:
             yield f"{key} is {json.dumps(found[key])}, but here it is always {json.dumps(value)}"
-    for key, ours in _SAME.items():
+    for key, ours in (_SAME | _OWN).items():
         if found.get(key, _ours(model, ours)) != _ours(model, ours):
             yield f"{key} is {found[key]}, but model.{ours} is {_ours(model, ours)}"
     for key, layers in _layers(model).items():

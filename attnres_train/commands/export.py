@@ -1,5 +1,5 @@
-"""`attnres-train export`: a run's weights in the layout of the released Kimi-Linear. About one file
-of weights is in memory at a time."""
+"""`attnres-train export`: a run's weights in the layout of the released Kimi-Linear, in a folder
+that opens by itself. About one file of weights is in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from torch import Tensor
 from attnres_train.checkpoint import folders, store
 from attnres_train.checkpoint.huggingface import released_dtype, write_weights
 from attnres_train.checkpoint.huggingface_config import left_unsaid, released_config, write_config
+from attnres_train.checkpoint.huggingface_opening import (
+    opening_config,
+    read_otherwise,
+    write_opening,
+)
 from attnres_train.checkpoint.manifest import META, Manifest, read_manifest
 from attnres_train.checkpoint.streaming import FILE_BYTES
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.config.saved import saved_config
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.tokenizers.released import write_tokenizer
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
+from attnres_train.inference.saved_tokenizer import saved_tokenizer
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.residual.kind import residual_kind
@@ -35,19 +44,41 @@ def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
     manifest = read_manifest(step_folder)
     config = saved_config(manifest.extras["config"], step_folder / META)
     kind = residual_kind(config.model)
-    description = released_config(config.model, config.train.seq_length, kind.released())
+    residual = kind.released()
+    description = released_config(config.model, config.train.seq_length, residual)
     layout = released_layout(config.model)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     load = partial(_load, step_folder, manifest, layout)
     files = write_weights(unfinished, layout, load, file_bytes=file_bytes)
-    write_config(unfinished, description)
+    tokenizer, notes = _tokenizer(config, manifest, step_folder)
+    eod = tokenizer.eod if tokenizer else None
+    if tokenizer:
+        notes += write_tokenizer(tokenizer, unfinished, config.train.seq_length)
+    write_config(unfinished, opening_config(description, residual, config.model, eod))
+    write_opening(unfinished, residual, eod)
     unfinished.rename(folder)
-    for note in left_unsaid(config.model, kind.unsaid()):
+    notes += [
+        *read_otherwise(description, residual, config.model),
+        *left_unsaid(config.model, kind.unsaid()),
+    ]
+    for note in notes:
         print(f"note: {note}")
     print(f"exported {count_of(layout)} of {step_folder} to {folder}, files: {files}")
     return 0
+
+
+def _tokenizer(
+    config: RunConfig, manifest: Manifest, step_folder: Path
+) -> tuple[Tokenizer | None, list[str]]:
+    """The tokenizer of a checkpoint, and what is to be told where there is none: weights are
+    exported all the same."""
+    try:
+        found = saved_tokenizer(config, manifest.extras, step_folder)
+    except UserError as error:
+        return None, [f"no tokenizer files: {error}"]
+    return found, [] if found else ["no tokenizer files: the run has no tokenizer"]
 
 
 def released_layout(model: ModelConfig) -> dict[str, Tensor]:

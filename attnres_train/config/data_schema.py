@@ -19,12 +19,12 @@ class CorpusConfig(Section):
     """`python-stdlib`: this Python's own sources; `indexed`: a Megatron .bin/.idx prefix."""
     path: str | list[str] | None = None
     """File, folder, glob or list of them (a folder stands for its *.txt and *.md, *.jsonl, also
-    compressed, or *.parquet files, hidden ones left out); the prefix or list of prefixes (no
-    suffix) for `indexed`."""
+    compressed, *.parquet or *.arrow files, hidden ones left out); the prefix or list of prefixes
+    (no suffix) for `indexed`."""
     weight: float = Field(1.0, gt=0)
     """Share of the blend, relative to the other corpora."""
     text_field: str = "text"
-    """Field with the document in JSONL and Parquet files."""
+    """Field with the document in JSONL, Parquet and Arrow files."""
     options: Annotated[KindOptions, OptionsOf("data.corpus.kind")] = Field(
         default_factory=NoOptions, validate_default=True
     )

@@ -114,6 +114,7 @@ CHOICES: dict[str, Choice] = {
             "text": _CORPORA + "text:Text",
             "jsonl": _CORPORA + "records:JsonLines",
             "parquet": _CORPORA + "records:Parquet",
+            "datasets": _CORPORA + "saved_dataset:SavedDataset",
             "indexed": _CORPORA + "indexed:Indexed",
         },
     ),

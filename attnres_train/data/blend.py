@@ -35,13 +35,22 @@ class Blend:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises IndexError for ``index`` outside [0, ``num_samples``)."""
+        self._reach(index)
+        return self._dealt[index]
+
+    def corpus(self, index: int) -> int:
+        """The number of the corpus that sample ``index`` is of. Raises IndexError as above."""
+        self._reach(index)
+        return int(self.dataset_index[index])
+
+    def _reach(self, index: int) -> None:
+        """Deal samples up to ``index``."""
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of a blend of {self.num_samples}")
         if index >= len(self._dealt):
             # Twice as many, so that all dealing together costs no more than twice the last.
             del self._dealt
             self._dealt = self._deal(2 * (index + 1))
-        return self._dealt[index]
 
     @property
     def dataset_index(self) -> np.ndarray:

@@ -19,8 +19,11 @@ class TextHash:
     def __init__(self) -> None:
         self._state = hashlib.blake2b(digest_size=8)
 
-    def update(self, text: str) -> None:
-        self._state.update(text.encode(errors="surrogatepass"))
+    def update(self, text: str) -> int:
+        """Take the next piece. Returns its bytes in UTF-8."""
+        content = text.encode(errors="surrogatepass")
+        self._state.update(content)
+        return len(content)
 
     def take(self) -> int:
         """The hash of the text so far; another text begins."""

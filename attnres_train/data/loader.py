@@ -3,6 +3,7 @@ consumed before it. Shapes: B samples of a micro-batch, T tokens (seq_length).""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from attnres_train.config.schema import MOST_ROLL_BACKS, RunConfig
 from attnres_train.data.indexed import keep_open
 from attnres_train.data.prepare import Prepared
 from attnres_train.data.samples import Split, open_samples
+from attnres_train.data.token_bytes import read_token_bytes
 from attnres_train.data.unigrams import check_ids
 
 Batch = dict[str, torch.Tensor]
@@ -42,21 +44,32 @@ def open_data(config: RunConfig, prepared: Prepared) -> BatchSource:
         for split, iterations in steps.items()
         if iterations
     }
-    return BatchSource(samples["train"], samples.get("valid"), config, prepared.eod)
+    table = prepared.token_bytes
+    sizes = torch.from_numpy(read_token_bytes(table)) if table else None
+    return BatchSource(samples["train"], samples.get("valid"), config, prepared.eod, sizes)
 
 
 class BatchSource:
     """Deals samples to data-parallel ranks. All pipeline ranks of a replica get the same ones."""
 
-    def __init__(self, train: Any, valid: Any, config: RunConfig, eod: int | None = None) -> None:
+    def __init__(
+        self,
+        train: Any,
+        valid: Any,
+        config: RunConfig,
+        eod: int | None = None,
+        token_bytes: torch.Tensor | None = None,
+    ) -> None:
         """``train`` and ``valid`` (None: no validation) are indexed by sample number. ``eod``, the
-        token that ends a document, is needed where ``config.data`` tells documents apart."""
+        token that ends a document, is needed where ``config.data`` tells documents apart.
+        ``token_bytes`` float64 [vocab_size], see `data.token_bytes`."""
         self.train = train
         self.valid = valid
         self.global_batch_size = config.train.global_batch_size
         self.micro_batch_size = config.train.micro_batch_size
         self.vocab_size = config.model.vocab_size
         self.data, self.eod = config.data, eod
+        self.token_bytes = token_bytes
 
     def micro_batches(self, consumed_samples: int, dp_rank: int, dp_size: int) -> list[Batch]:
         """This rank's part of the samples [consumed, consumed + global_batch_size).
@@ -73,6 +86,13 @@ class BatchSource:
         """
         return self._deal(self.valid, index * self.global_batch_size, dp_rank, dp_size)
 
+    def text_bytes(self, batch: Batch) -> torch.Tensor | None:
+        """Bytes of the text that the labels of ``batch`` stand for, float64 [B, T], 0 where the
+        loss does not count; None where they are not known."""
+        if self.token_bytes is None:
+            return None
+        return self.token_bytes[batch["labels"]] * batch["loss_mask"]
+
     def _deal(self, samples: Any, first: int, dp_rank: int, dp_size: int) -> list[Batch]:
         """Micro-batch m of rank r takes the samples first + (m dp_size + r) B + [0, B)."""
         size, stride = self.micro_batch_size, self.micro_batch_size * dp_size
@@ -81,13 +101,17 @@ class BatchSource:
 
     def _batch(self, samples: Any, start: int, stop: int) -> Batch:
         rows = [samples[number] for number in range(start, stop)]
+        return self.collate(rows, f"the batch of samples {start} to {stop - 1}")
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], told: str) -> Batch:
+        """The micro-batch of the samples ``rows``, which messages call ``told``."""
         batch = {
             name: torch.stack([row[name] for row in rows])
             for name in ("tokens", "labels", "loss_mask")
         }
         # Files may have changed since the run was prepared.
         for name in ("tokens", "labels"):
-            check_ids(batch[name], self.vocab_size, f"the batch of samples {start} to {stop - 1}")
+            check_ids(batch[name], self.vocab_size, told)
         if self.data.tells_documents_apart:
             ends = torch.stack([torch.from_numpy(row["sequence_ends"]) for row in rows])
             self._tell_documents_apart(batch, ends | (batch["tokens"] == self.eod))

@@ -17,7 +17,13 @@ from attnres_train.data.corpora.reader import find_corpora
 from attnres_train.data.generations import Part, RunData
 from attnres_train.data.held_out import Cut
 from attnres_train.data.samples import Source
-from attnres_train.data.steps import Desk, make_indices, make_sources, make_tokenizer
+from attnres_train.data.steps import (
+    Desk,
+    make_indices,
+    make_sources,
+    make_token_bytes,
+    make_tokenizer,
+)
 from attnres_train.data.tokenizers.kind import tokenizer_kind
 from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
@@ -40,6 +46,16 @@ class Prepared:
     """Entropy of the training tokens' distribution (`unigrams.unigram_entropy`), nats per token."""
     eod: int | None
     """Id of the token that ends a document; None: unknown, and not needed."""
+    token_bytes: str | None = None
+    """The file of the bytes of each token (`data.token_bytes`); None where they are not known."""
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the corpora as they were tokenised, ends of documents left out; None: not counted."""
+        every = [one for source in self.sources for one in source.generations if one.text_bytes]
+        if not every:
+            return None
+        return sum(one.text_bytes for one in every) / sum(one.text_tokens for one in every)
 
 
 def prepare(config: RunConfig, *, progress: bool = True, run: RunData | None = None) -> Prepared:
@@ -64,6 +80,7 @@ def prepare(config: RunConfig, *, progress: bool = True, run: RunData | None = N
         tokenizer = make_tokenizer(config, corpora, desk, run.tokenizer)
         eod = _end_of_document(config, tokenizer)
         sources = [make_sources(generations, tokenizer, desk) for generations in run.corpora]
+        bytes_of_tokens = make_token_bytes(config, tokenizer, sources, desk)
         indices, summary = make_indices(config, sources, desk)
     found = summary["sources"]
     sources = [replace(s, **_validation(one)) for s, one in zip(sources, found, strict=True)]
@@ -76,6 +93,7 @@ def prepare(config: RunConfig, *, progress: bool = True, run: RunData | None = N
         num_valid_tokens=sum(one["valid_tokens"] for one in found),
         unigram_entropy_nats=summary["unigram_entropy_nats"],
         eod=eod,
+        token_bytes=str(bytes_of_tokens) if bytes_of_tokens else None,
     )
     if config.train.eval_interval:
         for source, one in zip(sources, found, strict=True):

@@ -27,7 +27,8 @@ def from_record(record: Mapping[str, Any]) -> Prepared:
 
 
 def files_of(prepared: Prepared) -> list[Path]:
-    """Every file that a rank opens: token shards, sample indices, the tokenizer's."""
+    """Every file that a rank opens: token shards, sample indices, the tokenizer's, the bytes of
+    tokens."""
     shards = [
         Path(prefix + end)
         for source in prepared.sources
@@ -36,8 +37,8 @@ def files_of(prepared: Prepared) -> list[Path]:
         for end in (".idx", ".bin")
     ]
     indices = sorted(path for path in Path(prepared.indices).iterdir() if path.is_file())
-    tokenizer = [Path(prepared.tokenizer_path)] if prepared.tokenizer_path else []
-    return [*shards, *indices, *tokenizer]
+    others = [Path(one) for one in (prepared.tokenizer_path, prepared.token_bytes) if one]
+    return [*shards, *indices, *others]
 
 
 def is_here(record: Mapping[str, Any]) -> bool:

@@ -62,6 +62,10 @@ class Source:
     files: str = ""
     """Digest of the list of its files (`CorpusReader.rows`)."""
     num_files: int = 0
+    text_bytes: int = 0
+    """Of the text that was tokenised, in UTF-8; 0 where that is not known."""
+    text_tokens: int = 0
+    """Of that text, without those that end documents."""
     later: tuple[Source, ...] = ()
     """Files that came to the corpus while the run was on its way."""
 

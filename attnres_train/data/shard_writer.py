@@ -32,6 +32,8 @@ class Counts:
     """Longer than SEQUENCE_TOKENS."""
     tokens: int = 0
     characters: int = 0
+    text_bytes: int = 0
+    """Of the texts, in UTF-8; 0 where some were tokenised before they were counted."""
     dropped_characters: int = 0
     """Those that had no token."""
     unknown_tokens: int = 0
@@ -64,7 +66,7 @@ class ShardWriter:
         Raises UserError for ids outside the vocabulary.
         """
         self.counts.characters += len(text)
-        self._hash.update(text)
+        self.counts.text_bytes += self._hash.update(text)
         if ids:
             self._write(ids)
         if ends_document:

@@ -49,7 +49,7 @@ def tokenise(
     sized = [(file, corpus.contents[file].size) for file in corpus.files]
     parts = group_files(sized)
     total_bytes = sum(size for _, size in sized)
-    total = Counts()
+    total, is_counted = Counts(), True
     # disable=None: no bar where the screen is no terminal.
     with tqdm(
         desc=f"tokenising {corpus.kind}",
@@ -73,6 +73,8 @@ def tokenise(
             counts = json.loads((part / "part.json").read_text(encoding="utf-8"))
             for name in asdict(total):
                 setattr(total, name, getattr(total, name) + counts.get(name, 0))
+            is_counted &= "text_bytes" in counts
+    total.text_bytes *= is_counted
     if not total.documents:
         raise UserError(
             f"{corpus.key} ({corpus.name}) is empty: no text in {len(corpus.files)} files"

@@ -22,6 +22,7 @@ from attnres_train.data.own_code import errors_of, interruptible
 from attnres_train.data.samples import Source, build_indices, together
 from attnres_train.data.shard_writer import SEQUENCE_TOKENS, Counts
 from attnres_train.data.shards import shard_prefixes, text_hashes, tokenise
+from attnres_train.data.token_bytes import token_bytes
 from attnres_train.data.token_range import check_vocabulary, token_hashes
 from attnres_train.data.tokenizer_sample import EXCERPT_BYTES, SAMPLE_BYTES, sample
 from attnres_train.data.tokenizers.kind import TokenizerKind, tokenizer_kind, too_many_tokens
@@ -35,6 +36,7 @@ CACHE_VERSION = 3
 # Share of a text that is not worth a warning.
 MOST_WITHOUT_TOKEN = 1e-3
 TRAINED_FILE = "tokenizer.json"
+BYTES_FILE = "bytes.npy"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         num_tokens = sum(check_indexed(prefix).num_tokens for prefix in prefixes)
         if not num_tokens:
             raise UserError(f"{corpus.key} ({corpus.name}) is empty: its files hold no token")
-        told = f"{num_tokens:,} tokens"
+        told, counts = f"{num_tokens:,} tokens", Counts()
     elif tokenizer is None:
         raise UserError(
             f"data.tokenizer.kind is none, but {corpus.key} is {corpus.kind}: only an "
@@ -181,6 +183,8 @@ def make_source(corpus: CorpusReader, tokenizer: Tokenizer | None, desk: Desk) -
         hashes_text=not corpus.holds_tokens,
         files=digest_of(corpus.rows),
         num_files=len(corpus.rows),
+        text_bytes=counts.text_bytes,
+        text_tokens=counts.tokens - counts.documents if counts.text_bytes else 0,
     )
 
 
@@ -210,6 +214,32 @@ def _leaves_out(tokenizer: Tokenizer) -> str:
     if (pattern := tokenizer.kind.section.pattern) is not None:
         return f"pattern {pattern!r} finds them in no piece of text"
     return f"path {tokenizer.source} has no token for them, nor one for the unknown"
+
+
+def make_token_bytes(
+    config: RunConfig, tokenizer: Tokenizer | None, sources: Sequence[Source], desk: Desk
+) -> Path | None:
+    """The file of `token_bytes` [vocab_size]; None where nothing tells them, or the cache, made
+    before there was one, cannot be written to."""
+    if tokenizer is None:
+        return None
+    every = [one for source in sources for one in source.generations if one.text_bytes]
+    text_bytes = sum(one.text_bytes for one in every)
+    mean = text_bytes / sum(one.text_tokens for one in every) if every else None
+    found = token_bytes(tokenizer, config.model.vocab_size, mean)
+    if found is None:
+        desk.say(
+            f"validation has no bits per byte: the tokens of {tokenizer.source} do not say how "
+            "many bytes they stand for, and no corpus was counted when it was tokenised"
+        )
+        return None
+    folder = desk.cache / "token_bytes" / digest([CACHE_VERSION, found.tolist()])
+    try:
+        desk.make(folder, lambda scratch: np.save(scratch / BYTES_FILE, found))
+    except (OSError, UserError) as error:
+        desk.say(f"validation has no bits per byte: {error}")
+        return None
+    return folder / BYTES_FILE
 
 
 def make_indices(config: RunConfig, sources: list[Source], desk: Desk) -> tuple[Path, dict]:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.head import linear_cross_entropy
+from attnres_train.model.head import TokenLosses, linear_cross_entropy, token_losses
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, normal
@@ -223,6 +223,20 @@ class ModelChunk(nn.Module):
 
     def _logits(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         return self.vocabulary.join(self.lm_head(self._output(sources, partial)))
+
+    @torch.no_grad()
+    def token_losses(self, batch: MicroBatch) -> TokenLosses:
+        """Like `forward` for a whole model, but the loss of every token by itself, [B, T]; the mask
+        is not looked at."""
+        if not (self.is_first and self.is_last):
+            raise ValueError("only a whole model has losses of its own")
+        with self._autocast(batch):
+            found = token_losses(
+                self._output(*self._run(batch, {}, None)).flatten(0, 1),
+                self.lm_head.get_parameter("weight"),
+                batch.labels.flatten(),
+            )
+        return TokenLosses(*(x.view(batch.labels.shape) for x in found))
 
     def _autocast(self, batch: MicroBatch) -> AbstractContextManager:
         if self.autocast_dtype is None:

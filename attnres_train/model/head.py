@@ -5,6 +5,8 @@ Shapes: N tokens, D hidden size, V entries of the vocabulary that are here.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +55,35 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(
         hidden, weight, labels, share, tokens, with_gradient, vocabulary
     )
+
+
+class TokenLosses(NamedTuple):
+    """Of every token: ``nats``, fp32 (fp64), and ``is_best``, whether its label was the likeliest
+    entry of the vocabulary, bool."""
+
+    nats: Tensor
+    is_best: Tensor
+
+
+@torch.no_grad()
+def token_losses(
+    hidden: Tensor, weight: Tensor, labels: Tensor, logits_at_once: int = _LOGITS_AT_ONCE
+) -> TokenLosses:
+    """`linear_cross_entropy` of every token by itself, [N] each; the vocabulary is whole, and there
+    are no gradients."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    tokens = max(1, logits_at_once // weight.shape[0])
+    nats, is_best = [], []
+    with torch.autocast(device, enabled=False):
+        for x, label in zip(hidden.split(tokens), labels.split(tokens), strict=True):
+            logits = F.linear(x, weight).to(wide)
+            nats.append(F.cross_entropy(logits, label, reduction="none"))
+            is_best.append(logits.argmax(-1) == label)
+    return TokenLosses(torch.cat(nats), torch.cat(is_best))
 
 
 class _LinearCrossEntropy(Function):

@@ -75,6 +75,8 @@ class Console(Observer):
             parts.append(f"spikes {record['loss_spikes']:.0f}")
         if "validation_loss" in record:
             parts.append(f"validation loss {record['validation_loss']:.4f}")
+        if "validation_bits_per_byte" in record:
+            parts.append(f"{record['validation_bits_per_byte']:.4f} bits/byte")
         parts.append(f"ETA {clock((self.end - step) * step_seconds)}")
         return " | ".join(parts)
 

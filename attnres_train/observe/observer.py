@@ -25,13 +25,14 @@ Record = dict[str, float]
 step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, expert_rank_load,
 expert_bytes`` of a model with experts, ``max_attention_logit`` with `optimizer.qk_clip` (the
 largest scaled logit of MLA in the step, before clipping), ``mfu`` where the device's peak is known,
-``validation_loss`` after a validation, ``skipped_steps`` once a step has been passed over (their
-number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes`` likewise,
-``stage`` (its number from 0) of a run in stages, and what observers of the user's add. Loss in nats
-per token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes
-(sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread over the
-experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them sent each
-other."""
+``validation_loss`` and ``validation_bits_per_byte`` after a validation (the latter where the bytes
+that tokens stand for are known: docs/evaluation.md), ``skipped_steps`` once a step has been passed
+over (their number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes``
+likewise, ``stage`` (its number from 0) of a run in stages, and what observers of the user's add.
+Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory
+in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread
+over the experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them
+sent each other."""
 
 
 class Sample(NamedTuple):
@@ -51,6 +52,8 @@ class RunInfo:
     """Training tokens of one epoch of every corpus."""
     unigram_entropy: float
     """Of the training tokens' distribution, nats per token: what a loss has to get below."""
+    bytes_per_token: float | None = None
+    """Of the text of the corpora, ends of documents left out; None where it was not counted."""
 
 
 @dataclass(frozen=True)

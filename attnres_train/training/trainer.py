@@ -4,6 +4,7 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -108,8 +109,8 @@ class Trainer:
                 if self._rolled_back(record):
                     continue
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
-                    record["validation_loss"] = loss = self.validate()
-                    observers.tell(Observer.on_validation, step, loss)
+                    record |= self.validate()
+                    observers.tell(Observer.on_validation, step, record["validation_loss"])
                 self._write_samples()
                 if self.config.log.observers:  # they may look at parameters
                     self.parts.optimizer.wait()
@@ -217,11 +218,12 @@ class Trainer:
         return record, totals
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss over the fixed validation batches, nats per token."""
+    def validate(self) -> Record:
+        """Mean loss over the fixed validation batches: ``validation_loss``, nats per token, and
+        ``validation_bits_per_byte`` where the bytes of tokens are known (`data.token_bytes`)."""
         for chunk in self.chunks:
             chunk.eval()
-        total = num_tokens = 0.0
+        total = num_tokens = num_bytes = 0.0
         for index in range(self.config.train.eval_iters):
             batches = self.parts.data.validation_batches(
                 index, self.ranks.dp_rank, self.ranks.dp_size
@@ -232,17 +234,27 @@ class Trainer:
             loss = self._over_ranks(result, micro_batches).loss
             share = loss_tokens.item()
             total, num_tokens = total + share * loss, num_tokens + share
+            sizes = (self.parts.data.text_bytes(batch) for batch in batches)
+            num_bytes += self._mean_over_replicas([x for x in sizes if x is not None]).item()
         self.parts.pulse.rest()
         for chunk in self.chunks:
             chunk.train()
-        return total / num_tokens
+        record = {"validation_loss": total / num_tokens}
+        if num_bytes:
+            record["validation_bits_per_byte"] = total / math.log(2) / num_bytes
+        return record
 
     def _mean_loss_tokens(self, batches: Sequence[Batch]) -> Tensor:
         """The mean number of tokens with a loss of a step's micro-batches, over all replicas: fp64,
         shape [], on the device."""
+        return self._mean_over_replicas([batch["loss_mask"] for batch in batches])
+
+    def _mean_over_replicas(self, counts: Sequence[Tensor]) -> Tensor:
+        """The mean sum of a tensor for each micro-batch here, over all replicas: fp64, shape [],
+        on the device. 0 where there are none."""
         data, zero = self.ranks.data, torch.zeros((), dtype=torch.float64)
-        num_tokens = sum((batch["loss_mask"].sum(dtype=torch.float64) for batch in batches), zero)
-        return sum_over(num_tokens.to(self.ranks.device), data) / (len(batches) * data.size())
+        total = sum((count.sum(dtype=torch.float64) for count in counts), zero)
+        return sum_over(total.to(self.ranks.device), data) / (max(1, len(counts)) * data.size())
 
     def _to_device(self, batches: Sequence[Batch], loss_tokens: Tensor) -> list[MicroBatch]:
         """What is here of the batches of a step, on the device. All divide by ``loss_tokens``, the

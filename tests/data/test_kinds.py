@@ -37,6 +37,7 @@ def test_what_each_reads():
         "text": {"path"},
         "jsonl": {"path", "text_field"},
         "parquet": {"path", "text_field"},
+        "datasets": {"path", "text_field"},
         "indexed": {"path"},
     }
     holds_tokens = [name for name in CORPORA if resolve("data.corpus.kind", name).holds_tokens]

@@ -39,12 +39,12 @@ def test_a_line_per_interval_and_one_for_the_first_step(console, capsys):
 
 def test_the_line_holds_what_a_person_asks_for(console, capsys):
     console.on_start(0)
-    run(console, [1], validation_loss=5.125, mfu=0.417)
+    run(console, [1], validation_loss=5.125, validation_bits_per_byte=1.5, mfu=0.417)
     console.on_end()
     line = capsys.readouterr().out
     for part in ("loss 4.5000", "grad norm 0.250", "lr 3.00e-03", "500 tokens/s", "MFU 41.7%"):
         assert part in line
-    for part in ("memory 3.00 GiB", "validation loss 5.1250", "ETA 38s"):
+    for part in ("memory 3.00 GiB", "validation loss 5.1250 | 1.5000 bits/byte", "ETA 38s"):
         assert part in line
 
 

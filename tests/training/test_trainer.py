@@ -13,6 +13,8 @@ import torch
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import load_config
+from attnres_train.data.loader import open_data
+from attnres_train.data.prepare import open_tokenizer, prepare
 from attnres_train.planning.build import build_plan
 from tests.parity.pool import RankFailedError
 from tests.tiny import (
@@ -58,7 +60,7 @@ def test_a_record_per_step(whole, piped):
     for run in (whole, piped):
         assert column(run, "step") == list(range(1, STEPS + 1))
         for record in records(run):
-            assert record.keys() - {"validation_loss"} == LOGGED
+            assert record.keys() - {"validation_loss", "validation_bits_per_byte"} == LOGGED
             assert record["tokens"] == record["step"] * 8 * 32
             assert record["lr"] == 0.01
             rate = record["tokens_per_second"] * record["step_seconds"]
@@ -77,7 +79,7 @@ def test_bytes_on_the_wire_are_the_plan_times_micro_batches(tiny, whole, piped):
 
 def test_initial_weights_and_losses_do_not_depend_on_the_layout(whole, piped):
     assert column(piped, "loss")[0] == pytest.approx(column(whole, "loss")[0], rel=1e-6)
-    for key in ("loss", "validation_loss", "grad_norm"):
+    for key in ("loss", "validation_loss", "validation_bits_per_byte", "grad_norm"):
         assert column(piped, key) == pytest.approx(column(whole, key), rel=1e-4), key
 
 
@@ -85,7 +87,7 @@ def test_initial_weights_and_losses_do_not_depend_on_the_layout(whole, piped):
 def test_replicas_share_the_batch(tiny, whole, stages, ranks):
     layout = [*grid(stages, 1), "checkpoint.save_interval=0"]
     run = tiny.train(f"replicas-{stages}x{ranks}", *layout, ranks=ranks)
-    for key in ("loss", "validation_loss"):
+    for key in ("loss", "validation_loss", "validation_bits_per_byte"):
         assert column(run, key) == pytest.approx(column(whole, key), rel=1e-5), key
     assert column(run, "grad_norm") == pytest.approx(column(whole, "grad_norm"), rel=1e-4)
     assert column(run, "tokens") == column(whole, "tokens")
@@ -97,6 +99,22 @@ def test_validation_runs_at_its_interval_and_at_the_end(tiny):
     every = tiny.train("validated-often", "train.eval_interval=1")
     assert column(every, "loss") == column(run, "loss"), "validation disturbs training"
     assert column(every, "validation_loss")[3] == column(run, "validation_loss")[0]
+
+
+def test_bits_per_byte_are_nats_over_the_bytes_of_the_text_that_they_are_of(tiny, whole):
+    config = tiny.config()
+    prepared = prepare(config, progress=False)
+    tokenizer, data = open_tokenizer(config, prepared), open_data(config, prepared)
+    labels = [
+        number
+        for index in range(config.train.eval_iters)
+        for batch in data.validation_batches(index, 0, 1)
+        for number in batch["labels"].flatten().tolist()
+    ]
+    text = tokenizer.decode(number for number in labels if number != tokenizer.eod)
+    bits = column(whole, "validation_loss")[-1] / math.log(2) * len(labels)
+    expected = bits / len(text.encode())
+    assert column(whole, "validation_bits_per_byte")[-1] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])

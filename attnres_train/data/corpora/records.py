@@ -154,6 +154,18 @@ class Parquet(Records):
     @contextmanager
     def _table(self, file: Path) -> Iterator[Any]:
         """The open ``file``, which has the field."""
+        pyarrow = self.pyarrow()
+        try:
+            # Checksums of pages are optional in Parquet: those that are there are looked at.
+            table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{file} is not a Parquet file: {error}") from error
+        with table:
+            self.check_column(table.schema_arrow.names, file)
+            yield table
+
+    def pyarrow(self) -> Any:
+        """The package. Raises UserError where it is not installed."""
         try:
             import pyarrow
             import pyarrow.parquet
@@ -162,19 +174,15 @@ class Parquet(Records):
                 f"{self.key}.kind is {self.kind}, which needs pyarrow: "
                 "pip install 'attnres-train[data]'"
             ) from error
-        try:
-            # Checksums of pages are optional in Parquet: those that are there are looked at.
-            table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{file} is not a Parquet file: {error}") from error
-        with table:
-            columns = table.schema_arrow.names
-            if self.field not in columns:
-                raise UserError(
-                    f'{file}: there is no column "{self.field}" but {", ".join(columns)}: '
-                    f"set {self.key}.text_field"
-                )
-            yield table
+        return pyarrow
+
+    def check_column(self, columns: Sequence[str], file: Path) -> None:
+        """Raise UserError where ``file`` has no column for the field."""
+        if self.field not in columns:
+            raise UserError(
+                f'{file}: there is no column "{self.field}" but {", ".join(columns)}: '
+                f"set {self.key}.text_field"
+            )
 
     def _rows(
         self, table: Any, file: Path, groups: list[int] | None = None, first: int = 0

@@ -47,16 +47,29 @@ def unknown_token(model: dict[str, Any], vocabulary: dict[str, int]) -> int | No
 
 def _covers_all(written: dict[str, Any]) -> bool:
     """Whether a BPE has a token for every byte."""
-    from tokenizers import pre_tokenizers
-
     model = written["model"]
     steps = [*_steps(written.get("pre_tokenizer")), *_steps(written.get("normalizer"))]
     if any(step.get("type") == "ByteLevel" for step in steps):
-        marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        return not marks and all(one in model["vocab"] for one in alphabet)
+        return _has_bytes(model)
     tokens = (f"<0x{byte:02X}>" for byte in range(256))
     return bool(model.get("byte_fallback")) and all(one in model["vocab"] for one in tokens)
+
+
+def is_byte_level(written: dict[str, Any]) -> bool:
+    """Whether a BPE has a token for every byte, a character for each in their names, and takes the
+    bytes of a text as they are: no space is put in front of it."""
+    steps = [
+        step for step in _steps(written.get("pre_tokenizer")) if step.get("type") == "ByteLevel"
+    ]
+    as_it_is = bool(steps) and not any(step.get("add_prefix_space", True) for step in steps)
+    return as_it_is and _has_bytes(written["model"])
+
+
+def _has_bytes(model: dict[str, Any]) -> bool:
+    from tokenizers import pre_tokenizers
+
+    marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    return not marks and all(one in model["vocab"] for one in pre_tokenizers.ByteLevel.alphabet())
 
 
 class Coverage:

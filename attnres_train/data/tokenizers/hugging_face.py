@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from attnres_train.config.data_schema import TokenizerConfig
-from attnres_train.data.tokenizers.coverage import Coverage, check_unknown_token, unknown_token
+from attnres_train.data.tokenizers.coverage import (
+    Coverage,
+    check_unknown_token,
+    is_byte_level,
+    unknown_token,
+)
 from attnres_train.data.tokenizers.kind import FileTokenizer
 from attnres_train.data.tokenizers.library import missing_ids, read_bytes, told
 from attnres_train.data.tokenizers.patterns import END_OF_DOCUMENT
@@ -93,6 +98,7 @@ class HuggingFace:
         self.vocab_size = len(vocabulary)
         self.eod = _end_of_document(vocabulary, added, path, config.eod, folder)
         self.unknown = unknown_token(written["model"], vocabulary)
+        self.token_bytes = _token_bytes(written, vocabulary, added)
         self._coverage: Coverage | None = None
         with told(f"data.tokenizer.path: {path} does not encode text"):
             self._keep_end_out_of_text(added, path)
@@ -136,6 +142,26 @@ class HuggingFace:
 
     def decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
+
+
+def _token_bytes(
+    written: dict[str, Any], vocabulary: dict[str, int], added: dict[str, int]
+) -> list[int] | None:
+    """Bytes of each token of a `tokenizer.json` as ``written``, by id; None where tokens are not
+    bytes of the text as it was: after a normalisation, or without a token for every byte."""
+    if written["model"].get("type") != "BPE" or written.get("normalizer"):
+        return None
+    if not is_byte_level(written):
+        return None
+    special = {one["content"] for one in written.get("added_tokens") or [] if one.get("special")}
+    sizes = [0] * len(vocabulary)
+    for name, number in vocabulary.items():
+        # A character stands for a byte there, but in an added token that is found in text.
+        found_in_text = name in added and name not in special
+        sizes[number] = len(name.encode()) if found_in_text else len(name)
+        if name in special:
+            sizes[number] = 0
+    return sizes
 
 
 def _check_ids(vocabulary: dict[str, int], added: dict[str, int], path: Path) -> None:

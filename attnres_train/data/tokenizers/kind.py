@@ -21,7 +21,9 @@ class Backend(Protocol):
     """Text to token ids and back.
 
     One that leaves out characters may count them in an attribute ``dropped``, and one with a token
-    for what has no other may name its id in ``unknown``: how many there are is told.
+    for what has no other may name its id in ``unknown``: how many there are is told. One whose
+    tokens are bytes of the text, one after another, may give their numbers in ``token_bytes``, a
+    list by id (0 for special tokens): bits per byte are exact then.
     """
 
     @property

@@ -71,14 +71,15 @@ class Tiktoken:
             self.backend.encode_ordinary("Any text, 1 or 2.\n")
         self.vocab_size: int = self.backend.n_vocab
         self.dropped = 0
+        self.token_bytes = _sizes(ranks, self.vocab_size)
         # An expression of the user's may leave out text; ours leave out none.
-        self._sizes = None if config.pattern in (None, *FAMILIES) else _sizes(ranks)
+        self._drops = config.pattern not in (None, *FAMILIES)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         encoded = self.backend.encode_ordinary_batch(texts)
-        if self._sizes is not None:
+        if self._drops:
             for text, ids in zip(texts, encoded, strict=True):
-                kept = sum(self._sizes[token] for token in ids)
+                kept = sum(self.token_bytes[token] for token in ids)
                 if kept < len(text.encode(errors="replace")):
                     self.dropped += len(text) - len(self.backend.decode(ids))
         return encoded
@@ -230,9 +231,9 @@ def _check_ids(ranks: dict[bytes, int], special_tokens: dict[str, int], path: Pa
         )
 
 
-def _sizes(ranks: dict[bytes, int]) -> list[int]:
-    """Bytes of each token, by rank."""
-    sizes = [0] * (max(ranks.values()) + 1)
+def _sizes(ranks: dict[bytes, int], vocab_size: int) -> list[int]:
+    """Bytes of each token, by id; of special tokens 0."""
+    sizes = [0] * vocab_size
     for token, rank in ranks.items():
         sizes[rank] = len(token)
     return sizes

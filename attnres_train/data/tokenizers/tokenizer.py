@@ -57,6 +57,12 @@ class Tokenizer:
         """Id of the token that stands for text which has no other, if there is one."""
         return getattr(self._backend, "unknown", None)
 
+    @property
+    def token_bytes(self) -> list[int] | None:
+        """Bytes of text of each id, 0 for special tokens; None where tokens are not bytes of the
+        text as it was."""
+        return getattr(self._backend, "token_bytes", None)
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 

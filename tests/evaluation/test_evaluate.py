@@ -1,0 +1,139 @@
+"""`attnres-train eval`: against validation in training, and against logits."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from attnres_train.__main__ import main
+from attnres_train.errors import UserError
+from attnres_train.evaluation.evaluate import evaluate, position_edges
+from attnres_train.evaluation.samples import held_out, other_data, with_data
+from attnres_train.inference.opening import open_model
+from attnres_train.model.batch import MicroBatch
+from tests.evaluation.models import imported
+from tests.tiny import column, grid
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return imported(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def opened(run):
+    return open_model(run, dtype=torch.float64)
+
+
+def by_hand(opened, samples) -> list[tuple[int, int, int, float, bool, float]]:
+    """(sample, corpus, position, nats, likeliest, bytes) of every token, from the logits."""
+    rows = []
+    for number in samples.numbers:
+        row = samples.row(number)
+        tokens, labels = row["tokens"][None], row["labels"][None]
+        batch = MicroBatch(tokens, labels, torch.ones(tokens.shape))
+        with torch.no_grad():
+            losses = -opened.chunk.logits(batch, {}, None)[0].log_softmax(-1)
+        for place, label in enumerate(labels[0].tolist()):
+            size = 0 if label == opened.tokenizer.eod else len(opened.tokenizer.decode([label]))
+            best = losses[place].argmin().item() == label
+            rows.append(
+                (number, samples.corpus(number), place, losses[place, label].item(), best, size)
+            )
+    return rows
+
+
+def test_every_figure_is_that_of_the_logits(opened):
+    samples = held_out(opened.config, opened.tokenizer, 2)
+    found, rows = evaluate(opened.chunk, samples, 3), by_hand(opened, samples)
+    assert set(samples.names) == {0, 1} and found.whole.sequences == 8
+
+    def check(figures, which):
+        nats = [one[3] for one in which]
+        assert figures.tokens == len(which)
+        assert figures.loss == pytest.approx(sum(nats) / len(nats), rel=1e-9)
+        assert figures.perplexity == pytest.approx(math.exp(figures.loss))
+        size = sum(one[5] for one in which)
+        assert figures.bytes == size
+        assert figures.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / size, rel=1e-9)
+        assert figures.accuracy == pytest.approx(sum(one[4] for one in which) / len(which))
+
+    check(found.whole, rows)
+    assert len(found.corpora) == 2
+    for number, name in samples.names.items():
+        check(found.corpora[name], [one for one in rows if one[1] == number])
+    assert list(found.positions) == [(0, 16), (16, 32)]
+    for (start, stop), figures in found.positions.items():
+        check(figures, [one for one in rows if start <= one[2] < stop])
+
+
+def test_masked_tokens_and_documents_apart(tmp_path):
+    run = imported(tmp_path, mask_document_ends=True, reset_at_documents=True)
+    opened = open_model(run, dtype=torch.float64)
+    samples = held_out(opened.config, opened.tokenizer, None)
+    nats = tokens = 0.0
+    for number in samples.numbers:
+        batch = MicroBatch(**samples.batch([number]))
+        assert batch.cu_seqlens is not None
+        nats += opened.chunk(batch, {}, None).loss.item() * batch.loss_mask.sum().item()
+        tokens += batch.loss_mask.sum().item()
+    found = evaluate(opened.chunk, samples, 4).whole
+    assert tokens < len(samples.numbers) * 32
+    assert (found.tokens, found.loss) == (tokens, pytest.approx(nats / tokens, rel=1e-9))
+
+
+def test_other_data_are_taken_whole(opened, tmp_path):
+    (tmp_path / "new.txt").write_text("the lazy dog jumps over two cats " * 50)
+    words = [f"data.corpus=[{{kind: text, path: {tmp_path}}}]", "train.seq_length=20"]
+    config = with_data(opened.config, words)
+    samples = other_data(config, opened.tokenizer, None)
+    tokens = len(opened.tokenizer.encode((tmp_path / "new.txt").read_text())) + 1
+    assert len(samples.numbers) == (tokens - 1) // 20 and samples.length == 20
+    assert evaluate(opened.chunk, samples, 8).whole.tokens == 20 * len(samples.numbers)
+    first = other_data(with_data(opened.config, words), opened.tokenizer, 2)
+    assert len(first.numbers) == 8
+    for words, told in ((["optimizer.lr=1"], "only keys of data"), (["a", "b"], "one config")):
+        with pytest.raises(UserError, match=told):
+            with_data(opened.config, words)
+
+
+def test_nothing_held_out(opened):
+    opened.config.train.eval_interval = 0
+    with pytest.raises(UserError, match="nothing is held out: name other data with --data"):
+        held_out(opened.config, opened.tokenizer, None)
+
+
+def test_edges_double():
+    assert position_edges(100) == [0, 16, 32, 64, 100]
+    assert position_edges(16) == [0, 16] and position_edges(5) == [0, 5]
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert main(["eval", str(run), "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 0 and found["sequences"] == 3 * 4 and found["data"] == "held out"
+    assert found["loss_error"] > 0 and len(found["corpora"]) == 2
+    assert (
+        main(
+            ["eval", str(run), "--batches", "1", "--data", f"data.corpus.0.path={run.parent}/more"]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "perplexity" in out and "positions 16 to 31" in out and "+-" in out
+    assert main(["eval", str(run), "--batches", "0"]) == 2
+    assert main(["eval", str(tmp_path)]) == 2
+
+
+def test_it_is_what_validation_in_training_came_to(tiny, capsys):
+    run = tiny.train("whole-1x1", *grid(1, 1))
+    assert main(["eval", str(run), "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for key, recorded in (
+        ("loss", "validation_loss"),
+        ("bits_per_byte", "validation_bits_per_byte"),
+    ):
+        assert found[key] == pytest.approx(column(run, recorded)[-1], rel=1e-5)

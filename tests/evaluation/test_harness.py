@@ -1,0 +1,155 @@
+"""The adapter for lm-evaluation-harness, where that is installed, on tasks of our own files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from attnres_train.__main__ import main
+from attnres_train.inference.opening import Opened, open_model
+from attnres_train.model.batch import MicroBatch
+from tests.evaluation.models import imported
+
+lm_eval = pytest.importorskip("lm_eval")
+DOCUMENTS = [
+    {"question": "the quick brown", "choices": [" fox jumps", " dog", " lazy cats"], "gold": 1},
+    {"question": "two cats while a", "choices": [" dog", " the the"], "gold": 0},
+    {"question": "over", "choices": [" a lazy dog", " brown"], "gold": 0},
+]
+TEXTS = ["the lazy dog jumps over two cats while " * 6, "a fox"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return imported(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def opened(run) -> Opened:
+    return open_model(run)
+
+
+def log_likelihoods(opened: Opened, ids: list[int]) -> tuple[list[float], list[bool]]:
+    """Of every token but the first: its log-probability, and whether it is the likeliest."""
+    tokens = torch.tensor([ids])
+    batch = MicroBatch(tokens, tokens, torch.ones(tokens.shape))
+    with torch.no_grad():
+        found = opened.chunk.logits(batch, {}, None)[0].double().log_softmax(-1)
+    pairs = list(enumerate(ids[1:]))
+    return (
+        [found[place, label].item() for place, label in pairs],
+        [found[place].argmax().item() == label for place, label in pairs],
+    )
+
+
+def task(folder: Path, name: str, rows: list[dict], **settings) -> None:
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+        **settings,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch) -> Path:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    task(
+        folder,
+        "our_choice",
+        DOCUMENTS,
+        output_type="multiple_choice",
+        doc_to_text="{{question}}",
+        doc_to_choice="{{choices}}",
+        doc_to_target="{{gold}}",
+        target_delimiter="",
+        metric_list=[{"metric": "acc"}],
+    )
+    task(
+        folder,
+        "our_text",
+        [{"text": text} for text in TEXTS],
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        metric_list=[{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+    )
+    return folder
+
+
+def test_scores_are_those_of_a_hand_computation(run, opened, tasks, capsys):
+    names = ["our_choice", "our_text"]
+    command = ["harness", str(run), "--tasks", *names, "--include-path", str(tasks), "--json"]
+    assert main([*command, "--device", "cpu", "--batch-size", "3"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("{") :])
+
+    right = 0
+    for document in DOCUMENTS:
+        given = opened.tokenizer.encode(document["question"])
+        scores = []
+        for choice in document["choices"]:
+            ids = opened.tokenizer.encode(document["question"] + choice)
+            scores.append(sum(log_likelihoods(opened, ids)[0][len(given) - 1 :]))
+        right += max(range(len(scores)), key=scores.__getitem__) == document["gold"]
+    assert found["our_choice"]["acc,none"] == pytest.approx(right / len(DOCUMENTS))
+
+    nats = 0.0
+    for text in TEXTS:
+        ids = [opened.tokenizer.eod, *opened.tokenizer.encode(text)]
+        # Windows of 32 tokens, each of which predicts what the one before has not.
+        for start in range(1, len(ids), 32):
+            stop = min(start + 32, len(ids))
+            window = ids[max(0, stop - 33) : stop]
+            nats -= sum(log_likelihoods(opened, window)[0][-(stop - start) :])
+    size = sum(len(text.encode()) for text in TEXTS)
+    bits = nats / torch.log(torch.tensor(2.0, dtype=torch.float64)).item() / size
+    assert len(opened.tokenizer.encode(TEXTS[0])) > 32
+    assert found["our_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_greedy_continuations_and_stops(run, opened):
+    from lm_eval.api.instance import Instance
+
+    from attnres_train.evaluation.harness import HarnessModel
+
+    model = HarnessModel(str(run), device="cpu", batch_size="2")
+    prompt = opened.tokenizer.encode("the quick")
+    ids: list[int] = []
+    for _ in range(6):  # by the full forward
+        tokens = torch.tensor([prompt + ids])
+        batch = MicroBatch(tokens, tokens, torch.ones(tokens.shape))
+        ids.append(opened.chunk.logits(batch, {}, None)[0, -1].argmax().item())
+    assert opened.tokenizer.eod not in ids
+    text = opened.tokenizer.decode(ids)
+    assert len(text) > 3
+    for until, expected in (([], text), ([text[2:4]], text[: text.index(text[2:4])])):
+        settings = {"until": until, "max_gen_toks": 6}
+        request = Instance("generate_until", {}, ("the quick", settings), 0)
+        assert model.generate_until([request]) == [expected]
+
+    # What greedy decoding gives is said to be greedy.
+    continuation = ids[:3]
+    both = model._loglikelihood_tokens(
+        [(None, prompt, continuation), (None, prompt, [(continuation[0] + 1) % 300])]
+    )
+    assert [greedy for _, greedy in both] == [True, False]
+    expected = sum(log_likelihoods(opened, prompt + continuation)[0][-3:])
+    assert both[0][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_be_is_told(run, tasks, capsys):
+    assert main(["harness", str(run), "--tasks", "no_such_task_of_ours"]) == 2
+    assert "no such task" in capsys.readouterr().err
