@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         metavar="A:B",
-        help="of the picture: the times shown, e.g. 0:40ms or 45%%:55%% (default: all, or of a long "
-        "step its beginning, some of its middle and its end)",
+        help="of the picture: the times shown, e.g. 0:40ms or 45%%:55%% (default: all, or of a "
+        "long step its beginning, some of its middle and its end)",
     )
     parser.add_argument(
         "--mode", choices=MODES, default="eager", help="transport in the picture (%(default)s)"

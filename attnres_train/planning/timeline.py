@@ -4,6 +4,7 @@ stores."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from attnres_train.pipeline.plan.simulate import Pass, Timeline, Transfer
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
@@ -97,7 +98,7 @@ class _Drawing:
     def _breaks(self) -> Iterator[Line | Text]:
         """Two slanting strokes where something is left out, and how much."""
         places = list(self.scale.places())
-        for ((_, left), _), ((right, _), x) in zip(places, places[1:], strict=False):
+        for ((_, left), _), ((right, _), x) in pairwise(places):
             for shift in (-17, -11):
                 middle = x + shift
                 for rank in range(self.num_ranks):

@@ -1,7 +1,7 @@
 """Which times of a simulated step a picture shows, and where they lie in it.
 
 A step of a thousand passes does not fit a screen, and drawn to its full length shows nothing. So a
-picture has **stretches** of it, side by side at one scale, with a break where something is left out.
+picture has **stretches** of it, side by side at one scale, with a break where some is left out.
 """
 
 from __future__ import annotations
