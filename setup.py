@@ -12,5 +12,9 @@ setup(
         *(f"{CONFIGS}.{folder}" for folder in find_namespace_packages("configs")),
     ],
     package_dir={CONFIGS: "configs"},
-    package_data={"attnres_train": ["py.typed"], "": ["*.yaml"]},
+    package_data={
+        "attnres_train": ["py.typed"],
+        "attnres_train.reports": ["page.css", "page.js"],
+        "": ["*.yaml"],
+    },
 )

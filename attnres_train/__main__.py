@@ -115,11 +115,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--markdown", action="store_true", help="print docs/options.md, which has them all"
     )
     add("schema", "Print the JSON schema of the config, for editors.")
-    command = add("report", "Summarise a run folder.")
+    command = add("report", "Summarise a run; compare several.")
     command.add_argument(
         "run_or_config", metavar="RUN", help="run folder, e.g. runs/quickstart, or its config"
     )
-    command.takes_words("overrides", "KEY=VALUE", "of a config")
+    command.takes_words("words", "RUN|KEY=VALUE", "more runs to compare; KEY=VALUE: of a config")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--plot", metavar="FILE", help="draw their losses: .png, .svg or .pdf")
+    command.add_argument("--html", metavar="FILE", help="write all of it as one page of HTML")
     command = add(
         "checkpoint",
         "List a run's checkpoints, verify every byte, delete what is not kept, compare two.",

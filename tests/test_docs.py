@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
@@ -26,9 +28,12 @@ SHORT = [
     "train.eval_interval=0",
     "model.hidden_size=16",
 ]
-# On this page, and for a file that README.md shows, nothing is changed but the number of steps.
+# On this page nothing is changed but the number of steps.
 EXTENDING = ROOT / "docs" / "extending.md"
-AS_PRINTED = "my.yaml"
+# For a file that a page shows not even that: its run is stopped early, so that all that depends on
+# its length (samples of each corpus, validation, learning rate) is as printed.
+AS_PRINTED = ("my.yaml", "notes.yaml")
+STOPPED = "train.stop_after=2"
 # Commands that other tests or the suite itself run.
 ELSEWHERE = {
     "./scripts/test.sh": "is running",
@@ -80,8 +85,10 @@ def shortened(command: str, page: Path) -> list[str]:
     """The command with overrides that keep its work small; every other word as it stands."""
     words = shlex.split(command)
     trains = words[0].endswith("attnres-train") and words[1] in ("train", "data")
-    if trains and (page == EXTENDING or AS_PRINTED in words):
+    if trains and page == EXTENDING:
         words.append(SHORT[0])
+    elif trains and set(words) & set(AS_PRINTED):
+        words.append(STOPPED)
     elif trains:
         corpus = "data.corpus=[{kind: text, path: README.md}]"
         words += [*SHORT, corpus, "data.split=[0.8, 0.2]", "data.tokenizer.vocab_size=300"]
@@ -94,7 +101,8 @@ def shortened(command: str, page: Path) -> list[str]:
 
 def of_the_night(page: Path) -> Any:
     """Smoke runs of all benchmarks take minutes, and so do the runs of kinds of one's own."""
-    marks = [pytest.mark.nightly] * (page.name in ("benchmarks.md", "extending.md"))
+    slow = ("benchmarks.md", "extending.md", "tutorial.md")
+    marks = [pytest.mark.nightly] * (page.name in slow)
     return pytest.param(page, marks=marks, id=page.name)
 
 
@@ -144,4 +152,51 @@ def test_each_kind_of_your_own_takes_less_than_forty_lines() -> None:
 
 def test_the_parsers_find_what_the_pages_show() -> None:
     assert "./scripts/quickstart.sh" in commands(ROOT / "README.md")
-    assert "my.yaml" in files(ROOT / "README.md")
+    shown = {name for page in PAGES for name in files(page) if name.endswith(".yaml")}
+    assert set(AS_PRINTED) <= shown
+
+
+def test_every_configuration_that_a_page_shows_is_run_there() -> None:
+    for page in PAGES:
+        for name in files(page):
+            words = {word for line in commands(page) for word in shlex.split(line)}
+            assert not name.endswith(".yaml") or name in words, f"{page.name}: {name}"
+
+
+def site() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def test_the_site_has_every_page() -> None:
+    entries = [page for entry in site()["nav"] for page in entry.values()]
+    named = [page for entry in entries for page in ([entry] if isinstance(entry, str) else entry)]
+    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
+
+
+def test_headings_that_links_name_are_there() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+            other = (page.parent / target).read_text(encoding="utf-8") if target else text
+            assert anchor in anchors(other), f"{page.name}: {target}#{anchor}"
+
+
+@pytest.mark.nightly
+def test_the_site_builds_without_a_warning(tmp_path) -> None:
+    if importlib.util.find_spec("material") is None:
+        pytest.skip("no mkdocs-material here: pip install 'attnres-train[docs]'")
+    config = str(ROOT / "docs" / "mkdocs.yml")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", config]
+    built = subprocess.run(
+        [*command, "-d", str(tmp_path / "site")], capture_output=True, text=True, timeout=600
+    )
+    assert built.returncode == 0, built.stderr
+    assert not re.search(r"^(WARNING|ERROR)", built.stderr, re.M), built.stderr
+    index = (tmp_path / "site" / "tutorial" / "index.html").read_text(encoding="utf-8")
+    assert "fonts.googleapis" not in index

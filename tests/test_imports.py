@@ -34,6 +34,7 @@ ALLOWED = {
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
     "supervise": ("config", "pipeline.run.waits"),
+    "reports": ("__version__", "checkpoint", "config", "observe", "planning", "supervise.run_lock"),
     "runs": ("checkpoint", "config", "data", "parallel", "supervise.preflight"),
 }
 TOP = ("commands", "extend", "train", "__main__")

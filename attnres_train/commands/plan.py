@@ -20,6 +20,7 @@ from attnres_train.planning.devices import find_device
 from attnres_train.planning.grids import ALONE
 from attnres_train.planning.machine import SEARCH_OPTIONS, Machine
 from attnres_train.planning.planner import Planner
+from attnres_train.planning.shapes import check_suffix
 from attnres_train.planning.text import as_text
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 def print_advice(config: RunConfig, args: argparse.Namespace) -> int:
     """Print the best grids of ``config`` on ``args.gpus`` devices, and write the first of them
     where ``args.yaml`` says. Raises UserError where there is none, or an option makes no sense."""
-    for option in ("nproc", "picture"):
+    for option in ("nproc", "picture", "window"):
         if getattr(args, option) is not None:
             raise UserError(f"--{option} is of one layout, and --gpus searches them: leave one out")
     check_config(ALONE.of(config), None, files=False)
@@ -61,7 +62,10 @@ def print_advice(config: RunConfig, args: argparse.Namespace) -> int:
         told = advice.as_text(report, yaml)
     print(json.dumps(report | {"yaml": yaml}) if args.json else told)
     if target:
-        _write(target, yaml, "--yaml")
+        try:
+            target.write_text(yaml, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--yaml {target}: {error.strerror}") from error
     return 0
 
 
@@ -94,6 +98,10 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> int:
     for name, value in asdict(machine).items():
         if not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
+    if args.picture:
+        check_suffix(Path(args.picture), "--picture")
+    elif args.window:
+        raise UserError("--window is of a picture: add --picture FILE.svg")
     gc.disable()  # a million small tuples and no cycles: looking for them takes half the time
     try:
         planners = [Planner(stage, machine, args.nproc) for stage in stage_configs(config)]
@@ -111,12 +119,5 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> int:
         place = Path(args.picture)
         files = [place.with_stem(f"{place.stem}-{name}") for name in names] or [place]
         for file, planner in zip(files, planners, strict=True):
-            _write(file, planner.picture(args.mode), "--picture")
+            planner.picture(args.mode, args.window).write(file, "--picture")
     return 0
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from error

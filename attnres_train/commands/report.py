@@ -1,135 +1,96 @@
-"""`attnres-train report RUN`: what a run did, from the files in its folder."""
+"""`attnres-train report RUN [RUN ...]`: what runs did, from the files in their folders."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-from collections.abc import Iterator
-from itertools import pairwise
+import math
+from dataclasses import asdict
 from pathlib import Path
 
-from attnres_train.checkpoint.folders import find_latest
+from attnres_train.commands.output import show
 from attnres_train.config import load_config
-from attnres_train.config.resume_table import TOLD, changes
-from attnres_train.config.saved import load_saved, saved_values
-from attnres_train.config.schema import RunConfig
+from attnres_train.config.meant import check_words, is_override
+from attnres_train.config.saved import load_saved
 from attnres_train.config.shipped import names
-from attnres_train.config.stages import called
 from attnres_train.errors import UserError
-from attnres_train.observe.observer import Record
-from attnres_train.observe.sinks import read_records
-from attnres_train.planning.build import build_plan
+from attnres_train.reports.differences import differences
+from attnres_train.reports.measures import measures
+from attnres_train.reports.page import page
+from attnres_train.reports.plot import draw_plot
+from attnres_train.reports.reading import Run, read_runs
+from attnres_train.reports.summary import summary
+from attnres_train.reports.table import as_text
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = args.run_or_config
-    if not Path(folder).is_dir() and (folder.endswith((".yaml", ".yml")) or folder in names()):
-        section = load_config(folder, args.overrides).run
-        folder = os.path.join(section.dir, section.name)
-    elif args.overrides:
+    runs = read_runs(_folders([args.run_or_config, *args.words], args.parser))
+    if len(runs) == 1 and not runs[0].records:
         raise UserError(
-            f"{args.overrides[0]}: {folder} is taken for a run folder, of which there is nothing "
-            "to change: leave it out, or name a config"
+            f"{runs[0].folder} holds no run: config.yaml and metrics.jsonl are needed, of a run "
+            "that has made a step"
         )
-    return report(folder)
-
-
-def report(folder: str) -> int:
-    """Print the summary of the run in ``folder``. Raises UserError where there is no run."""
-    run = Path(folder)
-    records = read_records(run / "metrics.jsonl")
-    if not (run / "config.yaml").is_file() or not records:
-        raise UserError(f"{folder} holds no run: config.yaml and metrics.jsonl are needed")
-    config = load_saved(run / "config.yaml")
-    info = json.loads((run / "info.json").read_text(encoding="utf-8"))
-    for label, text in summary(config, records, info, run):
-        print(f"{label:>12}  {text}")
+    if args.plot:
+        draw_plot(runs, Path(args.plot))
+    if args.html:
+        _write(Path(args.html), page(runs))
+    if args.json:
+        show(as_json(runs))
+    elif len(runs) == 1:
+        show(as_summary(runs[0]))
+    else:
+        show(as_text([measures(one) for one in runs], differences(runs)))
     return 0
 
 
-def summary(
-    config: RunConfig, records: list[Record], info: dict, run: Path
-) -> list[tuple[str, str]]:
-    """(label, text) rows of the summary; losses in nats per token."""
-    first, last = records[0], records[-1]
-    validations = [r["validation_loss"] for r in records if "validation_loss" in r]
-    rows = [
-        ("run", f"{run}: {_stands(config, int(last['step']))}"),
-        *_stages(config, int(last["step"])),
-        ("model", f"{info['num_parameters']:,} parameters, residual {config.model.residual.kind}"),
-        ("tokens", f"{last['tokens']:,} of a corpus of {info['num_tokens']:,}"),
-        ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at the last"),
-        ("unigram", f"{info['unigram_entropy']:.4f} is the entropy of single corpus tokens"),
-    ]
-    if validations:
-        rows.append(("validation", f"{validations[-1]:.4f}"))
-    speed = statistics.median(r["tokens_per_second"] for r in records)
-    seconds = sum(r["step_seconds"] for r in records)
-    rows.append(("speed", f"{speed:,.0f} tokens/s (median), {seconds:.0f} s in steps"))
-    rows.append(("memory", f"{last['memory_bytes'] / 2**30:.2f} GiB at its peak"))
-    rows.append(("sent", _traffic(config, sum(r["p2p_bytes"] for r in records))))
-    if newest := find_latest(run / "checkpoints"):
-        rows.append(("checkpoint", str(newest)))
-    rows += [("changed" if i == 0 else "", text) for i, text in enumerate(changed(run))]
-    if (run / "loss.png").is_file():
-        rows.append(("loss plot", str(run / "loss.png")))
-    return rows
+def _folders(words: list[str], parser: argparse.ArgumentParser) -> list[Path]:
+    """The run folders that ``words`` name, or configs do under the overrides among the words.
+    Raises UserError where nothing is known by a name."""
+    overrides = [w for w in words if is_override(w) and not Path(w).is_dir()]
+    named = [word for word in words if word not in overrides]
+    if strange := [word for word in named if word.startswith("-")]:
+        check_words(strange, parser.options)  # type: ignore[attr-defined]  # of CommandParser
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    folders, configs = [], 0
+    for word in named:
+        if not Path(word).is_dir() and (word.endswith((".yaml", ".yml")) or word in names()):
+            section = load_config(word, overrides).run
+            folders.append(Path(section.dir) / section.name)
+            configs += 1
+        else:
+            folders.append(Path(word))
+    if overrides and not configs:
+        raise UserError(
+            f"{overrides[0]}: {named[0]} is taken for a run folder, of which there is nothing "
+            "to change: leave it out, or name a config"
+        )
+    return folders
 
 
-def _stands(config: RunConfig, step: int) -> str:
-    end = config.total_iters
-    if step > end:  # a folder of before a run could not be ended twice
-        return f"step {step}, beyond train.train_iters {end}"
-    return f"step {step} of {end}{', finished' if step == end else ''}"
+def as_summary(run: Run) -> str:
+    """Of one run that has records. Raises UserError where its configuration is missing, or names
+    a class of the user's that is."""
+    config = run.folder / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{run.folder} holds no run: config.yaml and metrics.jsonl are needed")
+    rows = summary(load_saved(config), run.records, run.info, run.folder)
+    return "\n".join(f"{label:>12}  {text}" for label, text in rows)
 
 
-def _stages(config: RunConfig, step: int) -> Iterator[tuple[str, str]]:
-    """The row of each stage, in the run of ``config`` that has made ``step`` steps."""
-    began = 0
-    for number, stage in enumerate(config.stages):
-        end = began + stage.train.train_iters
-        stands = "over" if step >= end else "under way" if step > began else "to come"
-        words = f"{called(config, number)}: steps {began + 1:,} to {end:,}, {stands}"
-        yield "" if number else "stages", words
-        began = end
+def as_json(runs: list[Run]) -> str:
+    """The measures of each, and what sets them apart."""
+    found = [asdict(measures(one)) for one in runs]
+    plain = [{k: _plain(v) for k, v in one.items()} for one in found]
+    between = [asdict(one) for one in differences(runs)]
+    return json.dumps({"runs": plain, "differences": between}, indent=2, allow_nan=False)
 
 
-def changed(run: Path) -> list[str]:
-    """What was changed while the run in ``run`` went on, a line per change."""
-    entries = sorted((run / "history").glob("step_*.yaml"))
-    configs = [(_step_of(path), saved_values(path)) for path in entries]
-    found = [
-        (step, str(change))
-        for (_, before), (step, after) in pairwise(configs)
-        for change in changes(before, after)
-        if change.effect in TOLD
-    ]
-    for path in sorted((run / "history").glob("step_*.json")):
-        lines = json.loads(path.read_text(encoding="utf-8"))["data"]
-        found += [(_step_of(path), line) for line in lines]
-    return [f"{text} after step {step}" for step, text in sorted(found, key=lambda one: one[0])]
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step_of(entry: Path) -> int:
-    return int(entry.stem.removeprefix("step_"))
-
-
-def _traffic(config: RunConfig, sent: float) -> str:
-    units = build_plan(config).units()
-    if not units.exact:
-        return "nothing between stages: one stage"
-    naive = sent * units.naive / units.exact
-    return (
-        f"{_size(sent)} between stages; the full history on every hop would have been "
-        f"{_size(naive)} ({naive / sent:.2f}x)"
-    )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"--html {path}: {error.strerror}") from error

@@ -29,7 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, besides config and overrides."""
     default = Machine()
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--picture", metavar="FILE.svg", help="draw the simulated step")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw the simulated step: FILE.svg, or FILE.png"
+    )
+    parser.add_argument(
+        "--window",
+        metavar="A:B",
+        help="of the picture: the times shown, e.g. 0:40ms or 45%%:55%% (default: all, or of a "
+        "long step its beginning, some of its middle and its end)",
+    )
     parser.add_argument(
         "--mode", choices=MODES, default="eager", help="transport in the picture (%(default)s)"
     )

@@ -18,7 +18,9 @@ from attnres_train.planning.balance import imbalance
 from attnres_train.planning.build import build_plan
 from attnres_train.planning.costs import GRADIENT_BYTES, PARAMETER_BYTES, ChunkCosts, CostModel
 from attnres_train.planning.machine import Machine
+from attnres_train.planning.shapes import Picture
 from attnres_train.planning.timeline import draw_timeline
+from attnres_train.planning.window import asked
 
 # Beyond this many passes only the slowest and the fastest of the exact transports are simulated.
 _MANY_PASSES = 50_000
@@ -172,10 +174,12 @@ class Planner:
             }
         return steps
 
-    def picture(self, mode: Mode) -> str:
-        """The simulated step as SVG."""
+    def picture(self, mode: Mode, window: str | None = None) -> Picture:
+        """The simulated step, or its ``window`` (see `window.asked`). Raises UserError where that
+        is none."""
         timeline = simulate(self.plan, self.schedule, self.pass_costs(), mode)
-        return draw_timeline(self.plan, timeline, mode)
+        shown = None if window is None else asked(window, timeline.seconds)
+        return draw_timeline(self.plan, timeline, mode, shown)
 
 
 def _hops(plan: TransportPlan, unit_bytes: int) -> list[dict]:

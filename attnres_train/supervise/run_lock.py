@@ -54,3 +54,16 @@ def owned(folder: Path) -> Iterator[None]:
     with run_lock(folder):
         failures.clear(folder)
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process of this machine, or of one that shares its locks, has the run in
+    ``folder`` under way. Nothing there is touched."""
+    try:
+        with open(folder / "run.lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no lock there, or none of this file system
+    return False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from attnres_train.__main__ import main
-from attnres_train.commands.report import report
 from attnres_train.errors import UserError
 from attnres_train.planning.build import build_plan
 from tests.tiny import STEPS, column, grid
@@ -60,28 +62,90 @@ def test_a_config_stands_for_its_run(tiny, rows, piped, capsys):
 
 def test_a_run_of_before_is_told_alike(piped, tmp_path, capsys):
     """One whose config has a key that is no more."""
-    assert report(str(piped)) == 0
+    assert main(["report", str(piped)]) == 0
     now = capsys.readouterr().out
     old = shutil.copytree(piped, tmp_path / piped.name)
     config = (old / "config.yaml").read_text()
     aged = config.replace("  decay_end_iter: null\n  wsd_decay_iters: null\n", "  decay_iters: 9\n")
     (old / "config.yaml").write_text(aged)
-    assert aged != config and report(str(old)) == 0
+    assert aged != config and main(["report", str(old)]) == 0
     assert capsys.readouterr().out.replace(str(old), str(piped)) == now
 
 
 def test_one_stage_sends_nothing(tiny, capsys):
     run = tiny.train("whole-1x1", *grid(1, 1))
-    assert report(str(run)) == 0
+    assert main(["report", str(run)]) == 0
     assert "nothing between stages" in capsys.readouterr().out
 
 
-def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
-        report(str(tmp_path))
+def test_a_folder_without_a_run(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", ["runs/other", "run.name=x"])
 def test_nothing_on_the_line_is_passed_over(piped, capsys, more):
     assert main(["report", str(piped), more]) == 2
     assert more in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", ["--htm", "--lr=3"])
+def test_an_unknown_option(piped, capsys, more):
+    with pytest.raises((SystemExit, UserError)) as end:
+        raise SystemExit(main(["report", str(piped), more]))
+    assert end.value.code == 2 and more in capsys.readouterr().err
+
+
+class TestSeveral:
+    @pytest.fixture
+    def other(self, tiny):
+        return tiny.train("whole-1x1", *grid(1, 1))
+
+    def test_a_table_and_what_sets_them_apart(self, piped, other, capsys):
+        assert main(["report", str(piped), str(other)]) == 0
+        head, first, second, _, title, *rows = capsys.readouterr().out.splitlines()
+        assert head.split()[:4] == ["run", "step", "tokens", "loss"]
+        assert (first.split()[0], second.split()[0]) == (piped.name, other.name)
+        best = min(column(piped, "validation_loss"))
+        assert f"{best:.4f} at " in first and f"{STEPS}/{STEPS}" in first
+        assert title == f"differences ({piped.name} | {other.name})"
+        assert "parallel.pipeline_model_parallel_size" in {row.split()[0] for row in rows}
+
+    def test_configs_stand_for_runs_here_too(self, tiny, piped, other, capsys):
+        words = [str(other), str(tiny.path), f"run.name={piped.name}"]
+        assert main(["report", *words]) == 0
+        assert f"\n{piped.name} " in capsys.readouterr().out
+
+    def test_as_json(self, piped, other, capsys):
+        assert main(["report", str(piped), str(other), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [one["run"] for one in found["runs"]] == [piped.name, other.name]
+        assert found["runs"][0]["tokens"] == column(piped, "tokens")[-1]
+        assert {"key", "values", "matters"} == found["differences"][0].keys()
+
+    def test_one_page_and_one_plot(self, piped, other, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        page, plot = tmp_path / "page.html", tmp_path / "plot.svg"
+        words = ["--html", str(page), "--plot", str(plot)]
+        assert main(["report", str(piped), str(other), *words]) == 0
+        text = page.read_text()
+        assert text.startswith("<!doctype html>") and text.count('class="curve') > 8
+        assert "parallel.pipeline_model_parallel_size" in text and "megatron-core" in text
+        assert plot.read_text().count("<svg") == 1
+
+    @pytest.mark.parametrize("option", ["--html", "--plot"])
+    def test_a_file_that_cannot_be_written(self, piped, capsys, option):
+        assert main(["report", str(piped), option, "/nowhere/a.svg"]) == 2
+        assert f"{option} /nowhere/a.svg" in capsys.readouterr().err
+
+    def test_a_run_without_steps_stands_beside_one_with_some(self, piped, tmp_path, capsys):
+        (tmp_path / "new").mkdir()
+        assert main(["report", str(piped), str(tmp_path / "new")]) == 0
+        assert "new: no steps" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves(piped):
+    """`attnres-train report RUN | head -c 1`, the way a shell does it."""
+    command = f"{sys.executable} -m attnres_train report {piped} --json | head -c 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "{" and done.stderr == ""
