@@ -31,6 +31,14 @@ ALLOWED = {
     "checkpoint": ("config", "model.parts"),
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
+    "study": (
+        "config",
+        "model.flops",
+        "observe.sinks",
+        "planning",
+        "checkpoint.folders",
+        "supervise",
+    ),
     "supervise": ("config", "pipeline.run.waits"),
     "runs": ("checkpoint", "config", "data", "parallel", "supervise.preflight"),
 }
