@@ -35,7 +35,7 @@ class PowerLaw:
         return self.floor + self.scale * compute**-self.exponent
 
     def compute(self, loss: float) -> float:
-        """What reaches ``loss``; infinite at the floor and below, and of a law that does not fall."""
+        """What reaches ``loss``: infinite at the floor, and of a law that does not fall."""
         if loss <= self.floor or self.scale <= 0 or self.exponent <= 0:
             return math.inf
         return float((self.scale / (loss - self.floor)) ** (1 / self.exponent))
