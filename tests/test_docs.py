@@ -93,8 +93,8 @@ def shortened(command: str, page: Path) -> list[str]:
 
 
 def of_the_night(page: Path) -> Any:
-    """Smoke runs of all benchmarks take minutes, and so do the runs of kinds of one's own."""
-    marks = [pytest.mark.nightly] * (page.name in ("benchmarks.md", "extending.md"))
+    """Smoke runs of all benchmarks take minutes, and so do a study and kinds of one's own."""
+    marks = [pytest.mark.nightly] * (page.name in ("benchmarks.md", "extending.md", "studies.md"))
     return pytest.param(page, marks=marks, id=page.name)
 
 

@@ -31,6 +31,7 @@ ALLOWED = {
     "checkpoint": ("config", "model.parts"),
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
+    "corpus": ("supervise.run_lock",),
     "study": (
         "config",
         "model.flops",

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(study: Study, args: argparse.Namespace) -> int:
     from attnres_train.study import results
 
-    with raised(), run_lock(study.folder, "study"):
+    with raised(), run_lock(study.folder, "study", "study.name"):
         results.check_same(study)
         slots = make_slots([run.config for run in study.runs], args.jobs)
         queue = Queue(study, slots)

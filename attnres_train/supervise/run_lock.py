@@ -16,9 +16,9 @@ from attnres_train.supervise import failures
 
 
 @contextmanager
-def run_lock(folder: Path, what: str = "run") -> Iterator[None]:
-    """Hold the folder ``folder`` of a ``what`` (`run` or `study`), made if it is missing, for as
-    long as the context lasts.
+def run_lock(folder: Path, what: str = "run", key: str = "run.name") -> Iterator[None]:
+    """Hold the folder ``folder`` of a ``what`` (run, study, corpus), which the user's ``key`` has
+    named, made if it is missing, for as long as the context lasts.
 
     The kernel lets go of the lock when its process ends, however it ends, so that none is left
     behind; where the file system has no locks, nothing is held. Raises UserError where the folder
@@ -37,8 +37,7 @@ def run_lock(folder: Path, what: str = "run") -> Iterator[None]:
             file.seek(0)
             holder = file.read() or "another process"
             raise UserError(
-                f"{what}.name: {folder} is in use by {holder}. Stop that {what}, or choose another "
-                f"{what}.name"
+                f"{key}: {folder} is in use by {holder}. Stop that {what}, or choose another {key}"
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -47,7 +47,7 @@ def fake(seconds: float, fails: str = "") -> Callable[[Path], list[str]]:
 
 def work(study: Study, seconds: float = 0.0, jobs: int = 2, fails: str = "") -> Queue:
     """As the command does."""
-    with raised(), run_lock(study.folder, "study"):
+    with raised(), run_lock(study.folder, "study", "study.name"):
         queue = Queue(study, Slots([{}] * jobs, "by a test"), fake(seconds, fails))
         queue.work()
     return queue

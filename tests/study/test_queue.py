@@ -96,7 +96,7 @@ def test_a_failed_run_is_told_and_ends_no_other(tmp_path, capsys):
 
 def test_the_same_study_twice_at_once(tmp_path, monkeypatch):
     path = write_study(tmp_path)
-    with run_lock(load_study(path).folder, "study"):
+    with run_lock(load_study(path).folder, "study", "study.name"):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(UserError, match=r"study\.name: .* is in use by process \d+"):
             work(load_study(path))
