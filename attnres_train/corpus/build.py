@@ -45,8 +45,8 @@ def build(
     instead: Callable[[], Documents] = standard_library,
 ) -> dict[str, Any]:
     """Build, or go on with, the corpus in ``folder``; returns its manifest. Without any package the
-    documents of ``instead`` stand in. Raises UserError where another process builds there, or nothing can
-    be written."""
+    documents of ``instead`` stand in. Raises UserError where another process builds there, or
+    nothing can be written."""
     with run_lock(folder, "corpus", "DIR"):
         seen, missing = Seen(), {}
         for source in sources:

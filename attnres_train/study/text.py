@@ -57,7 +57,7 @@ def _group(analysis: Analysis, group: Group) -> Iterator[str]:
 
 def _cell(analysis: Analysis, group: Group, cell: Cell) -> list[str]:
     notes = []
-    if analysis.tune and group.best[cell.kind] == cell:
+    if len(group.cells) > len(group.best) and group.best[cell.kind] == cell:
         notes.append("best")
     if len(cell.values) < cell.wanted:
         notes.append(f"{cell.wanted - len(cell.values)} missing or diverged")
