@@ -35,7 +35,7 @@ ALLOWED = {
     "study": (
         "config",
         "model.flops",
-        "observe.sinks",
+        "observe",
         "planning",
         "checkpoint.folders",
         "supervise",

@@ -58,11 +58,13 @@ def google_api(archive: Path) -> Documents:
 
 
 def _described(name: str, model: Any, key: str) -> Documents:
-    """Of a model in JSON, a document for each part on its first two levels that describes itself
-    somewhere: its texts in order, each under the name of what it is of."""
+    """Of a model in JSON, a document for what it says of itself and one for each part on its second
+    level that describes itself somewhere: its texts in order, each under the name of what it is
+    of."""
+    if isinstance(model.get(key), str):
+        yield name, plain(model[key])
     for part, inner in model.items():
-        groups = inner.items() if isinstance(inner, dict) else [(part, inner)]
-        for group, value in groups:
+        for group, value in inner.items() if isinstance(inner, dict) else ():
             texts = [f"{title}\n{text}" for title, text in _texts(value, key, group)]
             if texts:
                 yield f"{name}#{part}.{group}", "\n\n".join(texts)
@@ -85,9 +87,10 @@ _TAG = re.compile(r"</?\w[^<>]*>")
 
 
 def plain(text: str) -> str:
-    """HTML as text: a line for each paragraph and list item."""
-    text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text)))
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    """HTML as text: a line for each paragraph and list item. Other text keeps its lines."""
+    if _TAG.search(text):
+        text = _TAG.sub("", _BREAK.sub("\n", " ".join(text.split())))
+    lines = (" ".join(line.split()) for line in html.unescape(text).splitlines())
     return "\n".join(filter(None, lines))
 
 

@@ -17,7 +17,7 @@ from attnres_train.errors import UserError
 from attnres_train.planning.devices import Device
 from attnres_train.planning.search import search
 from attnres_train.planning.text import table
-from attnres_train.study.study_file import Study
+from attnres_train.study.study_file import Study, elsewhere
 
 _FREE = ("run", "optimizer", "lr_schedule", "data", "checkpoint", "log")
 """Sections that a step's time hardly depends on: runs that differ in them alone are priced once."""
@@ -48,8 +48,8 @@ def prices(
     for numbers in alike.values():
         run = study.runs[numbers[0]]
         told(run.name)
-        seconds = hours = tokens = mfu = 0.0
-        for stage in stage_configs(run.config):
+        seconds = tokens = mfu = 0.0
+        for stage in stage_configs(elsewhere(run.config)):
             try:
                 best = search(stage, gpus, device, shown=1)
             except UserError as error:

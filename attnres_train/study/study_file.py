@@ -246,11 +246,17 @@ def _run(settings: StudyFile, tree: Tree, base: Tree, chosen: Sequence[_Point]) 
         raise ConfigError([f"run {name}: {one}" for one in error.problems]) from None
 
 
+def elsewhere(config: RunConfig) -> RunConfig:
+    """``config`` for a machine that has not its corpora: to be planned, not run."""
+    corpus = type(config.data)().corpus
+    return config.model_copy(update={"data": config.data.model_copy(update={"corpus": corpus})})
+
+
 def _check_runs(settings: StudyFile, runs: Sequence[StudyRun], files: bool) -> None:
     problems = []
     for run in runs:
         try:
-            check_config(run.config, None, files=files)
+            check_config(run.config if files else elsewhere(run.config), None, files=files)
         except ConfigError as error:
             problems += [f"run {run.name}: {one}" for one in error.problems]
     report, seeds = settings.report, {}

@@ -15,9 +15,9 @@ LONG = "A paragraph that says what an option does, and is long enough to be wort
 
 def wheel(path: Path, files: dict[str, str | bytes], licence: str = "Apache-2.0") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x-1.dist-info/METADATA", f"Name: x\nLicense: {licence}\n")
-        for name, content in files.items():
-            archive.writestr(name, content)
+        metadata = f"Name: x\nLicense: {licence}\n"
+        for name, content in {"x-1.dist-info/METADATA": metadata, **files}.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # of 1980, whenever it is made
     return path
 
 
@@ -66,7 +66,7 @@ def botocore(path: Path) -> Path:
         },
         "documentation": f"<p>{LONG * 4} The service.</p>",
     }
-    packed = gzip.compress(json.dumps(model).encode())
+    packed = gzip.compress(json.dumps(model).encode(), mtime=0)
     return wheel(path, {"botocore/data/x/2020-01-01/service-2.json.gz": packed})
 
 
@@ -103,5 +103,5 @@ def gcide(path: Path) -> Path:
         start += len(entry)
     index += index.splitlines()[0].replace("aback", "abacks") + "\n"  # two words, one entry
     folder = "usr/share/dictd/"
-    packed = gzip.compress("".join(entries).encode())
+    packed = gzip.compress("".join(entries).encode(), mtime=0)
     return deb(path, {f"{folder}gcide.dict.dz": packed, f"{folder}gcide.index": index.encode()})
