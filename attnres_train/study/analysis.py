@@ -113,7 +113,8 @@ class Analysis:
         best = {kind: found for kind in self.kinds if (found := self._best(cells, kind))}
         ends = {tunes[0], tunes[-1]} if len(tunes) > 1 else set()
         others = [kind for kind in self.kinds if kind != self.baseline]
-        tuned, alike = [], []
+        tuned: list[Comparison] = []
+        alike: list[Comparison] = []
         for kind in others:
             if kind in best and self.baseline in best:
                 tuned += self._compare(best[kind], best[self.baseline])

@@ -15,6 +15,7 @@ import numpy as np
 from attnres_train.study import student
 from attnres_train.study.statistics import Interval
 
+Values = Sequence[float] | np.ndarray
 RESAMPLES = 499
 PFLOPS_DAY = 8.64e19
 """FLOPs of a PFLOP/s-day."""
@@ -50,7 +51,7 @@ class Fit:
     """None for a fit without one."""
 
 
-def fit(compute: Sequence[float], loss: Sequence[float], *, floor: bool = False) -> PowerLaw:
+def fit(compute: Values, loss: Values, *, floor: bool = False) -> PowerLaw:
     """The law through n points. Without a floor by least squares of log L over log C, with one of
     L, and then E is at least 0. Raises ValueError where points are too few: 2, or 3 with a floor,
     of different compute."""
@@ -124,9 +125,7 @@ def multiplier_interval(
     return _between([compute_multiplier(one, other, at) for one, other in pairs], confidence)
 
 
-def _points(
-    compute: Sequence[float], loss: Sequence[float], least: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _points(compute: Values, loss: Values, least: int) -> tuple[np.ndarray, np.ndarray]:
     c, losses = np.asarray(compute, dtype=float), np.asarray(loss, dtype=float)
     if len(c) != len(losses) or len(set(c.tolist())) < least:
         raise ValueError(f"a power law needs {least} points of different compute or more")

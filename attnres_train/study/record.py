@@ -10,6 +10,7 @@ from typing import Any
 from attnres_train import __version__
 from attnres_train.errors import UserError
 from attnres_train.study import results
+from attnres_train.study.compute import model_flops_per_token
 from attnres_train.study.study_file import Study, label_of
 
 FORMAT = 1
@@ -19,8 +20,12 @@ def record_of(study: Study) -> dict[str, Any]:
     """What the runs that have ended have measured. The same however often the study was stopped,
     but for `times`. Raises UserError where none has ended."""
     settings = study.settings
-    found = {run.name: results.read_result(study, run) for run in study.runs}
-    ended = [result for result in found.values() if result is not None]
+    ended, missing = [], []
+    for run in study.runs:
+        if (result := results.read_result(study, run)) is None:
+            missing.append(run.name)
+        else:
+            ended.append({**result, "model_flops_per_token": model_flops_per_token(run.config)})
     if not ended:
         raise UserError(f"{study.folder} holds no run that has ended: start the study first")
     return {
@@ -30,7 +35,7 @@ def record_of(study: Study) -> dict[str, Any]:
         "axes": {axis.name: list(map(label_of, axis.values)) for axis in settings.axes},
         "report": settings.report.model_dump(),
         "runs": ended,
-        "missing": [name for name, result in found.items() if result is None],
+        "missing": missing,
     }
 
 

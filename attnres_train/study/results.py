@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnres_train.checkpoint.folders import find_latest
 from attnres_train.config.loader import plain_values, save_config
 from attnres_train.config.resume_table import TOLD, Change, changes
 from attnres_train.config.saved import saved_values
 from attnres_train.errors import UserError
 from attnres_train.observe.observer import Record
 from attnres_train.observe.sinks import METRICS, read_records
-from attnres_train.study.compute import model_flops_per_token
 from attnres_train.study.study_file import Study, StudyRun
 
 Result = dict[str, Any]
@@ -123,7 +121,6 @@ def result_of(run: StudyRun, records: Sequence[Record], info: Result) -> Result:
         "tokens": last["tokens"],
         "corpus_tokens": info["num_tokens"],
         "unigram_entropy": info["unigram_entropy"],
-        "model_flops_per_token": model_flops_per_token(run.config),
         "curves": {key: curve for key, curve in curves.items() if curve},
         "training_loss": [[r["tokens"], _json(r["loss"])] for r in shown],
         "times": {
@@ -144,5 +141,4 @@ def reached(study: Study, run: StudyRun) -> str:
     """How far a run that has not ended is, in words."""
     records = read_records(run_folder(study, run) / METRICS)
     step = int(records[-1]["step"]) if records else 0
-    saved = "saved" if find_latest(run_folder(study, run) / "checkpoints") else "not saved yet"
-    return f"at step {step} of {run.config.total_iters}, {saved}" if step else "not begun"
+    return f"at step {step} of {run.config.total_iters}" if step else "before its first step"

@@ -14,7 +14,8 @@ from attnres_train.planning.devices import find_device
 from attnres_train.study.price import prices
 from attnres_train.study.record import record_of
 from attnres_train.study.study_file import load_study
-from tests.study.helpers import without_times, work, write_study
+from tests.study.helpers import without_times, write_study
+from tests.study.queued import work
 from tests.tiny import command, environment, run_cli
 
 

@@ -16,14 +16,15 @@ from attnres_train.study import results
 from attnres_train.study.record import record_of
 from attnres_train.study.study_file import load_study
 from attnres_train.supervise.run_lock import run_lock
-from tests.study.helpers import fake, without_times, work, write_study
+from tests.study.helpers import without_times, write_study
+from tests.study.queued import fake, work
 from tests.tiny import environment
 
 ROOT = Path(__file__).parents[2]
 
 
 def start(path: Path, seconds: float) -> subprocess.Popen:
-    code = f"from tests.study.helpers import main; main({str(path)!r}, '{seconds}')"
+    code = f"from tests.study.queued import main; main({str(path)!r}, '{seconds}')"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )

@@ -3,6 +3,8 @@ size that it says."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from attnres_train.config.shipped import names, studies
@@ -12,6 +14,7 @@ from attnres_train.study.compute import model_flops_per_token
 from attnres_train.study.study_file import Study, load_study
 
 
+@cache
 def study_of(name: str) -> Study:
     return load_study(name, files=False)
 
