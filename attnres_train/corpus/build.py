@@ -116,7 +116,8 @@ def _write(
 
 def _shards(name: str, folder: Path, documents: Documents, seen: Seen) -> dict[str, Any]:
     """Write ``documents`` and count them."""
-    counts, characters, shards = Counter({"kept": 0, "equal": 0, "near": 0, "short": 0}), 0, []
+    counts, characters = Counter({"kept": 0, "equal": 0, "near": 0, "short": 0}), 0
+    shards: list[dict[str, str]] = []
     file, digest, size = None, hashlib.sha256(), SHARD_BYTES
     for title, text in documents:
         verdict = "short" if len(text) < _SHORTEST else seen.judge(text)

@@ -108,7 +108,7 @@ def _data(file: IO[bytes], archive: Path) -> IO[bytes]:
     while header := file.read(_AR_HEADER):
         name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
         if name == "data.tar.xz":
-            return lzma.LZMAFile(file)  # type: ignore[return-value]
+            return lzma.LZMAFile(file)
         if name == "data.tar":
             return io.BytesIO(file.read(size))
         file.seek(size + size % 2, io.SEEK_CUR)

@@ -102,7 +102,7 @@ def linux(pattern: str) -> Callable[[Path], Documents]:
         for _, content in members(archive, tar):
             wanted = re.compile(rf"linux-source-[\w.]+/(?:{pattern})")
             with lzma.open(io.BytesIO(content)) as inner:
-                for name, file in tar_members(inner, wanted):  # type: ignore[arg-type]
+                for name, file in tar_members(inner, wanted):
                     yield name.partition("/")[2], _text(file)
             return
         raise FetchError(f"{archive} holds no sources")

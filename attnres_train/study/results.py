@@ -110,8 +110,8 @@ def result_of(run: StudyRun, records: Sequence[Record], info: Result) -> Result:
     machine and on what else it did."""
     last = records[-1]
     curves = {key: [[r["tokens"], _json(r[key])] for r in records if key in r] for key in MEASURED}
-    shown = [records[(len(records) - 1) * n // (CURVE_POINTS - 1)] for n in range(CURVE_POINTS)]
-    shown = records if len(records) <= CURVE_POINTS else shown
+    count = min(len(records), CURVE_POINTS)
+    shown = [records[(len(records) - 1) * n // max(1, count - 1)] for n in range(count)]
     return {
         "run": run.name,
         "labels": dict(run.labels),

@@ -259,7 +259,8 @@ def _check_runs(settings: StudyFile, runs: Sequence[StudyRun], files: bool) -> N
             check_config(run.config if files else elsewhere(run.config), None, files=files)
         except ConfigError as error:
             problems += [f"run {run.name}: {one}" for one in error.problems]
-    report, seeds = settings.report, {}
+    report = settings.report
+    seeds: dict[tuple[str, ...], StudyRun] = {}
     for run in runs:
         pair = tuple(label for axis, label in run.labels.items() if axis != report.compare)
         first = seeds.setdefault(pair, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from attnres_train.planning.text import table
 from attnres_train.study.analysis import Analysis, Cell, Comparison, Group
@@ -66,7 +66,7 @@ def _cell(analysis: Analysis, group: Group, cell: Cell) -> list[str]:
     return [cell.kind, cell.tuned, count, f"{cell.mean:.4f}", spread, ", ".join(notes)]
 
 
-def _differences(analysis: Analysis, title: str, comparisons: list[Comparison]) -> str:
+def _differences(analysis: Analysis, title: str, comparisons: Sequence[Comparison]) -> str:
     percent = f"{100 * analysis.report['confidence']:g} %"
     header = [analysis.compare or "", analysis.tune or "", "pairs", "mean", "sd", "t", "p"]
     header += [f"{percent} (t)", "(bootstrap)", "each"]

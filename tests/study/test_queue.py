@@ -37,11 +37,9 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def undisturbed(tmp_path) -> dict:
-    folder = tmp_path / "undisturbed"
-    folder.mkdir()
-    study = load_study(write_study(folder))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    study = load_study(write_study(tmp_path_factory.mktemp("undisturbed")))
     assert not work(study).failed
     return record_of(study)
 
@@ -108,7 +106,9 @@ def test_a_study_that_was_changed_is_refused(tmp_path, capsys):
     path = write_study(tmp_path)
     work(load_study(path))
     for change in ("set.train.train_iters=5", "set.model.initializer_range=0.01"):
-        with pytest.raises(UserError, match=f"holds runs of another.*{change.split('=')[0][-5:]}"):
+        with pytest.raises(
+            UserError, match=f"(?s)holds runs of another.*{change.split('=')[0][-5:]}"
+        ):
             results.check_same(load_study(path, [change]))
     # More runs, and what changes nothing that is learnt, are welcome.
     more = load_study(path, ["axes.2.values=[1, 2, 3]", "set.log.interval=7"])
