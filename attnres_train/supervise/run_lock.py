@@ -1,4 +1,5 @@
-"""One run at a time in a run folder: two would overwrite each other's metrics and checkpoints."""
+"""One run at a time in a run folder, one study in a study's: two would overwrite each other's
+metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from attnres_train.errors import UserError
 from attnres_train.supervise import failures
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the run folder ``folder``, made if it is missing, for as long as the context lasts.
+def run_lock(folder: Path, what: str = "run", key: str = "run.name") -> Iterator[None]:
+    """Hold the folder ``folder`` of a ``what`` (run, study, corpus), which the user's ``key`` has
+    named, made if it is missing, for as long as the context lasts.
 
     The kernel lets go of the lock when its process ends, however it ends, so that none is left
     behind; where the file system has no locks, nothing is held. Raises UserError where the folder
@@ -24,25 +27,34 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run.dir: the run folder {folder} cannot be made: {error}") from error
+        raise UserError(
+            f"{what}.dir: the {what} folder {folder} cannot be made: {error}"
+        ) from error
     # Opened to append, since "w" would wipe the name of the holder before it is known that there is
     # none. The file stays: removed, it could be locked by one process and made anew by another.
-    with open(folder / "run.lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with open(folder / f"{what}.lock", "a+", encoding="utf-8") as file:
+        if not locked(file):
             file.seek(0)
             holder = file.read() or "another process"
             raise UserError(
-                f"run.name: {folder} is in use by {holder}. Stop that run, or choose another "
-                "run.name"
-            ) from None
-        except OSError:
-            pass  # a network file system without locks
+                f"{key}: {folder} is in use by {holder}. Stop that {what}, or choose another {key}"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def locked(file: IO[str]) -> bool:
+    """Take the lock of ``file``; False while another process has it. Where the file system has no
+    locks, nothing is taken."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a network file system without locks
+    return True
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import attnres_train
-from attnres_train.config.shipped import names
+from attnres_train.config.shipped import names, studies
 from tests.tiny import environment
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,8 @@ def test_everything_is_within(tools: Path, tmp_path: Path) -> None:
     kept = {file.relative_to(installed) for file in installed.rglob("*") if file.is_file()}
     package = ROOT / "attnres_train"
     modules = {file.relative_to(package) for file in package.rglob("*.py")}
-    configs = {Path("configs") / f"{name}.yaml" for name in names()}
+    shipped = [*names(), *(f"studies/{name}" for name in studies())]
+    configs = {Path("configs") / f"{name}.yaml" for name in shipped}
     wanted = modules | configs | {Path("py.typed")}
     assert {file for file in kept if file.suffix != ".pyc"} == wanted
 
