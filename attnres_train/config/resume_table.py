@@ -100,6 +100,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "log": "interval progress tensorboard plot",
         "log.wandb": "enabled project mode",
         "log.observers": "kind options",
+        "observe": "interval keep",
+        "observe.profile": "steps ranks",
     },
 }
 EFFECTS: dict[str, Effect] = {

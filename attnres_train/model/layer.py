@@ -14,6 +14,7 @@ from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule
 from attnres_train.model.ports import Ports
+from attnres_train.model.probe import ProbedStream
 from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import ResidualStream, build_residual
 
@@ -73,7 +74,9 @@ class DecoderLayer(nn.Module):
         """Of what the two reads learn."""
         return {name: rule for read in self.reads for name, rule in read.rules().items()}
 
-    def forward(self, stream: ResidualStream, cu_seqlens: Tensor | None) -> Tensor | None:
+    def forward(
+        self, stream: ResidualStream | ProbedStream, cu_seqlens: Tensor | None
+    ) -> Tensor | None:
         """Read, transform, write, twice. Returns the router's load, int64 [E] (None when dense)."""
         attention, mlp = self.sublayers
         x = stream.read_normed(attention, self.input_layernorm)

@@ -10,6 +10,7 @@ from attnres_train.observe.console import Console
 from attnres_train.observe.curves import TensorBoard, Wandb
 from attnres_train.observe.dispatch import Observers, named
 from attnres_train.observe.facts import RunFacts
+from attnres_train.observe.observed import Kept
 from attnres_train.observe.observer import Observer, RunContext
 from attnres_train.observe.plot import LossPlot
 from attnres_train.observe.sinks import JsonLines
@@ -39,6 +40,7 @@ def _built_in(run: RunContext) -> Iterator[Observer]:
     log = run.config.log
     yield RunFacts(log, "log", run)
     yield JsonLines(log, "log", run)
+    yield Kept(run.config.observe, "observe", run)
     yield Console(log, "log", run)
     if log.tensorboard:
         yield TensorBoard(log, "log.tensorboard", run)

@@ -16,6 +16,7 @@ from attnres_train.config.kinds import Kind
 from attnres_train.config.schema import RunConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
     from torch.distributed import ProcessGroup
@@ -139,6 +140,10 @@ class Observer(Kind):
         ``record["grad_norm/embed_tokens"] = 0.5``: on the main rank they go to metrics.jsonl,
         TensorBoard and Weights & Biases, not into the console's line.
         """
+
+    def on_observation(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """A micro-batch of step ``step`` was looked at (`observe.interval`): ``arrays``, as in
+        `attnres_train.observe.observed`. On the main rank alone, before `on_step_end`."""
 
     def on_save(self, step: int, path: Path) -> None:
         """The checkpoint of step ``step`` is complete in folder ``path``; told after a later step

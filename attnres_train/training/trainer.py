@@ -21,6 +21,7 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
 from attnres_train.observe.dispatch import Observers
+from attnres_train.observe.observed import Arrays
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedules import LRSchedule
@@ -33,6 +34,7 @@ from attnres_train.runs.progress import Progress
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
 from attnres_train.training.nonfinite import Skips
+from attnres_train.training.observation import Observation
 from attnres_train.training.roll_back import roll_back
 from attnres_train.training.run_state import Checkpoints
 from attnres_train.training.spikes import look
@@ -86,6 +88,9 @@ class Trainer:
         self.shares = ports.sequence.shares
         self.expert_record = ExpertRecord(ports.exchange, ranks)
         why, limit = self.expert_record.why_not_finite, config.train.max_skipped_steps
+        self.observation = Observation(config, ranks, parts.chunks, parts.optimizer)
+        self.observed: Arrays | None = None
+        """What the step just done has shown, on the main rank."""
         self.skips = Skips(limit, parts.chunks, ranks.control, why)
 
     def fit(self) -> Progress:
@@ -94,6 +99,7 @@ class Trainer:
         self.progress = self.parts.checkpoints.resume()
         end = self.progress.began + train.train_iters
         end = min(end, train.stop_after or end)
+        self.observation.last_step = end
         # A failure is written down before observers are told, which may take their time.
         watching = observers.watching(self.progress.step)
         with self.parts.checkpoints.settled(), watching, self.recorded():
@@ -103,6 +109,8 @@ class Trainer:
                 self.stopped, step = totals.stopping, self.progress.step
                 if self._rolled_back(record):
                     continue
+                if self.observed is not None:
+                    observers.tell(Observer.on_observation, step, self.observed)
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record["validation_loss"] = loss = self.validate()
                     observers.tell(Observer.on_validation, step, loss)
@@ -174,10 +182,13 @@ class Trainer:
         batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
         parts.pulse.beat()  # from here on it waits for others
         micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+        micro_batches[0].probe = probe = self.observation.probe(step)
         self.expert_record.begin()
         reduction = parts.optimizer.reduction
         result = parts.engine.train_step(micro_batches, reduction.last_backward)
         reduction.finish()
+        gather = self.observation.gather
+        self.observed = gather(probe, result, len(micro_batches)) if probe else None
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
         grad_norm = self._clip()
         totals = self._over_ranks(result, micro_batches)
