@@ -21,6 +21,7 @@ from attnres_train.model.flops import training_flops_per_token
 from attnres_train.model.init import init_weights
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.ports import Ports
+from attnres_train.model.precision import PARAMETER_DTYPE, STREAM_DTYPE, autocast_dtype
 from attnres_train.observe.build import build_observers, looks_at_gradients
 from attnres_train.observe.hardware import peak_flops
 from attnres_train.observe.observer import RunContext, RunInfo
@@ -61,13 +62,6 @@ from attnres_train.supervise.signals import StopSignals, heard
 from attnres_train.supervise.watch import Pulse, Watch
 from attnres_train.training.run_state import Checkpoints
 from attnres_train.training.trainer import Parts, Trainer
-
-PARAMETER_DTYPE = {
-    "fp32": torch.float32,
-    "bf16": torch.float32,
-    "bf16_params": torch.bfloat16,
-}
-STREAM_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_params": torch.bfloat16}
 
 
 def train(config: RunConfig) -> int:
@@ -255,7 +249,7 @@ def build_chunks(config: RunConfig, plan: TransportPlan, ranks: Ranks) -> dict[i
     the same on all replicas. Collective."""
     chunks, precision = {}, config.train.precision
     dtype = PARAMETER_DTYPE[precision]
-    autocast = torch.bfloat16 if precision == "bf16" else None
+    autocast = autocast_dtype(precision)
     ports = Ports(
         exchange=token_exchange(config, ranks.experts),
         split=tensor_split(ranks.tensor, linear_maps(config.train, ranks.device, dtype, autocast)),

@@ -29,6 +29,7 @@ ALLOWED = {
     "optim": ("config", "model.parameters", "model.parts"),
     "data": ("config", "megatron"),
     "checkpoint": ("config", "model.parts"),
+    "inference": ("checkpoint", "config", "data", "model"),
     "observe": ("config", "model.naming"),
     "planning": ("config", "model", "optim", "parallel.ownership", "pipeline.plan"),
     "supervise": ("config", "pipeline.run.waits"),

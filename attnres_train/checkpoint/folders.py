@@ -108,6 +108,25 @@ def find_latest(folder: Path) -> Path | None:
     return _newest(scan(folder))
 
 
+def newest_in(path: Path) -> Path:
+    """The step folder that ``path`` is, or the newest complete one of the run folder, or folder of
+    step folders, that it is.
+
+    Raises UserError where there is none, with those that are broken.
+    """
+    if (path / META).is_file():
+        return path
+    there = scan(path / "checkpoints") or scan(path)
+    newest = _newest(there)
+    if newest is None:
+        gone = "" if path.is_dir() else " (there is no such folder)"
+        raise UserError(
+            f"{path} holds no complete checkpoint{gone}: name a run folder or a step folder"
+            f"{_listing(there)}"
+        )
+    return newest
+
+
 def _newest(found: list[Found]) -> Path | None:
     for entry in found:
         if entry.problem:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 def export_weights(run: str, target: str, file_bytes: int = FILE_BYTES) -> int:
     """Write the newest checkpoint of ``run`` (run or step folder) to the new folder ``target``."""
-    step_folder, folder = _find_checkpoint(Path(run)), Path(target)
+    step_folder, folder = folders.newest_in(Path(run)), Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{target} exists already: name a new folder, or remove it")
     manifest = read_manifest(step_folder)
@@ -69,15 +69,6 @@ def _load(
     store.load(step_folder, saved, unread=("",))
     # One by one, so that the two precisions of the whole file are never there together.
     return {name: saved.pop(name).to(layout[name].dtype) for name in names}
-
-
-def _find_checkpoint(path: Path) -> Path:
-    if (path / META).is_file():
-        return path
-    newest = folders.find_latest(path / "checkpoints") or folders.find_latest(path)
-    if newest is None:
-        raise UserError(f"{path} holds no complete checkpoint: name a run folder or a step folder")
-    return newest
 
 
 def count_of(layout: dict[str, Tensor]) -> str:

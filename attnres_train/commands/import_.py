@@ -25,10 +25,10 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import initial_value
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import ParameterRule, parameter_rules
+from attnres_train.model.precision import PARAMETER_DTYPE
 from attnres_train.model.residual.kind import residual_kind
 from attnres_train.optim.build import build_optimizer
 from attnres_train.runs.progress import Progress
-from attnres_train.train import PARAMETER_DTYPE
 
 
 def run(args: argparse.Namespace) -> int:

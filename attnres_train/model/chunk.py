@@ -92,6 +92,10 @@ class ModelChunk(nn.Module):
         self.autocast_dtype = autocast_dtype
         with torch.device(device or "cpu"):
             self._build()
+        self.cast(dtype)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Make the parameters ``dtype``, the decay of KDA fp32 at least, as all gradients."""
         for name, parameter in self.named_parameters():
             keep = name.endswith(_FP32_PARAMETERS)
             wanted = torch.promote_types(dtype, torch.float32) if keep else dtype

@@ -1,0 +1,102 @@
+"""A model with its tokenizer, from a checkpoint of whatever layout, in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from attnres_train.checkpoint import folders, store
+from attnres_train.checkpoint.manifest import META, read_manifest
+from attnres_train.checkpoint.names import OPTIMIZER, training_state
+from attnres_train.config.saved import saved_config
+from attnres_train.config.schema import RunConfig
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
+from attnres_train.errors import UserError
+from attnres_train.inference.saved_tokenizer import saved_tokenizer
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.moe.layer import router_loads
+from attnres_train.model.naming import released_tensors
+from attnres_train.model.precision import PARAMETER_DTYPE, STREAM_DTYPE, autocast_dtype
+
+
+@dataclass(frozen=True)
+class Opened:
+    """``config`` as it was saved with the checkpoint (of its stage), ``chunk`` the whole model, in
+    eval mode and without gradients, ``tokenizer`` the run's own (None: it has none), ``path`` the
+    step folder of ``step``."""
+
+    config: RunConfig
+    chunk: ModelChunk
+    tokenizer: Tokenizer | None
+    step: int
+    path: Path
+
+    @property
+    def device(self) -> torch.device:
+        return self.chunk.norm.weight.device
+
+
+def open_model(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Opened:
+    """The model in ``path``: a run folder (its newest checkpoint), or a step folder.
+
+    ``device`` is ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (a GPU where there is one). ``dtype`` is
+    that of parameters and of all arithmetic (KDA's decay at least fp32); None: as in training.
+
+    Raises UserError where there is no checkpoint, no such device, where the run's tokenizer is
+    gone, and where a file is damaged.
+    """
+    place = choose(device)
+    step_folder = folders.newest_in(Path(path))
+    manifest = read_manifest(step_folder)
+    if "config" not in manifest.extras:
+        raise UserError(f"{step_folder} is no checkpoint of a run: it holds no configuration")
+    config = saved_config(manifest.extras["config"], step_folder / META)
+    tokenizer = saved_tokenizer(config, manifest.extras, step_folder)
+    return Opened(
+        config, load_chunk(config, step_folder, place, dtype), tokenizer, manifest.step, step_folder
+    )
+
+
+def load_chunk(
+    config: RunConfig, step_folder: Path, device: torch.device, dtype: torch.dtype | None
+) -> ModelChunk:
+    """The whole model of ``config`` on ``device``, with the weights of ``step_folder``."""
+    precision = config.train.precision
+    chunk = ModelChunk(
+        config.model,
+        0,
+        config.model.num_layers,
+        stream_dtype=STREAM_DTYPE[precision] if dtype is None else None,
+        autocast_dtype=autocast_dtype(precision) if dtype is None else None,
+        device="meta",
+        dtype=PARAMETER_DTYPE[precision],
+    )
+    chunk.to_empty(device=device)
+    for load in router_loads(chunk):
+        load.zero_()
+    chunk.requires_grad_(False).eval()
+    tensors = training_state(chunk.state_dict().items(), None, released_tensors)
+    store.load(step_folder, tensors, unread=(OPTIMIZER,))
+    if dtype is not None:
+        chunk.cast(dtype)
+    return chunk
+
+
+def choose(device: str) -> torch.device:
+    """Raises UserError for a ``device`` that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device}: it is cpu, cuda, cuda:1 (or another number) or auto")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {device}: there is none here (GPUs that torch sees: "
+            f"{torch.cuda.device_count()})"
+        )
+    return found
