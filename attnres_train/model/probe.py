@@ -26,8 +26,8 @@ class Probe:
     """What one micro-batch has shown, as `Totals`:
 
     - ``depth_weight/l`` [2 N + 1]: of the weights by which sublayer l (``num_sublayers + 1``: the
-      output head) reads its sources, the sums, the sums of squares and the number of tokens. Finished
-      blocks come first, the open one last. Nothing where the residual has no such weights.
+      output head) reads its sources, the sums, the sums of squares and the number of tokens.
+      Finished blocks come first, the open one last. Nothing where there are no such weights.
     - ``output/l``, ``stream/l``, ``output_gradient/l`` [2]: sum of squares and number of elements
       of what sublayer l writes, of the open (or just closed) block after it (0: the embedding), and
       of the gradient of what it writes, which comes with the backward pass.

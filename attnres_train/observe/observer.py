@@ -141,7 +141,7 @@ class Observer(Kind):
         TensorBoard and Weights & Biases, not into the console's line.
         """
 
-    def on_observation(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def on_observation(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """A micro-batch of step ``step`` was looked at (`observe.interval`): ``arrays``, as in
         `attnres_train.observe.observed`. On the main rank alone, before `on_step_end`."""
 

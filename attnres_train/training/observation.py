@@ -1,8 +1,8 @@
 """The look at a step: what each rank contributes, gathered on the main rank.
 
-Of ranks that hold the same layers those with the first replica's samples show its first micro-batch,
-each for its tokens; gradients are counted by their owners; of what all hold alike (queries, loads)
-the first rank of every stage tells.
+Of ranks that hold the same layers those with the first replica's samples show its first
+micro-batch, each for its tokens; gradients are counted by their owners; of what all hold alike
+(queries, loads) the first rank of every stage tells.
 """
 
 from __future__ import annotations
