@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from attnres_train.config.kinds import resolve
 from attnres_train.config.schema import RunConfig
 from attnres_train.observe.console import Console
+from attnres_train.observe.course import Course
 from attnres_train.observe.curves import TensorBoard, Wandb
 from attnres_train.observe.dispatch import Observers, named
 from attnres_train.observe.facts import RunFacts
@@ -39,6 +40,7 @@ def _own(run: RunContext) -> Iterator[Observer]:
 def _built_in(run: RunContext) -> Iterator[Observer]:
     log = run.config.log
     yield RunFacts(log, "log", run)
+    yield Course(log, "log", run)  # before those that show what it adds
     yield JsonLines(log, "log", run)
     yield Kept(run.config.observe, "observe", run)
     yield Console(log, "log", run)

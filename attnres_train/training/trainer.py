@@ -4,7 +4,6 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.runs.progress import Progress
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
+from attnres_train.training.clock import StepClock, shares
 from attnres_train.training.nonfinite import Skips
 from attnres_train.training.observation import Observation
 from attnres_train.training.roll_back import roll_back
@@ -61,6 +61,8 @@ class Parts:
     flops_per_token: Callable[[float], float]
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
+    planned_bubble: float | None = None
+    """Of the schedule, by `planning.bubble.planned_bubble`; None without a pipeline."""
     pulse: Pulse = field(default_factory=Pulse)
 
 
@@ -176,29 +178,36 @@ class Trainer:
         Where the loss or the gradient norm is not finite the update is left out, on all ranks, and
         the data are passed over. Raises FloatingPointError where that is one too many (`Skips`).
         """
-        started = time.perf_counter()
+        clock = StepClock()
         parts, progress = self.parts, self.progress
         step = progress.step + 1
-        batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
-        parts.pulse.beat()  # from here on it waits for others
-        micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+        data, place = parts.data, (self.ranks.dp_rank, self.ranks.dp_size)
+        with clock.on("data"):
+            batches = data.micro_batches(progress.samples, *place)
+            parts.pulse.beat()  # from here on it waits for others
+            micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
         micro_batches[0].probe = probe = self.observation.probe(step)
         self.expert_record.begin()
         reduction = parts.optimizer.reduction
-        result = parts.engine.train_step(micro_batches, reduction.last_backward)
-        reduction.finish()
+        with clock.on("passes"):
+            result = parts.engine.train_step(micro_batches, reduction.last_backward)
+        clock.waited = result.waited_seconds
+        with clock.on("reduce"):
+            reduction.finish()
         gather = self.observation.gather
         self.observed = gather(probe, result, len(micro_batches)) if probe else None
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
-        grad_norm = self._clip()
-        totals = self._over_ranks(result, micro_batches)
+        with clock.on("reduce"):
+            grad_norm = self._clip()
+        totals = self._over_ranks(result, micro_batches, clock.spent())
         taken = not self.skips.passes_over(step, totals.loss, grad_norm, self.ranks.is_main)
         lr = self.lr_schedule.learning_rate(
             step - progress.began, self.config.optimizer.lr, self.config.train.train_iters
         )
-        if taken:
-            parts.optimizer.step(lr)
-        parts.optimizer.zero_grad()
+        with clock.on("optimizer"):
+            if taken:
+                parts.optimizer.step(lr)
+            parts.optimizer.zero_grad()
         of_experts = self._update_router_biases(taken)
 
         samples = self.config.train.global_batch_size
@@ -208,8 +217,7 @@ class Trainer:
         progress.skipped += not taken
         look(self.config.train, progress, totals.loss, self.ranks.is_main)
         parts.pulse.rest()
-        record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_experts
-        return record, totals
+        return self._record(totals, grad_norm, lr, clock) | of_experts, totals
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -267,7 +275,9 @@ class Trainer:
         update_router_biases(self.chunks, rate)
         return record
 
-    def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
+    def _over_ranks(
+        self, result: StepResult, micro_batches: list[MicroBatch], spent: Sequence[float] = ()
+    ) -> StepTotals:
         saving, stopping = self.parts.checkpoints.saving, self.stop_requested()
         lengths = [mean_document_length(batch, self.shares) for batch in micro_batches]
         return over_ranks(
@@ -276,12 +286,15 @@ class Trainer:
             document_length=sum(lengths) / len(lengths),
             stopping=stopping,
             saving=saving,
+            spent=spent,
         )
 
-    def _record(self, totals: StepTotals, grad_norm: float, lr: float, seconds: float) -> Record:
-        """What is logged of the step just done, which took ``seconds``."""
-        train, peak = self.config.train, self.parts.peak_flops
+    def _record(self, totals: StepTotals, grad_norm: float, lr: float, clock: StepClock) -> Record:
+        """What is logged of the step just done, whose time ``clock`` has taken."""
+        train, peak, seconds = self.config.train, self.parts.peak_flops, clock.seconds
         tokens = train.global_batch_size * train.seq_length
+        flops = tokens * self.parts.flops_per_token(totals.document_length)
+        flops_per_second = flops / (seconds * self.ranks.world_size)  # of a device
         record = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
@@ -292,7 +305,11 @@ class Trainer:
             "step_seconds": seconds,
             "p2p_bytes": totals.p2p_bytes,
             "memory_bytes": totals.memory_bytes,
+            "tflops": flops_per_second / 1e12,
         }
+        record |= shares(totals, clock, seconds, self.ranks.pipeline.size())
+        if self.parts.planned_bubble is not None:
+            record["planned_bubble"] = self.parts.planned_bubble
         if self.config.stages:
             record["stage"] = self.progress.stage
         if self.progress.skipped:
@@ -300,6 +317,5 @@ class Trainer:
         if self.progress.spikes.count:
             record["loss_spikes"] = self.progress.spikes.count
         if peak:
-            flops = tokens * self.parts.flops_per_token(totals.document_length)
-            record["mfu"] = flops / (seconds * peak * self.ranks.world_size)
+            record["mfu"] = flops_per_second / peak
         return record
