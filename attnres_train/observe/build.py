@@ -14,13 +14,15 @@ from attnres_train.observe.facts import RunFacts
 from attnres_train.observe.observed import Kept
 from attnres_train.observe.observer import Observer, RunContext
 from attnres_train.observe.plot import LossPlot
+from attnres_train.observe.profile import Profiler
 from attnres_train.observe.sinks import JsonLines
 
 
 def build_observers(run: RunContext) -> Observers:
     """Those of this process: the user's first, then, on the main rank, ours, which log what the
     user's have added."""
-    return Observers([*_own(run), *(_built_in(run) if run.is_main else ())])
+    built_in = _built_in(run) if run.is_main else ()
+    return Observers([*_own(run), *_profiling(run), *built_in])
 
 
 def looks_at_gradients(config: RunConfig) -> bool:
@@ -35,6 +37,12 @@ def _own(run: RunContext) -> Iterator[Observer]:
         if run.is_main or kind.everywhere:
             with named(key, kind, "__init__"):
                 yield kind(section, key, run)
+
+
+def _profiling(run: RunContext) -> Iterator[Observer]:
+    section = run.config.observe.profile
+    if section.steps and run.rank in section.ranks:
+        yield Profiler(section, "observe.profile", run)
 
 
 def _built_in(run: RunContext) -> Iterator[Observer]:
