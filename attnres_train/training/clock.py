@@ -36,35 +36,39 @@ class StepClock:
         return time.perf_counter() - self.started
 
     def spent(self) -> Spent:
-        return Spent(self.data, self.passes, self.waited, self.reduce)
+        return Spent(self.data, self.passes, self.waited, self.reduce, self.seconds)
 
 
 class Spent(NamedTuple):
     """Seconds of a rank before its update: `data` made and taken to the device, `passes` from the
-    first forward to the last backward one, of which `waited` for what peers send or take, and
-    `reduce` for sums over ranks that passes had not hidden, from the last gradient on."""
+    first forward to the last backward one, of which `waited` for what peers send or take, `reduce`
+    for sums over ranks that passes had not hidden, from the last gradient on, and `so_far` all."""
 
     data: float
     passes: float
     waited: float
     reduce: float
+    so_far: float
 
 
-def shares(totals: StepTotals, clock: StepClock, seconds: float, pipeline: int) -> dict[str, float]:
-    """What is logged of where ``seconds``, the time of a step, went: shares of it, the mean over
-    ranks (of the optimizer this rank's, which owns about as much as any), and with a ``pipeline``
-    of several ranks ``bubble``, the share of their time that they are not in passes, until the last
-    of them has done all of its own."""
-    data, passes, waited, reduce = (sum(part) / len(part) for part in totals.spent)
+def shares(totals: StepTotals, clock: StepClock, rank: int, pipeline: int) -> dict[str, float]:
+    """What is logged of where a step's time went: shares of it, the mean over ranks (of the update
+    this rank's, which owns about as much as any). With a ``pipeline`` of several ranks also
+    ``bubble``: the share of their time in which ranks are not in a pass, until the last of them
+    has done all of its own."""
+    means = Spent(*(sum(of_ranks) / len(of_ranks) for of_ranks in totals.spent))
+    of_this_rank = totals.spent[-1][rank]
+    # Ranks begin a step one after the other, but all have the totals at the same time.
+    seconds = means.so_far + clock.seconds - of_this_rank
     found = {
-        "data_share": data,
-        "compute_share": passes - waited,
-        "wait_share": waited,
-        "reduce_share": reduce,
+        "data_share": means.data,
+        "compute_share": means.passes - means.waited,
+        "wait_share": means.waited,
+        "reduce_share": means.reduce,
         "optimizer_share": clock.optimizer,
     }
     record = {name: value / seconds for name, value in found.items()}
     longest = max(totals.spent[1])
     if pipeline > 1 and longest:
-        record["bubble"] = 1 - (passes - waited) / longest
+        record["bubble"] = 1 - (means.passes - means.waited) / longest
     return record

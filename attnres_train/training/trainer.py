@@ -307,7 +307,7 @@ class Trainer:
             "memory_bytes": totals.memory_bytes,
             "tflops": flops_per_second / 1e12,
         }
-        record |= shares(totals, clock, seconds, self.ranks.pipeline.size())
+        record |= shares(totals, clock, self.ranks.rank, self.ranks.pipeline.size())
         if self.parts.planned_bubble is not None:
             record["planned_bubble"] = self.parts.planned_bubble
         if self.config.stages:
