@@ -182,6 +182,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("source", metavar="DIR", help="folder with safetensors and config.json")
     command.add_argument("config", metavar="RUN", help="YAML file of the run, or run folder")
     command.takes_words("overrides", "KEY=VALUE", "e.g. train.train_iters=20")
+    command = add("inspect", "Show what the sublayers of a checkpoint read from which block.")
+    command.add_argument("run", metavar="RUN", help="run folder, or one of its step folders")
+    text = command.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="T", help="what to look at (default: a sentence of ours)")
+    text.add_argument("--file", metavar="FILE", help="the same, from a file of UTF-8 text")
+    command.add_argument("--token", metavar="N", type=int, help="token of the text, from 0, alone")
+    command.add_argument(
+        "--out", metavar="DIR", help="folder for arrays and pictures (default: in RUN)"
+    )
+    command.add_argument("--json", action="store_true", help="print everything as JSON")
     add("doctor", "Show what is installed, what is used, and what a lack costs.")
     return parser
 

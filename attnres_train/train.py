@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -47,6 +48,7 @@ from attnres_train.pipeline.plan.schedule_kinds import PipelineSchedule
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
+from attnres_train.planning.bubble import planned_bubble
 from attnres_train.planning.build import build_plan, chunk_layers
 from attnres_train.planning.facts import count_parameters, facts
 from attnres_train.planning.updates import update_of
@@ -105,6 +107,19 @@ def _train(
             gc.collect()  # what the stage had makes room for the next one's
         if ranks.is_main and progress.step < config.total_iters:
             say(f"stopped after step {progress.step}, saved; the same command resumes")
+        elif ranks.is_main:
+            say(what_next(folder, progress.step))
+
+
+def what_next(folder: Path, step: int) -> str:
+    """What is told at the end of a run that is done."""
+    run = shlex.quote(str(folder))
+    return (
+        f"done after step {step}, in {folder}; what next:\n"
+        f"  attnres-train report {run}\n"
+        f"  attnres-train inspect {run}\n"
+        f"  attnres-train generate {run} --prompt TEXT"
+    )
 
 
 def _train_stage(
@@ -179,6 +194,7 @@ def build_parts(
         flops_per_token=partial(training_flops_per_token, config.model),
         peak_flops=peak_flops(ranks.device),
         samples=samples,
+        planned_bubble=planned_bubble(config, plan, num_micro_batches) if ranks.is_main else None,
         pulse=pulse,
     )
 

@@ -101,6 +101,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "log.wandb": "enabled project mode",
         "log.samples": "interval prompts max_new_tokens temperature",
         "log.observers": "kind options",
+        "observe": "interval keep",
+        "observe.profile": "steps ranks",
     },
 }
 EFFECTS: dict[str, Effect] = {

@@ -12,6 +12,7 @@ from attnres_train.config.data_schema import DataConfig
 from attnres_train.config.kind_fields import KindName, KindOptions, OptionsOf
 from attnres_train.config.kinds import NoOptions
 from attnres_train.config.model_schema import ModelConfig
+from attnres_train.config.observe_schema import ObserveConfig
 from attnres_train.config.paths import holding_names, holding_paths
 from attnres_train.config.section import Section
 from attnres_train.config.stage_schema import (
@@ -278,6 +279,8 @@ class RunConfig(Section):
     """Saving and resuming."""
     log: LogConfig = Field(default_factory=LogConfig)
     """What is logged where."""
+    observe: ObserveConfig = Field(default_factory=ObserveConfig)
+    """What is looked at while the run trains (see docs/observing.md)."""
     stages: list[StageConfig] = Field(default_factory=list)
     """Parts of the run, one after the other, each with a name and values that take the place of
     those outside of `stages`; none: the run is one part (see docs/stages.md)."""

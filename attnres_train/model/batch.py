@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnres_train.model.probe import Probe
 from attnres_train.model.shares import Shares
 
 
@@ -21,6 +22,7 @@ class MicroBatch:
     document; the end of a sample always ends a document. ``loss_tokens``, a float scalar, is what
     the sum of the weighted losses is divided by, None for the sum of ``loss_mask``: the same for
     all micro-batches of a step, it makes the mean of their losses one over the step's tokens.
+    ``probe`` looks at the micro-batch on its way through the model, None: nobody does.
     """
 
     tokens: Tensor
@@ -28,6 +30,7 @@ class MicroBatch:
     loss_mask: Tensor
     cu_seqlens: Tensor | None = None
     loss_tokens: Tensor | None = None
+    probe: Probe | None = None
 
     def of(self, shares: Shares) -> MicroBatch:
         """What is here of it; needs ``loss_tokens``, which do not follow from a part.
@@ -47,5 +50,5 @@ class MicroBatch:
         return cls(tokens, tokens, torch.zeros_like(tokens, dtype=torch.float32))
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        moved = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)

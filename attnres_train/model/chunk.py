@@ -24,8 +24,9 @@ from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule, normal
 from attnres_train.model.ports import Past, Ports
+from attnres_train.model.probe import Probe, ProbedStream, show_read
 from attnres_train.model.residual.reads import Read
-from attnres_train.model.residual.stream import build_residual
+from attnres_train.model.residual.stream import ResidualStream, build_residual
 
 _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
@@ -181,7 +182,7 @@ class ModelChunk(nn.Module):
             if not self.is_last:
                 return ChunkOutput(completed, partial, loss=None)
             loss = linear_cross_entropy(
-                self._output(sources, partial).flatten(0, 1),
+                self._output(sources, partial, batch.probe).flatten(0, 1),
                 self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
                 batch.loss_mask.flatten(),
@@ -197,7 +198,7 @@ class ModelChunk(nn.Module):
         if not self.is_last:
             raise ValueError("only the chunk with the last layer has logits")
         with self._autocast(batch):
-            return self._logits(*self._run(batch, blocks, partial))
+            return self._logits(*self._run(batch, blocks, partial), batch.probe)
 
     def go_on(
         self,
@@ -221,8 +222,10 @@ class ModelChunk(nn.Module):
             last = None if partial is None else partial[:, -1:]
             return completed, None, self._logits(sources, last).squeeze(1)
 
-    def _logits(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
-        return self.vocabulary.join(self.lm_head(self._output(sources, partial)))
+    def _logits(
+        self, sources: Sequence[Tensor], partial: Tensor | None, probe: Probe | None = None
+    ) -> Tensor:
+        return self.vocabulary.join(self.lm_head(self._output(sources, partial, probe)))
 
     @torch.no_grad()
     def token_losses(self, batch: MicroBatch) -> TokenLosses:
@@ -232,7 +235,7 @@ class ModelChunk(nn.Module):
             raise ValueError("only a whole model has losses of its own")
         with self._autocast(batch):
             found = token_losses(
-                self._output(*self._run(batch, {}, None)).flatten(0, 1),
+                self._output(*self._run(batch, {}, None), batch.probe).flatten(0, 1),
                 self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
             )
@@ -258,8 +261,11 @@ class ModelChunk(nn.Module):
             embedding = embedding.to(self.stream_dtype or embedding.dtype)
             sources, partial = self.residual.start(embedding)
             _tell(on_block, sources, 0)
+            if batch.probe is not None:
+                start = partial if partial is not None else sources[0]
+                batch.probe.magnitude("stream", 0, start)
         for layers in self._segments():
-            args = (layers, sources, partial, batch.cu_seqlens)
+            args = (layers, sources, partial, batch.cu_seqlens, batch.probe)
             known = len(sources)
             if self.recompute == "full" and torch.is_grad_enabled():
                 walk = checkpoint(self._walk, *args, use_reentrant=False, preserve_rng_state=False)
@@ -281,14 +287,17 @@ class ModelChunk(nn.Module):
         blocks: Sequence[Tensor],
         partial: Tensor | None,
         cu_seqlens: Tensor | None,
+        probe: Probe | None = None,
         on_block: OnBlock | None = None,
         pasts: Pasts = _NO_PASTS,
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
         """All blocks after ``layers``, the partial, and the layers' router loads. Free of side
-        effects but for ``on_block``, so that it can be rerun."""
+        effects but for ``on_block`` and ``probe``, so that it can be rerun."""
         readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
-        stream = self.residual.stream(readers, blocks, partial)
+        stream: ResidualStream | ProbedStream = self.residual.stream(readers, blocks, partial)
         stream.recompute = self.recompute == "selective"
+        if probe is not None:
+            stream = ProbedStream(stream, self.residual, probe)
         loads = []
         for layer in layers:
             known = len(stream.blocks)
@@ -296,9 +305,14 @@ class ModelChunk(nn.Module):
             _tell(on_block, stream.blocks, known)
         return stream.blocks, stream.partial, loads
 
-    def _output(self, sources: Sequence[Tensor], partial: Tensor | None) -> Tensor:
+    def _output(
+        self, sources: Sequence[Tensor], partial: Tensor | None, probe: Probe | None
+    ) -> Tensor:
         """The input [B, T, D] of the head: the read of the whole stream, then the final norm."""
-        h = self.residual.end(self.output_read.reader(self), sources, partial)
+        reader, number = self.output_read.reader(self), self.output_read.sublayer
+        if probe is not None:
+            show_read(probe, self.residual, number, {number: reader}, sources, partial)
+        h = self.residual.end(reader, sources, partial)
         return self.ports.split.gather(self.norm(h).to(self.norm.weight.dtype))
 
     def _known_blocks(self, blocks: Mapping[int, Tensor]) -> list[Tensor]:

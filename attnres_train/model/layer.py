@@ -14,6 +14,7 @@ from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.norm import RMSNorm
 from attnres_train.model.parameters import ParameterRule
 from attnres_train.model.ports import Past, Ports
+from attnres_train.model.probe import ProbedStream
 from attnres_train.model.residual.reads import Read
 from attnres_train.model.residual.stream import ResidualStream, build_residual
 
@@ -74,7 +75,10 @@ class DecoderLayer(nn.Module):
         return {name: rule for read in self.reads for name, rule in read.rules().items()}
 
     def forward(
-        self, stream: ResidualStream, cu_seqlens: Tensor | None, past: Past | None = None
+        self,
+        stream: ResidualStream | ProbedStream,
+        cu_seqlens: Tensor | None,
+        past: Past | None = None,
     ) -> Tensor | None:
         """Read, transform, write, twice. ``past`` is what the layer goes on from (None: nothing).
         Returns the router's load, int64 [E] (None when dense)."""

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from attnres_train.config.kinds import resolve
 from attnres_train.config.schema import RunConfig
 from attnres_train.observe.console import Console
+from attnres_train.observe.course import Course
 from attnres_train.observe.curves import TensorBoard, Wandb
 from attnres_train.observe.dispatch import Observers, named
 from attnres_train.observe.facts import RunFacts
+from attnres_train.observe.observed import Kept
 from attnres_train.observe.observer import Observer, RunContext
 from attnres_train.observe.plot import LossPlot
+from attnres_train.observe.profile import Profiler
 from attnres_train.observe.sample_lines import SampleLines
 from attnres_train.observe.sinks import JsonLines
 
@@ -19,7 +22,8 @@ from attnres_train.observe.sinks import JsonLines
 def build_observers(run: RunContext) -> Observers:
     """Those of this process: the user's first, then, on the main rank, ours, which log what the
     user's have added."""
-    return Observers([*_own(run), *(_built_in(run) if run.is_main else ())])
+    built_in = _built_in(run) if run.is_main else ()
+    return Observers([*_own(run), *_profiling(run), *built_in])
 
 
 def looks_at_gradients(config: RunConfig) -> bool:
@@ -36,10 +40,18 @@ def _own(run: RunContext) -> Iterator[Observer]:
                 yield kind(section, key, run)
 
 
+def _profiling(run: RunContext) -> Iterator[Observer]:
+    section = run.config.observe.profile
+    if section.steps and run.rank in section.ranks:
+        yield Profiler(section, "observe.profile", run)
+
+
 def _built_in(run: RunContext) -> Iterator[Observer]:
     log = run.config.log
     yield RunFacts(log, "log", run)
+    yield Course(log, "log", run)  # before those that show what it adds
     yield JsonLines(log, "log", run)
+    yield Kept(run.config.observe, "observe", run)
     yield Console(log, "log", run)
     if log.samples.interval:
         yield SampleLines(log, "log.samples", run)

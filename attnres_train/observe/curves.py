@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from attnres_train.config.loader import plain_values
 from attnres_train.config.schema import LogConfig, WandbConfig
 from attnres_train.errors import UserError
+from attnres_train.observe.observed import Arrays
 from attnres_train.observe.observer import Observer, Record, RunContext, Sample
+from attnres_train.observe.pictures import pictures, pixels
 from attnres_train.observe.sinks import METRICS, read_records
 
 
@@ -64,6 +67,25 @@ def _has_key(wandb: Any) -> bool:
         raise UserError(f"log.wandb.enabled is on, but wandb says: {error}") from error
 
 
+class _Images:
+    """The pictures of an observation, drawn so seldom that they take at most a hundredth of the
+    run's time (the last one's cost, on the main rank, is what the next one has to wait for)."""
+
+    def __init__(self) -> None:
+        self._not_before = 0.0
+
+    def of(self, run: RunContext, step: int) -> dict[str, Any]:
+        """uint8 [height, width, 4] by name; none where it is too early, or nothing to draw."""
+        started = time.monotonic()
+        if started < self._not_before:
+            return {}
+        figures = pictures(run.folder, step)
+        found = {f"observed/{name}": pixels(figure) for name, figure in figures.items()}
+        ended = time.monotonic()
+        self._not_before = ended + 100 * (ended - started)
+        return found
+
+
 class TensorBoard(Observer):
     """Scalars as TensorBoard events in ``<run folder>/tensorboard``. Where a run that has no such
     folder yet goes on, the steps up to then are there, too."""
@@ -73,6 +95,7 @@ class TensorBoard(Observer):
     def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
         super().__init__(section, key, run)
         self.writer_class = _summary_writer()
+        self.images = _Images()
 
     def on_start(self, step: int) -> None:
         folder = self.run.folder / "tensorboard"
@@ -97,6 +120,10 @@ class TensorBoard(Observer):
             shown = "\n".join(f"    {line}" for line in lines)
             self.writer.add_text(f"samples/{number}", shown, step)
 
+    def on_observation(self, step: int, arrays: Arrays) -> None:
+        for name, image in self.images.of(self.run, step).items():
+            self.writer.add_image(name, image, step, dataformats="HWC")
+
     def on_end(self) -> None:
         self.writer.close()
 
@@ -113,6 +140,7 @@ class Wandb(Observer):
     def __init__(self, section: Any, key: str, run: RunContext | None = None) -> None:
         super().__init__(section, key, run)
         self.wandb = _wandb(self.run.config.log.wandb)
+        self.images = _Images()
 
     def on_start(self, step: int) -> None:
         # The curve's id is kept in the run folder, so that a resumed run goes on in the same one.
@@ -155,6 +183,12 @@ class Wandb(Observer):
     def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
         table = self.wandb.Table(["prompt", "text"], [list(sample) for sample in samples])
         self.curve.log({"samples": table}, step=step)
+
+    def on_observation(self, step: int, arrays: Arrays) -> None:
+        images = self.images.of(self.run, step)
+        if images:  # the step's record is added to them
+            shown = {name: self.wandb.Image(image) for name, image in images.items()}
+            self.curve.log(shown, step=step)
 
     def on_end(self) -> None:
         self.curve.finish()

@@ -16,6 +16,7 @@ from attnres_train.config.kinds import Kind
 from attnres_train.config.schema import RunConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
     from torch.distributed import ProcessGroup
@@ -28,11 +29,14 @@ largest scaled logit of MLA in the step, before clipping), ``mfu`` where the dev
 ``validation_loss`` and ``validation_bits_per_byte`` after a validation (the latter where the bytes
 that tokens stand for are known: docs/evaluation.md), ``skipped_steps`` once a step has been passed
 over (their number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes``
-likewise, ``stage`` (its number from 0) of a run in stages, and what observers of the user's add.
-Loss in nats per token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory
-in bytes (sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread
-over the experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them
-sent each other."""
+likewise, ``stage`` (its number from 0) of a run in stages, and what observers of the user's add. Of
+where the time went, see `training.clock`: ``data_share, compute_share, wait_share, reduce_share,
+optimizer_share`` and, of a pipeline, ``bubble`` beside ``planned_bubble``; ``tflops`` of a device.
+On the main rank `course.Course` adds ``smoothed_loss, time, wall_seconds, flops``. Loss in nats
+per token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes
+(sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread over the
+experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them sent each
+other."""
 
 
 class Sample(NamedTuple):
@@ -153,6 +157,10 @@ class Observer(Kind):
 
     def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """What the model writes after ``step`` (`log.samples`); none but on the main rank."""
+
+    def on_observation(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        """A micro-batch of step ``step`` was looked at (`observe.interval`): ``arrays``, as in
+        `attnres_train.observe.observed`. On the main rank alone, before `on_step_end`."""
 
     def on_save(self, step: int, path: Path) -> None:
         """The checkpoint of step ``step`` is complete in folder ``path``; told after a later step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ class StepTotals(NamedTuple):
     stopping: bool
     saving: bool
     """Whether a save is under way on any rank."""
+    spent: tuple[tuple[float, ...], ...]
+    """Every rank's seconds by what they went to (`training.clock.Spent`): [what][rank]."""
 
 
 def over_ranks(
@@ -32,9 +35,10 @@ def over_ranks(
     document_length: float,
     stopping: bool,
     saving: bool,
+    spent: Sequence[float] = (),
 ) -> StepTotals:
     """The totals of a step, whose documents have ``document_length`` on this rank
-    (`model.flops.mean_document_length`). Collective."""
+    (`model.flops.mean_document_length`), which has ``spent`` that many seconds. Collective."""
     device = ranks.device
     mine = torch.tensor(
         [
@@ -45,13 +49,15 @@ def over_ranks(
             document_length,
             stopping,
             saving,
+            *spent,
         ],
         dtype=torch.float64,
         device=device,
     )
     rows = mine.new_empty(ranks.world_size, len(mine))
     dist.all_gather(list(rows), mine)
-    loss, with_loss, p2p_bytes, memory, document_lengths, stop, is_saving = rows.T.tolist()
+    columns = rows.T.tolist()
+    loss, with_loss, p2p_bytes, memory, document_lengths, stop, is_saving, *of_time = columns
     peak = max(memory) if device.type == "cuda" else sum(memory)
     return StepTotals(
         # Of ranks that share samples each has a part of their losses' sum.
@@ -61,4 +67,5 @@ def over_ranks(
         document_length=sum(document_lengths) / len(document_lengths),
         stopping=any(stop),
         saving=any(is_saving),
+        spent=tuple(map(tuple, of_time)),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
 from attnres_train.observe.dispatch import Observers
+from attnres_train.observe.observed import Arrays
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedules import LRSchedule
@@ -33,7 +33,9 @@ from attnres_train.pipeline.run.engine import Engine, StepResult
 from attnres_train.runs.progress import Progress
 from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.watch import Pulse
+from attnres_train.training.clock import StepClock, shares
 from attnres_train.training.nonfinite import Skips
+from attnres_train.training.observation import Observation
 from attnres_train.training.qk_clip import QKClip
 from attnres_train.training.roll_back import roll_back
 from attnres_train.training.run_state import Checkpoints
@@ -63,6 +65,8 @@ class Parts:
     """Of the `mean_document_length` of what is trained on."""
     peak_flops: float | None
     samples: Samples | None = None
+    planned_bubble: float | None = None
+    """Of the schedule, by `planning.bubble.planned_bubble`; None without a pipeline."""
     pulse: Pulse = field(default_factory=Pulse)
 
 
@@ -91,6 +95,9 @@ class Trainer:
         self.expert_record = ExpertRecord(ports.exchange, ranks)
         self.qk_clip = QKClip(config.optimizer.qk_clip, parts.chunks, ranks)
         why, limit = self.expert_record.why_not_finite, config.train.max_skipped_steps
+        self.observation = Observation(config, ranks, parts.chunks, parts.optimizer)
+        self.observed: Arrays | None = None
+        """What the step just done has shown, on the main rank."""
         self.skips = Skips(limit, parts.chunks, ranks.control, why)
 
     def fit(self) -> Progress:
@@ -99,6 +106,7 @@ class Trainer:
         self.progress = self.parts.checkpoints.resume()
         end = self.progress.began + train.train_iters
         end = min(end, train.stop_after or end)
+        self.observation.last_step = end
         # A failure is written down before observers are told, which may take their time.
         watching = observers.watching(self.progress.step)
         with self.parts.checkpoints.settled(), watching, self.recorded():
@@ -108,6 +116,8 @@ class Trainer:
                 self.stopped, step = totals.stopping, self.progress.step
                 if self._rolled_back(record):
                     continue
+                if self.observed is not None:
+                    observers.tell(Observer.on_observation, step, self.observed)
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
                     record |= self.validate()
                     observers.tell(Observer.on_validation, step, record["validation_loss"])
@@ -183,28 +193,38 @@ class Trainer:
         Where the loss or the gradient norm is not finite the update is left out, on all ranks, and
         the data are passed over. Raises FloatingPointError where that is one too many (`Skips`).
         """
-        started = time.perf_counter()
+        clock = StepClock()
         parts, progress = self.parts, self.progress
         step = progress.step + 1
-        batches = parts.data.micro_batches(progress.samples, self.ranks.dp_rank, self.ranks.dp_size)
-        parts.pulse.beat()  # from here on it waits for others
-        micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+        data, place = parts.data, (self.ranks.dp_rank, self.ranks.dp_size)
+        with clock.on("data"):
+            batches = data.micro_batches(progress.samples, *place)
+            parts.pulse.beat()  # from here on it waits for others
+            micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+        micro_batches[0].probe = probe = self.observation.probe(step)
         self.expert_record.begin()
         self.qk_clip.begin()
         reduction = parts.optimizer.reduction
-        result = parts.engine.train_step(micro_batches, reduction.last_backward)
-        reduction.finish()
+        with clock.on("passes"):
+            result = parts.engine.train_step(micro_batches, reduction.last_backward)
+        clock.waited = result.waited_seconds
+        with clock.on("reduce"):
+            reduction.finish()
+        gather = self.observation.gather
+        self.observed = gather(probe, result, len(micro_batches)) if probe else None
         parts.observers.tell(Observer.on_backward, step, parts.chunks)
-        grad_norm = self._clip()
-        totals = self._over_ranks(result, micro_batches)
+        with clock.on("reduce"):
+            grad_norm = self._clip()
+        totals = self._over_ranks(result, micro_batches, clock.spent())
         taken = not self.skips.passes_over(step, totals.loss, grad_norm, self.ranks.is_main)
         lr = self.lr_schedule.learning_rate(
             step - progress.began, self.config.optimizer.lr, self.config.train.train_iters
         )
-        of_layers = self.qk_clip.of_step()
-        if taken:
-            parts.optimizer.step(lr, self.qk_clip.factors())
-        parts.optimizer.zero_grad()
+        with clock.on("optimizer"):
+            of_layers = self.qk_clip.of_step()
+            if taken:
+                parts.optimizer.step(lr, self.qk_clip.factors())
+            parts.optimizer.zero_grad()
         of_layers |= self._update_router_biases(taken)
 
         samples = self.config.train.global_batch_size
@@ -214,8 +234,7 @@ class Trainer:
         progress.skipped += not taken
         look(self.config.train, progress, totals.loss, self.ranks.is_main)
         parts.pulse.rest()
-        record = self._record(totals, grad_norm, lr, time.perf_counter() - started) | of_layers
-        return record, totals
+        return self._record(totals, grad_norm, lr, clock) | of_layers, totals
 
     @torch.no_grad()
     def validate(self) -> Record:
@@ -284,7 +303,9 @@ class Trainer:
         update_router_biases(self.chunks, rate)
         return record
 
-    def _over_ranks(self, result: StepResult, micro_batches: list[MicroBatch]) -> StepTotals:
+    def _over_ranks(
+        self, result: StepResult, micro_batches: list[MicroBatch], spent: Sequence[float] = ()
+    ) -> StepTotals:
         saving, stopping = self.parts.checkpoints.saving, self.stop_requested()
         lengths = [mean_document_length(batch, self.shares) for batch in micro_batches]
         return over_ranks(
@@ -293,12 +314,15 @@ class Trainer:
             document_length=sum(lengths) / len(lengths),
             stopping=stopping,
             saving=saving,
+            spent=spent,
         )
 
-    def _record(self, totals: StepTotals, grad_norm: float, lr: float, seconds: float) -> Record:
-        """What is logged of the step just done, which took ``seconds``."""
-        train, peak = self.config.train, self.parts.peak_flops
+    def _record(self, totals: StepTotals, grad_norm: float, lr: float, clock: StepClock) -> Record:
+        """What is logged of the step just done, whose time ``clock`` has taken."""
+        train, peak, seconds = self.config.train, self.parts.peak_flops, clock.seconds
         tokens = train.global_batch_size * train.seq_length
+        flops = tokens * self.parts.flops_per_token(totals.document_length)
+        flops_per_second = flops / (seconds * self.ranks.world_size)  # of a device
         record = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
@@ -309,7 +333,11 @@ class Trainer:
             "step_seconds": seconds,
             "p2p_bytes": totals.p2p_bytes,
             "memory_bytes": totals.memory_bytes,
+            "tflops": flops_per_second / 1e12,
         }
+        record |= shares(totals, clock, self.ranks.rank, self.ranks.pipeline.size())
+        if self.parts.planned_bubble is not None:
+            record["planned_bubble"] = self.parts.planned_bubble
         if self.config.stages:
             record["stage"] = self.progress.stage
         if self.progress.skipped:
@@ -317,6 +345,5 @@ class Trainer:
         if self.progress.spikes.count:
             record["loss_spikes"] = self.progress.spikes.count
         if peak:
-            flops = tokens * self.parts.flops_per_token(totals.document_length)
-            record["mfu"] = flops / (seconds * peak * self.ranks.world_size)
+            record["mfu"] = flops_per_second / peak
         return record

@@ -73,7 +73,7 @@ def test_it_trains_on_the_built_in_corpus(tools: Path, tmp_path: Path) -> None:
     attnres = tools / "attnres-train"
     short = ["train.train_iters=2", "train.seq_length=32", "train.eval_interval=0"]
     screen = run(attnres, "train", "quickstart", *short, cwd=tmp_path)
-    assert "step 2/2 (100%)" in screen
+    assert "step 2/2 " in screen
     assert "runs/quickstart: step 2 of 2" in run(attnres, "report", "quickstart", cwd=tmp_path)
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nrun: {name: mine}\n")
     assert "2 ranks x 2 virtual stages" in run(attnres, "config", "mine.yaml", cwd=tmp_path)

@@ -15,6 +15,7 @@ from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import load_config
 from attnres_train.data.loader import open_data
 from attnres_train.data.prepare import open_tokenizer, prepare
+from attnres_train.model.flops import training_flops_per_token
 from attnres_train.planning.build import build_plan
 from tests.parity.pool import RankFailedError
 from tests.tiny import (
@@ -41,7 +42,18 @@ LOGGED = {
     "expert_violation",
     "expert_rank_load",
     "expert_bytes",
+    "tflops",
+    "data_share",
+    "compute_share",
+    "wait_share",
+    "reduce_share",
+    "optimizer_share",
+    "smoothed_loss",
+    "time",
+    "wall_seconds",
+    "flops",
 }
+OF_PIPELINES = {"bubble", "planned_bubble"}
 PIPELINE = grid(2, 2)
 
 
@@ -60,12 +72,34 @@ def test_a_record_per_step(whole, piped):
     for run in (whole, piped):
         assert column(run, "step") == list(range(1, STEPS + 1))
         for record in records(run):
-            assert record.keys() - {"validation_loss", "validation_bits_per_byte"} == LOGGED
+            wanted = LOGGED | OF_PIPELINES if run == piped else LOGGED
+            assert record.keys() - {"validation_loss", "validation_bits_per_byte"} == wanted
             assert record["tokens"] == record["step"] * 8 * 32
             assert record["lr"] == 0.01
             rate = record["tokens_per_second"] * record["step_seconds"]
             assert rate == pytest.approx(8 * 32)
             assert 0 < record["grad_norm"] < math.inf
+
+
+def test_time_goes_to_what_is_named(whole, piped):
+    for run in (whole, piped):
+        for record in records(run):
+            of_time = [value for key, value in record.items() if key.endswith("_share")]
+            assert min(of_time) >= 0 and 0.5 < sum(of_time) <= 1 + 1e-9
+            assert record["compute_share"] > 0.1
+    assert set(column(whole, "wait_share")) == {0.0}
+    assert all(share > 0 for share in column(piped, "wait_share"))
+    assert all(0 < bubble < 1 for bubble in column(piped, "bubble"))
+    assert len(set(column(piped, "planned_bubble"))) == 1
+
+
+def test_flops_are_those_of_the_model(tiny, whole, piped):
+    per_step = 8 * 32 * training_flops_per_token(tiny.config().model, 32)
+    for run in (whole, piped):
+        expected = [step * per_step for step in range(1, STEPS + 1)]
+        assert column(run, "flops") == pytest.approx(expected)
+    first = records(piped)[0]
+    assert first["tflops"] * 1e12 * 2 * first["step_seconds"] == pytest.approx(per_step)
 
 
 def test_bytes_on_the_wire_are_the_plan_times_micro_batches(tiny, whole, piped):

@@ -144,6 +144,22 @@ def depth_phase2(
     return h, torch.cat([completed.logits, logit.unsqueeze(-1)], -1).softmax(-1)
 
 
+@torch.no_grad()
+def depth_weights(
+    query: Tensor, key_norm_weight: Tensor, sources: Sequence[Tensor], eps: float = 1e-5
+) -> Tensor:
+    """The weights alone, [..., N] in fp32 (fp64), without gradient, of a read by `depth_attention`
+    with these arguments or by the two phases: to look at, for no read need keep them."""
+    _check([query, key_norm_weight], sources)
+    folded = _fold(query, key_norm_weight, sources[0].dtype)
+    logits = []
+    for source in sources:
+        values = source.to(folded.dtype)
+        inv_rms = values.square().mean(-1).add_(eps).rsqrt_()
+        logits.append((values @ folded).mul_(inv_rms))
+    return torch.stack(logits, -1).softmax(-1)
+
+
 class _Operators(NamedTuple):
     """Differentiable functions with the arguments and results of `DepthRead.apply`,
     `DepthPhase1.apply` and `DepthMerge.apply`."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from attnres_train.model.blocks import Blocks
-from attnres_train.model.depth.attention import depth_attention, depth_phase2
+from attnres_train.model.depth.attention import depth_attention, depth_phase2, depth_weights
 from attnres_train.model.depth.fla import normed_read_kernel, run_normed_read
 from attnres_train.model.depth.shared_reads import SharedReads
 from attnres_train.model.norm import RMSNorm
@@ -108,3 +108,11 @@ class AttentionResiduals(Residual):
 
     def end(self, reader: DepthQuery, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         return reader.attend(blocks)
+
+    def weights(
+        self, sublayer: int, reader: DepthQuery, sources: Sequence[Tensor]
+    ) -> Tensor | None:
+        return depth_weights(reader.query, reader.norm, sources, reader.eps)
+
+    def query(self, reader: DepthQuery) -> Tensor | None:
+        return reader.query

@@ -59,3 +59,14 @@ class DenseFormer(Residual):
 
     def end(self, reader: DepthAverage, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         return reader.attend(blocks)
+
+    def weights(
+        self, sublayer: int, reader: DepthAverage | None, sources: Sequence[Tensor]
+    ) -> Tensor | None:
+        if reader is None:
+            return None  # in the middle of a layer, and before the first
+        wide = torch.promote_types(sources[0].dtype, torch.float32)
+        return reader.weights.to(wide).expand(*sources[0].shape[:-1], -1)
+
+    def query(self, reader: DepthAverage | None) -> Tensor | None:
+        return reader.weights if reader else None

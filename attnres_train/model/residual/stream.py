@@ -117,6 +117,16 @@ class Residual:
         """What the output head reads, [B, T, D], before the final norm."""
         return present(partial)
 
+    def weights(self, sublayer: int, reader: Any, sources: Sequence[Tensor]) -> Tensor | None:
+        """For a picture, without gradient: the weights [B, T, N], fp32 (fp64), with which the read
+        before ``sublayer`` (and `end`) mixes ``sources``, the blocks so far and the partial if
+        there is one. None where it has no such weights."""
+        return None
+
+    def query(self, reader: Any) -> Tensor | None:
+        """For a picture: what of a read's parameters chooses among sources; None for nothing."""
+        return None
+
 
 def build_residual(model: ModelConfig) -> Residual:
     """What runs the residual stream of ``model``."""

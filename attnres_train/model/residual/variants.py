@@ -44,12 +44,27 @@ class VariantRead(NamedTuple):
         with torch.autocast(sources[0].device.type, enabled=False):
             wide = torch.promote_types(sources[0].dtype, torch.float32)
             values_BTND = torch.stack(sources, -2).to(wide)
-            logits_BTNH = self._logits(values_BTND)
-            is_softmax = self.options.normalizer == "softmax"
-            weights = logits_BTNH.softmax(-2) if is_softmax else logits_BTNH.sigmoid()
+            weights = self._weights(values_BTND)
             heads_BTNHK = values_BTND.unflatten(-1, (self.options.num_heads, -1))
             mixed = (weights.unsqueeze(-1) * heads_BTNHK).sum(-3)
             return mixed.flatten(-2).to(sources[0].dtype)
+
+    @torch.no_grad()
+    def weights(self, sources: Sequence[Tensor]) -> Tensor:
+        """The weights [B, T, N] of `attend`, the mean over heads; zero outside of the window."""
+        window, count = self.options.window, len(sources)
+        seen = range(count) if window is None else [0, *range(1, count)[-window:]]
+        wide = torch.promote_types(sources[0].dtype, torch.float32)
+        weights_BTnH = self._weights(torch.stack([sources[n] for n in seen], -2).to(wide))
+        weights = sources[0].new_zeros((*sources[0].shape[:-1], count), dtype=wide)
+        weights[..., list(seen)] = weights_BTnH.mean(-1).expand(*weights.shape[:-1], len(seen))
+        return weights
+
+    def _weights(self, values_BTND: Tensor) -> Tensor:
+        """[B, T, N, H], or [N, H] where they do not depend on the input."""
+        logits_BTNH = self._logits(values_BTND)
+        is_softmax = self.options.normalizer == "softmax"
+        return logits_BTNH.softmax(-2) if is_softmax else logits_BTNH.sigmoid()
 
     def _logits(self, values_BTND: Tensor) -> Tensor:
         """[B, T, N, H], or [N, H] where they do not depend on the input."""
@@ -95,6 +110,14 @@ class DepthVariants(Residual):
 
     def end(self, reader: VariantRead, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         return reader.attend(blocks)
+
+    def weights(
+        self, sublayer: int, reader: VariantRead, sources: Sequence[Tensor]
+    ) -> Tensor | None:
+        return reader.weights(sources)
+
+    def query(self, reader: VariantRead) -> Tensor | None:
+        return reader.scores if reader.query is None else reader.query
 
 
 class _Count(Protocol):

@@ -31,6 +31,8 @@ class StepResult:
     """Most blocks in this rank's store at any time."""
     peak_bytes: int
     """Most memory that they kept alive."""
+    waited_seconds: float
+    """That the process was held up by what peers had not sent or taken yet."""
 
 
 class Engine:
@@ -105,4 +107,5 @@ class Engine:
             p2p_bytes=self.stage.transport.bytes_sent - sent_before,
             peak_blocks=store.peak_blocks,
             peak_bytes=store.peak_bytes,
+            waited_seconds=execution.inbox.waited + execution.outbox.waited,
         )

@@ -48,6 +48,8 @@ class Inbox:
         self._rank, self._transport, self._debug = rank, transport, debug
         self._make_buffer = make_buffer
         self._posted: dict[Message, _Receipt] = {}
+        self.waited = 0.0
+        """Seconds that the process was held up here. (On CUDA the stream waits instead.)"""
 
     def post(self, message: Message) -> None:
         """Start to receive ``message``, the next one that is sent on its channel."""
@@ -66,13 +68,14 @@ class Inbox:
 
         Raises PeerError if it does not come, in debug mode PipelineError if it is another tensor.
         """
-        receipt = self._posted.pop(message)
+        receipt, started = self._posted.pop(message), time.perf_counter()
         with _peer_errors(self._rank, message, receipt.buffer):
             if receipt.identity is not None:
                 found, work = receipt.identity
                 work.wait()
                 self._check_identity(message, found)
             receipt.work.wait()
+        self.waited += time.perf_counter() - started
         return receipt.buffer
 
     def pending(self) -> list[Wait]:
@@ -116,6 +119,8 @@ class Outbox:
     def __init__(self, rank: int, transport: Transport, dtype: torch.dtype, debug: bool) -> None:
         self._rank, self._transport, self._dtype, self._debug = rank, transport, dtype, debug
         self._pending: list[_Sending] = []
+        self.waited = 0.0
+        """As the inbox's."""
 
     def send(self, message: Message, tensor: Tensor, due: int) -> None:
         """Start to send ``tensor`` (of the stream's dtype, else PipelineError)."""
@@ -153,9 +158,11 @@ class Outbox:
 
     def _finish(self, sending: _Sending) -> None:
         self._pending.remove(sending)
+        started = time.perf_counter()
         with _peer_errors(self._rank, sending.message, sending.tensors[-1]):
             for work in sending.works:
                 work.wait()
+        self.waited += time.perf_counter() - started
 
 
 @contextmanager
