@@ -55,7 +55,7 @@ class BoundedForgetGate(KimiLinearForgetGate):
 
     def __init__(self, config: AttnResConfig) -> None:
         super().__init__(config)
-        self.lower_bound = config.gate_lower_bound
+        self.lower_bound = float(config.gate_lower_bound or 0.0)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         raw = self.f_b_proj(self.f_a_proj(hidden_states)).float() + self.dt_bias.float()
@@ -132,7 +132,7 @@ class AttnResDecoderLayer(KimiLinearDecoderLayer):
 class AttnResModel(KimiLinearModel):
     config_class = AttnResConfig
     _no_split_modules = ["AttnResDecoderLayer"]  # noqa: RUF012  (as transformers has it)
-    _can_record_outputs = {}  # noqa: RUF012
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
     supports_gradient_checkpointing = False
 
     def __init__(self, config: AttnResConfig) -> None:
@@ -182,8 +182,8 @@ class AttnResModel(KimiLinearModel):
         }
         layers_per_block = self.config.attn_res_block_size
         stream = Stream(embedding, layers_per_block and 2 * layers_per_block)
-        for layer in self.layers:
-            stream = layer(stream, attention_mask=masks[layer.block_type], cache=cache, **kwargs)
+        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
+            stream = layer(stream, attention_mask=masks[kind], cache=cache, **kwargs)
         sources = stream.sources()
         if layers_per_block:
             x = depth_attention(self.output_attn_res_proj, self.output_attn_res_norm, sources)
@@ -195,7 +195,7 @@ class AttnResModel(KimiLinearModel):
 class AttnResForCausalLM(KimiLinearForCausalLM):
     config_class = AttnResConfig
     _no_split_modules = ["AttnResDecoderLayer"]  # noqa: RUF012
-    _can_record_outputs = {}  # noqa: RUF012
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
     # The decay, too: its exponential is taken.
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         "e_score_correction_bias",
