@@ -32,7 +32,7 @@ SHARD_BYTES = 64 << 20
 _SHORTEST = 200
 """Characters of a document that is worth its end."""
 _LICENCE = re.compile(
-    r"^(?:License(?:-Expression)?|Classifier: License ::)\s*:?\s*(\S.*)$", re.M | re.I
+    r"^(?:License(?:-Expression)?:|Classifier: License ::)[ \t]*(\S.*)$", re.M | re.I
 )
 
 
@@ -146,9 +146,10 @@ def licences(archive: Path) -> list[str]:
     """What the package says of its licences: the fields of a wheel's METADATA, or of Debian's
     copyright file, which stands in full in the package."""
     pattern = re.compile(r"[^/]+\.dist-info/METADATA|usr/share/doc/[^/]+/copyright(?:\.gz)?")
-    for _, content in members(archive, pattern):
+    for name, content in members(archive, pattern):
         text = content.decode("utf-8", errors="replace")
-        return sorted({found.strip() for found in _LICENCE.findall(text)})
+        named = sorted({found.strip() for found in _LICENCE.findall(text)})
+        return named or [f"see {name} in the archive"]
     return []
 
 

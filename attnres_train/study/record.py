@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attnres_train import __version__
 from attnres_train.errors import UserError
 from attnres_train.study import results
 from attnres_train.study.compute import model_flops_per_token
-from attnres_train.study.study_file import Study, label_of
+from attnres_train.study.settings import label_of
+from attnres_train.study.study_file import Study
 
 FORMAT = 1
 
@@ -30,7 +30,6 @@ def record_of(study: Study) -> dict[str, Any]:
         raise UserError(f"{study.folder} holds no run that has ended: start the study first")
     return {
         "format": FORMAT,
-        "made_by": f"attnres-train {__version__}",
         "study": settings.study.name,
         "axes": {axis.name: list(map(label_of, axis.values)) for axis in settings.axes},
         "report": settings.report.model_dump(),
