@@ -7,6 +7,7 @@ fresh gloo process group.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
 import sys
@@ -128,12 +129,15 @@ def _serve(connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what is loaded needs no look after each job
     while True:
         try:
             sys.path[:], job = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         connection.send_bytes(pickle.dumps(_outcome(job)))
+        # A process group that a cycle holds has a thread, which wakes a hundred times a second.
+        gc.collect()
 
 
 def _outcome(pickled: bytes) -> _Outcome:

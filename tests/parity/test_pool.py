@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,25 @@ def die_on_rank_1() -> None:
     if dist.get_rank() == 1:
         os._exit(3)
     dist.barrier()
+
+
+def keep_a_group_in_a_cycle() -> None:
+    cycle: list = [dist.new_group(backend="gloo")]
+    cycle.append(cycle)
+
+
+def threads_of_gloo() -> int:
+    names = (path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+    return sum(name.startswith("gloo") for name in names)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds threads in /proc")
+def test_groups_of_one_job_are_gone_at_the_next(pool):
+    pool.run(sum_of_ranks, 2, 0)
+    before = pool.run(threads_of_gloo, 2)
+    assert min(before) > 0
+    pool.run(keep_a_group_in_a_cycle, 2)
+    assert pool.run(threads_of_gloo, 2) == before
 
 
 def test_processes_are_used_again(pool):
