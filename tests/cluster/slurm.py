@@ -124,9 +124,18 @@ class Cluster:
         files = sorted(self.folder.glob("*.log"))
         return "\n".join(f"== {f.name}\n{f.read_text(errors='replace')[-3000:]}" for f in files)
 
+    def clear(self) -> None:
+        """End all jobs for good, and wait until they are gone."""
+        for number in self.run("squeue", "--noheader", "--format=%i").split():
+            with suppress(AssertionError):  # it is over, or none of it runs
+                self.run("scontrol", "update", f"JobId={number}", "Requeue=0")
+                self.run("scancel", "--full", "--signal=KILL", number)
+        self.run("scancel", "--user", getpass.getuser())
+        self.wait_for(lambda: not self.run("squeue", "--noheader").strip(), "jobs are left")
+
     def end(self) -> None:
         with suppress(AssertionError, subprocess.TimeoutExpired):
-            self.run("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
+            self.clear()
         for name in reversed(list(self.daemons)):
             self.stop(name)
 

@@ -58,17 +58,16 @@ def test_a_run_whose_checkpoints_lie_on_a_disk_that_fills(tmp_path, last):
     if why := why_not(run):
         pytest.skip(why)
     prepare(load_config(config, []), progress=False)
-    words = [
-        *("train", str(config), "train.train_iters=9", "train.eval_interval=0"),
-        "checkpoint.async_save=false",
-        f"log.observers=[{{kind: tests.own_observers:Hog, options: {{first: 4, last: {last}}}}}]",
-    ]
+    words = ["train", str(config), "train.train_iters=9", "train.eval_interval=0"]
+    words.append("checkpoint.async_save=false")
+    hog = f"log.observers=[{{kind: tests.own_observers:Hog, options: {{first: 4, last: {last}}}}}]"
     screen = tmp_path / "screen"
-    train = ["env", *RANK, f"MASTER_PORT={free_port()}", "sh", "-c", _on_screen(words, screen)]
-    commands = [train]
+    alone = ["env", *RANK, f"MASTER_PORT={free_port()}", "sh", "-c"]
+    commands = [[*alone, _on_screen([*words, hog], screen)]]
     if not last:
         there = run / "checkpoints" / step_name(3)
-        commands += [command("checkpoint", "verify", there), ["rm", str(run / "hog")], train]
+        commands += [command("checkpoint", "verify", there), ["rm", str(run / "hog")]]
+        commands += [[*alone, _on_screen(words, screen)]]
     done = on_disk(run, 8 << 20, *commands, keep=kept)
     told = screen.read_text()
     first, *_ = told.split("resumed from ")
