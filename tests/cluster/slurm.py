@@ -17,7 +17,7 @@ from tests.tiny import free_port
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
 NODES = ("n1", "n2")
-SECONDS = 300  # on a busy machine; a few are enough otherwise
+SECONDS = 600  # on a busy machine; a few are enough otherwise
 # Debian has daemons where users do not look for programs.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
