@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from attnres_train.loading import without_collection
+
 
 def megatron_core(name: str) -> ModuleType:
     """The module ``megatron.core.<name>``. The first import of any takes 2 to 4 s.
 
     What the import warns of and logs is not shown; an error is raised as ever.
     """
-    with _quiet():
+    with _quiet(), without_collection():
         module = importlib.import_module(f"megatron.core.{name}")
     # Said whenever one of its classes is used outside of a launcher, as data preparation does.
     warnings.filterwarnings("ignore", message="Could not determine (rank|world size) from")

@@ -18,7 +18,8 @@ PLANNING = "pipeline.plan"
 # named are on top.
 ALLOWED = {
     "errors": (),
-    "megatron": (),
+    "loading": (),
+    "megatron": ("loading",),
     "screen": (),
     "words": (),
     "config": (),

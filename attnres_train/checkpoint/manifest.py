@@ -14,13 +14,13 @@ tensors in it and files of torch.distributed.checkpoint; it is read still (`old_
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from attnres_train.checkpoint.crc import crc32
 from attnres_train.checkpoint.saved import SavedTensor, assembled
 from attnres_train.checkpoint.sealed import is_sealed, seal
 from attnres_train.checkpoint.tensor_file import Layout, TensorSpec, checksum, lay_out, read_bytes
@@ -103,7 +103,7 @@ def list_of(
         for layout in layouts.values()
         for name, entry in layout.tensors.items()
     }
-    files = {name: [part.nbytes, zlib.crc32(part.header)] for name, part in layouts.items()}
+    files = {name: [part.nbytes, crc32(part.header)] for name, part in layouts.items()}
     return seal({"files": files, "tensors": tensors, "rng": rng})
 
 
@@ -184,7 +184,7 @@ def each_list(manifest: Manifest) -> Iterator[tuple[dict[str, TensorSpec], dict[
     for name, expected in manifest.lists.items():
         try:
             data = (manifest.folder / name).read_bytes()
-            if zlib.crc32(data) != expected:
+            if crc32(data) != expected:
                 raise ValueError("its checksum is another one")
             mine = json.loads(data)
             entries = {n: TensorSpec(*entry) for n, entry in mine["tensors"].items()}

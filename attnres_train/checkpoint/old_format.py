@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from attnres_train.checkpoint.crc import crc32
 from attnres_train.checkpoint.manifest import Manifest
 from attnres_train.checkpoint.old_metadata import SafeReader
 from attnres_train.checkpoint.tensor_file import bytes_of, view_of
@@ -32,4 +32,4 @@ def read_old(manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
 
 def _crc32(tensor: Tensor) -> int:
     # Of what is in memory, not in the files: it has arrived in pieces.
-    return zlib.crc32(view_of(bytes_of(tensor.cpu())))
+    return crc32(view_of(bytes_of(tensor.cpu())))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from attnres_train.checkpoint import folders
+from attnres_train.checkpoint.crc import crc32
 from attnres_train.checkpoint.manifest import META, meta_of, unlike
 from attnres_train.checkpoint.sealed import sync_folder, write_file
 
@@ -29,7 +29,7 @@ class Report(NamedTuple):
 
     @classmethod
     def of(cls, name: str, text: bytes, sizes: dict[str, int], in_parts: bool = False) -> Report:
-        return cls(name, zlib.crc32(text), {**sizes, name: len(text)}, in_parts)
+        return cls(name, crc32(text), {**sizes, name: len(text)}, in_parts)
 
 
 def begin(folder: Path, step: int) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from attnres_train.checkpoint.crc import crc32
 
 _SEAL = b', "crc32": '
 
@@ -15,13 +16,13 @@ _SEAL = b', "crc32": '
 def seal(content: Mapping[str, Any]) -> bytes:
     """``content`` as JSON, with the CRC-32 of all that stands before it as its last key."""
     body = json.dumps(content).encode()[:-1]
-    return body + _SEAL + b"%d}\n" % zlib.crc32(body)
+    return body + _SEAL + b"%d}\n" % crc32(body)
 
 
 def is_sealed(data: bytes) -> bool:
     """Whether ``data`` is, byte for byte, what `seal` has made."""
     body, _, end = data.rpartition(_SEAL)
-    return end == b"%d}\n" % zlib.crc32(body)
+    return end == b"%d}\n" % crc32(body)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnres_train.checkpoint.crc import crc32
 from attnres_train.model.parts import Place, common, indices, narrowed
 
 # torch's name of a dtype -> the format's.
@@ -151,7 +151,7 @@ def checksum(pieces: Iterable[memoryview]) -> int:
     """CRC-32 of bytes that come in pieces."""
     value = 0
     for piece in pieces:
-        value = zlib.crc32(piece, value)
+        value = crc32(piece, value)
     return value
 
 
@@ -177,7 +177,7 @@ def read_part(folder: Path, entry: TensorSpec, place: Place, target: Tensor, wan
     row = entry.nbytes // max(1, entry.shape[0])
     rows = max(1, _CHUNK_BYTES // max(1, row))
     for piece in read_bytes(folder / entry.file, entry.start, entry.nbytes, rows * row):
-        value = zlib.crc32(piece, value)
+        value = crc32(piece, value)
         count = len(piece) // row
         here = narrowed(place, 0, first, first + count)
         if both := common(here, wanted):

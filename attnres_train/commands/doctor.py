@@ -18,6 +18,7 @@ OPTIONAL = {
     "matplotlib": ("the loss plot", "no picture"),
     "pyarrow": ("Parquet corpora", "JSONL and text remain"),
     "tiktoken": ("tiktoken tokenizers", "tokenizer.json and trained BPE remain"),
+    "zlib-ng": ("checksums of checkpoints", "zlib's, several times slower"),
     "sentencepiece": ("SentencePiece tokenizers", "tokenizer.json and trained BPE remain"),
 }
 REQUIRED = ("torch", "megatron-core", "numpy", "pyyaml", "pydantic", "tokenizers", "safetensors")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attnres_train.config import check_config, load_config
 from attnres_train.config.schema import RunConfig
+from attnres_train.loading import without_collection
 from attnres_train.observe.curves import check_sinks
 from attnres_train.parallel.launched import launched_world_size
 from attnres_train.supervise import failures
@@ -38,7 +39,8 @@ def _work(args: argparse.Namespace, world_size: int) -> int:
     check_machine(config)
     check_sinks(config.log)
     # Imported here: a config that cannot run is told before torch is loaded.
-    from attnres_train.train import train
+    with without_collection():
+        from attnres_train.train import train
 
     return train(config)
 

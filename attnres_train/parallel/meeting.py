@@ -25,6 +25,8 @@ from attnres_train.words import some_of
 PREFIX = "start"
 """Of a meeting's keys, in the store that is the whole run's."""
 POLL_SECONDS = 0.1
+# Of what is told at once: torch's store closes the connection of whoever sends it 8 MiB and more.
+PIECE = 2**22
 # Seconds between two lines that tell who is waited for.
 TELL_SECONDS = 30.0
 # Seconds that rank 0, in whose process the store may be, leaves the others to read why it fails.
@@ -49,8 +51,9 @@ class Meeting:
     """Whether all know that all are well: what fails after that is not told here."""
 
     def tell(self, key: str, value: Any) -> None:
-        """Leave ``value`` for `hear`."""
-        self.store.set(key, json.dumps(value))
+        """Leave ``value``, of whatever size, for `hear`."""
+        for place, text in _entries(key, value).items():
+            self.store.set(place, text)
 
     def tell_own(self, key: str, value: Any) -> None:
         """Leave this rank's ``value`` for `hear_all`."""
@@ -63,11 +66,11 @@ class Meeting:
         Raises UserError when it does not come in time, or another rank cannot start.
         """
         self._wait([key], lambda missing: doing)
-        return json.loads(self.store.get(key))
+        return self._told(key, self.store.get(key))
 
     def heard(self, key: str) -> Any:
         """What has been told under ``key``; None where nothing has."""
-        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+        return self._told(key, self.store.get(key)) if self.store.check([key]) else None
 
     def hear_all(self, key: str, doing: str, names: Sequence[str] = ()) -> list[Any]:
         """What every rank tells under ``key``, by rank; ``doing`` is what they do for it, as in
@@ -81,7 +84,16 @@ class Meeting:
             return f"{of_ranks(missing)}{on} {doing}"
 
         self._wait(keys, waited_for)
-        return [json.loads(value) for value in self.store.multi_get(keys)]
+        return [
+            self._told(key, text)
+            for key, text in zip(keys, self.store.multi_get(keys), strict=True)
+        ]
+
+    def _told(self, key: str, text: bytes) -> Any:
+        """The value whose entry under ``key`` is ``text``."""
+        more, _, first = text.partition(b":")
+        rest = (self.store.get(_piece(key, number)) for number in range(int(more)))
+        return json.loads(b"".join((first, *rest)))
 
     def _wait(self, keys: list[str], waited_for: Callable[[list[int]], str]) -> None:
         started = told = time.monotonic()
@@ -119,7 +131,20 @@ class Meeting:
 
 def told_beforehand(key: str, value: Any) -> dict[str, str]:
     """What whoever has the store puts there for a process to have `heard` ``value``."""
-    return {f"{PREFIX}/{key}": json.dumps(value)}
+    return _entries(f"{PREFIX}/{key}", value)
+
+
+def _entries(key: str, value: Any) -> dict[str, str]:
+    """What the store is to hold for ``value``: under ``key``, which comes last, its first piece and
+    how many more there are."""
+    text = json.dumps(value)
+    first, *rest = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+    pieces = {_piece(key, number): piece for number, piece in enumerate(rest)}
+    return pieces | {key: f"{len(rest)}:{first}"}
+
+
+def _piece(key: str, number: int) -> str:
+    return f"{key}#{number}"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tests.tiny import free_port
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
 NODES = ("n1", "n2")
-SECONDS = 300  # on a busy machine; a few are enough otherwise
+SECONDS = 600  # on a busy machine; a few are enough otherwise
 # Debian has daemons where users do not look for programs.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
@@ -124,9 +124,18 @@ class Cluster:
         files = sorted(self.folder.glob("*.log"))
         return "\n".join(f"== {f.name}\n{f.read_text(errors='replace')[-3000:]}" for f in files)
 
+    def clear(self) -> None:
+        """End all jobs for good, and wait until they are gone."""
+        for number in self.run("squeue", "--noheader", "--format=%i").split():
+            with suppress(AssertionError):  # it is over, or none of it runs
+                self.run("scontrol", "update", f"JobId={number}", "Requeue=0")
+                self.run("scancel", "--full", "--signal=KILL", number)
+        self.run("scancel", "--user", getpass.getuser())
+        self.wait_for(lambda: not self.run("squeue", "--noheader").strip(), "jobs are left")
+
     def end(self) -> None:
         with suppress(AssertionError, subprocess.TimeoutExpired):
-            self.run("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
+            self.clear()
         for name in reversed(list(self.daemons)):
             self.stop(name)
 

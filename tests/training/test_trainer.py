@@ -248,6 +248,16 @@ def test_a_signal_to_one_rank_stops_all_after_one_step_saved(tiny):
     assert column(resumed, "step") == list(range(1, step + 2))
 
 
+def test_a_signal_between_steps_is_heard_at_the_next_one(tiny):
+    """In a validation, before the save of step 3."""
+    told = "log.observers=[tests.own_observers:Told]"
+    screen = tiny.screen("told-while-validating", *PIPELINE, told, ranks=2)
+    run = tiny.folder / "runs" / "told-while-validating"
+    assert "stopped after step 4, saved; the same command resumes" in screen
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert saved == [step_name(3), step_name(4)]
+
+
 def test_the_run_folder_says_what_ran(tiny, piped):
     config = load_config(piped / "config.yaml")
     assert config == tiny.config("run.name=whole-2x2", *PIPELINE)
