@@ -4,8 +4,8 @@
 
 Each observed step has the probe in its first micro-batch, the gather, and the arrays written into a
 run folder. Reported are the ratio of the medians, for each kind of residual, and what is left of it
-over `observe.interval` steps; pictures for TensorBoard, which limit themselves to a hundredth of the
-time, are drawn apart.
+over `observe.interval` steps; pictures for TensorBoard, which limit themselves to a hundredth of
+the time, are drawn apart.
 """
 
 from __future__ import annotations
