@@ -148,8 +148,14 @@ def search(words: Sequence[str]) -> list[Option]:
         # A key of a stage is found where it is asked for, or where nothing else is.
         found = [o for o in found if not o.key.startswith("stages[].")] or found
         if found:
-            return sorted(found, key=lambda option: not option.names & set(wanted))
+            return sorted(found, key=lambda option: _distance(option, set(wanted)))
     return []
+
+
+def _distance(option: Option, wanted: set[str]) -> int:
+    """0 where a word is the option's own name, 1 where it is another framework's."""
+    own = _searchable(option.key.rpartition(".")[2])
+    return 0 if own in wanted else 1 if option.names & wanted else 2
 
 
 def _searchable(word: str) -> str:
