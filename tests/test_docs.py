@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,9 @@ def files(page: Path) -> dict[str, str]:
 def workspace(tmp_path_factory) -> Path:
     """A copy of what the commands touch: the repository's files, this interpreter as `.venv`."""
     folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(ROOT / "docs", folder / "docs")  # a command of README.md draws into it
     for name in (
         "configs",
-        "docs",
         "launch",
         "scripts",
         "benchmarks",

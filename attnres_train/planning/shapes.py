@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from attnres_train.errors import UserError
 
@@ -161,9 +162,10 @@ def _write_png(picture: Picture, path: Path, option: str, scale: float = 1.5) ->
     for order, shape in enumerate(picture.shapes):
         match shape:
             case Box():
-                edge = {"edgecolor": "#fff", "linewidth": 0.6 if shape.edged else 0}
-                place = ((shape.x, shape.y), shape.width, shape.height)
-                axes.add_patch(Rectangle(*place, facecolor=shape.color, zorder=order, **edge))
+                corner, edge = (shape.x, shape.y), 0.6 if shape.edged else 0
+                box = Rectangle(corner, shape.width, shape.height, edgecolor="#fff", linewidth=edge)
+                box.set(facecolor=shape.color, zorder=order)
+                axes.add_patch(box)
             case Area():
                 axes.add_patch(Polygon(list(shape.points), facecolor=shape.color, zorder=order))
             case Line():
@@ -175,7 +177,7 @@ def _write_png(picture: Picture, path: Path, option: str, scale: float = 1.5) ->
     figure.savefig(path, dpi=dpi)
 
 
-def _font(kinds: str) -> dict[str, object]:
+def _font(kinds: str) -> dict[str, Any]:
     """matplotlib's words for the kinds of a `Text`."""
     kind = kinds.split()
     size = next((_SIZES[name] for name in kind if name in _SIZES), 12.0)

@@ -1,0 +1,1 @@
+"""What runs did: a summary, a table, a plot, a page."""

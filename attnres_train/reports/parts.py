@@ -19,6 +19,7 @@ _TOLD = {
     "magnitudes": "Size of outputs and of gradients, by block and sublayer",
     "query_norms": "Norms of the queries of depth attention, by sublayer",
     "expert_load": "Load of the experts, by layer",
+    "block_store": "Blocks in store on each rank, at most",
 }
 
 
