@@ -10,12 +10,12 @@ time of one thread, to which other work on the machine adds little.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -127,7 +127,8 @@ def peak_bytes(args: argparse.Namespace, length: int) -> tuple[int, int]:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
     if args.whole:
         with torch.no_grad():
             tokens = torch.tensor([prompt(length)], device=args.device)
@@ -136,8 +137,15 @@ def peak_bytes(args: argparse.Namespace, length: int) -> tuple[int, int]:
         decoder.begin([prompt(length)], 1)
     if args.device == "cuda":
         return torch.cuda.max_memory_allocated() - before, decoder.cache_bytes
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return after - before, decoder.cache_bytes
+    return resident("VmHWM") - before, decoder.cache_bytes
+
+
+def resident(which: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at the peak (VmHWM). Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise LookupError(which)
 
 
 def memory(args: argparse.Namespace) -> None:
