@@ -33,7 +33,11 @@ def run(args: argparse.Namespace) -> int:
         disable=None,
         file=Forgiving(sys.stderr),
     ) as bar:
-        found = evaluate(opened.chunk, samples, opened.config.train.micro_batch_size, bar.update)
+
+        def told(sequences: int) -> None:
+            bar.update(sequences)
+
+        found = evaluate(opened.chunk, samples, opened.config.train.micro_batch_size, told)
     if args.json:
         show(json.dumps(as_json(opened, args.data, found), indent=2))
     else:

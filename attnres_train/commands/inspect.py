@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def look(opened: Opened, tokens: list[int]) -> Seen:
     return Seen(opened, tokens, float(loss) if len(tokens) > 1 else None, arrays, probe.kept)
 
 
-def _keep_load(loads: dict[str, Tensor], layer: int):
+def _keep_load(loads: dict[str, Tensor], layer: int) -> Callable[..., None]:
     def hook(module: nn.Module, _: tuple, output: tuple[Tensor, Tensor]) -> None:
         assert isinstance(module, MixtureOfExperts)
         loads[f"expert_load/{layer}"] = output[1]
@@ -194,4 +195,6 @@ def _write(seen: Seen, token: int | None, folder: Path) -> None:
 
 
 def _plain(array: np.ndarray) -> list:
-    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+    plain = array.astype(object)
+    plain[np.isnan(array)] = None
+    return plain.tolist()

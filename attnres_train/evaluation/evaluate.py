@@ -92,7 +92,7 @@ def _sums(
     sizes = samples.data.text_bytes(batch)
     mask = batch["loss_mask"].double()
     device = chunk.norm.weight.device
-    found = chunk.token_losses(MicroBatch(**batch).to(device))
+    found = chunk.token_losses(MicroBatch.of_samples(batch).to(device))
     nats, best = found.nats.double().cpu() * mask, found.is_best.cpu() * mask
     # A masked token may have any loss: 0 x inf is none.
     nats = torch.where(mask > 0, nats, 0.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +43,18 @@ class MicroBatch:
             return self
         if self.loss_tokens is None:
             raise ValueError("a part of a micro-batch needs loss_tokens, those of the whole")
-        parts = {name: shares.of(getattr(self, name)) for name in ("tokens", "labels", "loss_mask")}
-        return replace(self, **parts)
+        of = shares.of
+        return replace(
+            self, tokens=of(self.tokens), labels=of(self.labels), loss_mask=of(self.loss_mask)
+        )
+
+    @classmethod
+    def of_samples(
+        cls, samples: Mapping[str, Tensor], loss_tokens: Tensor | None = None
+    ) -> MicroBatch:
+        """Of ``samples`` as they are read: tokens, labels, loss_mask, cu_seqlens where packed."""
+        whole = (samples[name] for name in ("tokens", "labels", "loss_mask"))
+        return cls(*whole, samples.get("cu_seqlens"), loss_tokens)
 
     @classmethod
     def of_tokens(cls, tokens: Tensor) -> MicroBatch:
@@ -50,5 +62,7 @@ class MicroBatch:
         return cls(tokens, tokens, torch.zeros_like(tokens, dtype=torch.float32))
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        moved = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {
+            n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)
+        }
         return replace(self, **moved)

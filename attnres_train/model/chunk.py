@@ -294,10 +294,11 @@ class ModelChunk(nn.Module):
         """All blocks after ``layers``, the partial, and the layers' router loads. Free of side
         effects but for ``on_block`` and ``probe``, so that it can be rerun."""
         readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
-        stream: ResidualStream | ProbedStream = self.residual.stream(readers, blocks, partial)
-        stream.recompute = self.recompute == "selective"
+        own = self.residual.stream(readers, blocks, partial)
+        own.recompute = self.recompute == "selective"
+        stream: ResidualStream | ProbedStream = own
         if probe is not None:
-            stream = ProbedStream(stream, self.residual, probe)
+            stream = ProbedStream(own, self.residual, probe)
         loads = []
         for layer in layers:
             known = len(stream.blocks)

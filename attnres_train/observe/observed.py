@@ -23,7 +23,7 @@ does not have, a read that learns nothing, a gradient where there was no backwar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,9 @@ def _experts(totals: Totals) -> Arrays:
     }
 
 
-def _column(totals: Totals, what: str, first: int, last: int, value) -> np.ndarray:
+def _column(
+    totals: Totals, what: str, first: int, last: int, value: Callable[[np.ndarray], float]
+) -> np.ndarray:
     """``value`` of the totals of ``what``, by number from ``first`` to ``last``."""
     found = [totals.get(f"{what}/{number}") for number in range(first, last + 1)]
     return np.array([np.nan if total is None else value(total) for total in found])
@@ -122,7 +124,7 @@ class Kept(Observer):
         try:
             path.parent.mkdir(exist_ok=True)
             with open(partial, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # by name
             partial.replace(path)
             for dropped in superfluous(
                 observed_steps(self.run.folder), self.run.config.observe.keep

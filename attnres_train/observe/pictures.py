@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK = "#7d7d7d"
 COLOURS = ("#2b8cc4", "#d1690e", "#2f9e6e", "#b5559c")
-_STYLE = {
+_STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -118,7 +118,7 @@ def weight_map(
             [*(f"{i} {'MLP' if i % 2 == 0 else 'attn'}" for i in range(1, rows)), "head"],
         )
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]  # stubs take it for a spine's array
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -196,7 +196,7 @@ def _expert_load(step: int, arrays: Arrays) -> Figure | None:
     left.set(xlabel="expert", ylabel="decoder layer", title="load over the mean (1: even)")
     _count(left.xaxis, [str(i) for i in range(load.shape[1])])
     bar = figure.colorbar(image, ax=left, shrink=0.8, pad=0.02, extend="max")
-    bar.outline.set_visible(False)  # type: ignore[operator]  # as above
+    bar.outline.set_visible(False)
     places = np.arange(len(layers))
     right.plot(arrays["expert_entropy"], places, "o-", color=COLOURS[0], label="entropy")
     right.plot(arrays["expert_violation"], places, "s--", color=COLOURS[1], label="violation")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from attnres_train.config.yaml_text import flow
+from attnres_train.observe import pictures as observations
 from attnres_train.reports.reading import Run
 
 _MOST_SAMPLES = 20  # of a run, the last ones
@@ -44,12 +44,7 @@ def _picture(run: Run, name: str, png: bytes) -> str:
 
 def _drawn(run: Run) -> Iterator[tuple[str, bytes]]:
     """(name, PNG) of what the run has observed; nothing where it has not, or without matplotlib."""
-    try:
-        module = importlib.import_module("attnres_train.observe.pictures")
-        figures = module.pictures(run.folder)
-    except ImportError:
-        return
-    for name, figure in figures.items():
+    for name, figure in observations.pictures(run.folder).items():
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DPI)
         yield name, file.getvalue()

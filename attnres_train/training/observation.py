@@ -57,7 +57,7 @@ class Observation:
                 for name, total in probe.totals.items()
             }
         if self.ranks.stage.rank() == 0:
-            totals |= query_norms(self.chunks.values())
+            totals |= query_norms([*self.chunks.values()])
             store = [result.peak_blocks, result.peak_bytes]
             totals[f"store/{self.ranks.pp_rank}"] = torch.tensor(store, dtype=torch.float64)
         mine = {name: total.cpu().double().numpy() for name, total in totals.items()}

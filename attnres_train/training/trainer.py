@@ -279,7 +279,7 @@ class Trainer:
         """What is here of the batches of a step, on the device. All divide by ``loss_tokens``, the
         step's mean, so that the mean over micro-batches and replicas is that over all tokens with a
         loss."""
-        whole = (MicroBatch(**batch, loss_tokens=loss_tokens) for batch in batches)
+        whole = (MicroBatch.of_samples(batch, loss_tokens) for batch in batches)
         return [batch.of(self.shares).to(self.ranks.device) for batch in whole]
 
     def _clip(self) -> float:
