@@ -53,12 +53,18 @@ def exact(path: KeyPath) -> list[str]:
     key = _key(path)
     if key in all_keys():
         return [key]
-    name = key.rpartition(".")[2]
+    section, _, name = key.rpartition(".")
     same = [guess for guess in nearest(key) if guess.rpartition(".")[2] == name]
-    # With a section in front the name is more likely ours: nanoGPT's block_size has none.
-    if same and "." in key:
-        return same
-    return [*same, *(k for k in keys_for(name) if k not in same)]
+    elsewhere = keys_for(name)
+    # With a section in front the name is more likely ours: nanoGPT's block_size has none. Unless
+    # the section is not: torchtitan's training.steps.
+    if section and same:
+        return same if not elsewhere or _is_ours(section) else elsewhere
+    return [*same, *(k for k in elsewhere if k not in same)]
+
+
+def _is_ours(section: str) -> bool:
+    return any(f".{section}." in f".{key}" for key in all_keys())
 
 
 def _key(path: KeyPath) -> str:

@@ -53,8 +53,13 @@ class MicroBatch:
         cls, samples: Mapping[str, Tensor], loss_tokens: Tensor | None = None
     ) -> MicroBatch:
         """Of ``samples`` as they are read: tokens, labels, loss_mask, cu_seqlens where packed."""
-        whole = (samples[name] for name in ("tokens", "labels", "loss_mask"))
-        return cls(*whole, samples.get("cu_seqlens"), loss_tokens)
+        return cls(
+            samples["tokens"],
+            samples["labels"],
+            samples["loss_mask"],
+            samples.get("cu_seqlens"),
+            loss_tokens,
+        )
 
     @classmethod
     def of_tokens(cls, tokens: Tensor) -> MicroBatch:
