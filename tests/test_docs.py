@@ -101,8 +101,16 @@ def shortened(command: str, page: Path) -> list[str]:
 
 
 def of_the_night(page: Path) -> Any:
-    """Smoke runs of all benchmarks take minutes, and so do a study and kinds of one's own."""
-    slow = ("benchmarks.md", "extending.md", "studies.md", "tutorial.md")
+    """Smoke runs of all benchmarks take minutes, and so do pages that train and use several runs."""
+    slow = (
+        "benchmarks.md",
+        "evaluation.md",
+        "extending.md",
+        "generation.md",
+        "observing.md",
+        "studies.md",
+        "tutorial.md",
+    )
     marks = [pytest.mark.nightly] * (page.name in slow)
     return pytest.param(page, marks=marks, id=page.name)
 

@@ -32,7 +32,7 @@ class Marker(nn.Module):
         self.value = torch.zeros(size, dtype=torch.float64)
         self.value[component] = 1
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None):
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, past: object = None):
         marked = self.value.expand_as(x)
         return (marked, None) if self.is_moe else marked
 

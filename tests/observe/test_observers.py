@@ -26,6 +26,7 @@ HOOKS = {
     Observer.on_validation: (4, 2.5),
     Observer.on_step_end: ({"step": 4},),
     Observer.on_observation: (4, {}),
+    Observer.on_samples: (4, []),
     Observer.on_save: (4, Path("step_00000004")),
     Observer.on_roll_back: (3,),
     Observer.on_failure: (ValueError("why"),),
