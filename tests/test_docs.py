@@ -101,7 +101,7 @@ def shortened(command: str, page: Path) -> list[str]:
 
 
 def of_the_night(page: Path) -> Any:
-    """Smoke runs of all benchmarks take minutes, and so do pages that train and use several runs."""
+    """Smoke runs of all benchmarks take minutes, and so do pages that use several runs."""
     slow = (
         "benchmarks.md",
         "evaluation.md",
