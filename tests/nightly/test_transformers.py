@@ -118,7 +118,9 @@ def test_greedy_text_of_a_trained_model(tmp_path, python, tiny, residual):
     folder = tmp_path / "exported"
     assert main(["export", str(run), str(folder)]) == 0
     # Its weights are bf16, unlike the run's.
-    assert main(["import", str(folder), str(run), f"run.dir={tmp_path}", "run.name=again"]) == 0
+    tokenizer = f"data.tokenizer={{kind: file, path: {folder}}}"
+    again = [f"run.dir={tmp_path}", "run.name=again", tokenizer]
+    assert main(["import", str(folder), str(run / "config.yaml"), *again]) == 0
     opened = open_model(tmp_path / "again", dtype=torch.float64)
     assert opened.tokenizer is not None
     tokens = torch.tensor([opened.tokenizer.encode("the quick brown fox")])
