@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 
 from attnres_train.__main__ import main
+from attnres_train.checkpoint.folders import step_name
+from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.errors import UserError
 from attnres_train.evaluation.evaluate import evaluate, position_edges
 from attnres_train.evaluation.samples import held_out, other_data, with_data
 from attnres_train.inference.opening import open_model
 from attnres_train.model.batch import MicroBatch
+from tests.checkpoint.old_format import save_old
 from tests.evaluation.models import imported
-from tests.tiny import column, grid
+from tests.tiny import STEPS, column, grid, saved_tensors
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,28 @@ def test_masked_tokens_and_documents_apart(tmp_path):
     assert (found.tokens, found.loss) == (tokens, pytest.approx(nats / tokens, rel=1e-9))
 
 
+def test_bits_per_byte_of_a_tiny_text(run, tmp_path, capsys):
+    """A text of one sample, by its letters: the end of the document has a loss and no bytes."""
+    text = "the lazy dog jumps over a fox"
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text(text)
+    opened = open_model(run, dtype=torch.float64)
+    ids = [*opened.tokenizer.encode(text), opened.tokenizer.eod]
+    data = [f"data.corpus=[{{kind: text, path: {tmp_path}/text}}]"]
+    length = f"train.seq_length={len(ids) - 1}"
+    assert main(["eval", str(run), "--device", "cpu", "--json", "--data", *data, length]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tokens = torch.tensor([ids])
+    batch = MicroBatch(tokens, tokens, torch.ones(tokens.shape))
+    with torch.no_grad():
+        likely = opened.chunk.logits(batch, {}, None)[0].log_softmax(-1)
+    nats = -sum(likely[place, label].item() for place, label in enumerate(ids[1:]))
+    first = opened.tokenizer.decode(ids[:1])  # it is predicted from nothing, so not at all
+    assert found["bytes"] == len(text) - len(first) and found["tokens"] == len(ids) - 1
+    bits = nats / math.log(2) / (len(text) - len(first))
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
 def test_other_data_are_taken_whole(opened, tmp_path):
     (tmp_path / "new.txt").write_text("the lazy dog jumps over two cats " * 50)
     words = [f"data.corpus=[{{kind: text, path: {tmp_path}}}]", "train.seq_length=20"]
@@ -128,12 +154,30 @@ def test_the_command(run, tmp_path, capsys):
     assert main(["eval", str(tmp_path)]) == 2
 
 
-def test_it_is_what_validation_in_training_came_to(tiny, capsys):
-    run = tiny.train("whole-1x1", *grid(1, 1))
+def record_of(run) -> dict[str, float]:
+    """The last validation of a run, by the names that `attnres-train eval` has."""
+    return {
+        name: pytest.approx(column(run, f"validation_{name}")[-1], rel=1e-5)
+        for name in ("loss", "bits_per_byte")
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_it_is_what_validation_in_training_came_to(tiny, capsys, ranks):
+    run = tiny.train(f"whole-{ranks}x{ranks}", *grid(ranks, ranks), ranks=ranks)
     assert main(["eval", str(run), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    for key, recorded in (
-        ("loss", "validation_loss"),
-        ("bits_per_byte", "validation_bits_per_byte"),
-    ):
-        assert found[key] == pytest.approx(column(run, recorded)[-1], rel=1e-5)
+    assert {name: found[name] for name in record_of(run)} == record_of(run)
+
+
+def test_a_checkpoint_of_before(tiny, tmp_path, capsys):
+    """Format 1, without the record of data and the keys that came later."""
+    run = tiny.train("whole-1x1", *grid(1, 1))
+    config = read_manifest(run / "checkpoints" / step_name(STEPS)).extras["config"]
+    log = {key: value for key, value in config["log"].items() if key != "samples"}
+    config = {key: value for key, value in config.items() if key != "observe"} | {"log": log}
+    save_old(tmp_path / "checkpoints", STEPS, saved_tensors(run, STEPS), {"config": config})
+    shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+    assert main(["eval", str(tmp_path), "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in record_of(run)} == record_of(run)

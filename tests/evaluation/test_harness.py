@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,21 @@ def test_scores_are_those_of_a_hand_computation(run, opened, tasks, capsys):
     bits = nats / torch.log(torch.tensor(2.0, dtype=torch.float64)).item() / size
     assert len(opened.tokenizer.encode(TEXTS[0])) > 32
     assert found["our_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_the_task_of_the_docs(run, tmp_path, tasks, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "my_tasks").mkdir()
+    for name, language in (("questions.jsonl", "json"), ("my_task.yaml", "yaml")):
+        (block,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
+        (folder / name).write_text(block)
+    (command,) = re.findall(r"^    attnres-train (harness .*--include-path.*)$", page, re.M)
+    words = [str(run) if word == "runs/mine" else word for word in command.split()]
+    assert main([*words, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("{") :])["my_task"]
+    assert found["acc,none"] in (0.0, 0.5, 1.0) and "acc_stderr,none" in found
 
 
 def test_greedy_continuations_and_stops(run, opened):

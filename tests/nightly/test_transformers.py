@@ -18,6 +18,7 @@ from attnres_train.model.batch import MicroBatch
 from tests.checkpoint.released import CONFIG, RUN, tensors, write_released, write_run
 from tests.data.tiny import sentence
 from tests.nightly.environments import interpreter_with
+from tests.tiny import environment
 
 pytestmark = pytest.mark.nightly
 SCRIPT = Path(__file__).with_name("in_transformers.py")
@@ -36,7 +37,7 @@ def exported(folder: Path, layers_per_block: int | None, **model: Any) -> tuple[
     if "kda" in model:
         linear = CONFIG["linear_attn_config"] | {"gate_lower_bound": -4.0}
         config["linear_attn_config"] = linear
-    source = write_released(folder / "source", calm(tensors(layers_per_block)), **config)
+    source = write_released(folder / "source", tensors(layers_per_block), **config)
     if layers_per_block:
         model["residual"] = {
             "kind": "block",
@@ -51,28 +52,14 @@ def exported(folder: Path, layers_per_block: int | None, **model: Any) -> tuple[
     return folder / "exported", open_model(folder / "r", dtype=torch.float64)
 
 
-SCALES = {"norm.weight": 1.0, "embed_tokens.weight": 1.0, "lm_head.weight": 0.3}
-SCALES |= {"_res_proj.weight": 0.1, "conv1d.weight": 0.5}
-
-
-def calm(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``values`` with smaller matrices, as in training: as they come, they make 1e-4 in the logits
-    of what fp32 rounds, whoever computes them."""
-
-    def scale(name: str) -> float:
-        return next((scale for end, scale in SCALES.items() if name.endswith(end)), 0.2)
-
-    return {
-        name: value if value.dtype == torch.float32 else value * scale(name)
-        for name, value in values.items()
-    }
-
-
 def transformers_says(python: str, folder: Path, tokens: Tensor, how: str) -> dict[str, Any]:
     given, wanted = folder / "in.safetensors", folder / "out.safetensors"
     save_file({"tokens": tokens}, given)
     command = [python, str(SCRIPT), str(folder), str(given), str(wanted), how]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    alone = environment(HF_HUB_OFFLINE="1", HF_HOME=str(folder.with_name("hf")))
+    result = subprocess.run(
+        command, env=alone, capture_output=True, text=True, timeout=3600, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "were not used when initializing" not in result.stderr, result.stderr
     said = result.stdout.splitlines()
@@ -93,8 +80,7 @@ def greedy_of(opened: Opened, tokens: Tensor, count: int) -> list[int]:
     return tokens[0, -count:].tolist()
 
 
-# Logits are of the order of 1. Transformers' own class has 1e-6 for the latent's norm, whatever
-# config.json says.
+# Transformers' own class has 1e-6 for the latent's norm, whatever config.json says.
 @pytest.mark.parametrize(
     ("layers_per_block", "how", "name", "model"),
     [
@@ -118,9 +104,32 @@ def test_an_export_opens_and_computes_the_same(
     theirs, ours = transformers_says(python, folder, tokens, how), logits_of(opened, tokens)
     assert theirs["class"] == name
     assert ours.std() > 0.3
-    torch.testing.assert_close(theirs["logits"].double(), ours, rtol=0, atol=1e-5)
-    assert theirs["greedy"].tolist() == greedy_of(opened, tokens[:1], 8)
+    torch.testing.assert_close(theirs["exact"], ours, rtol=0, atol=1e-9)
     assert theirs["ids"] == str(opened.tokenizer.encode("the lazy dog"))
+
+
+@pytest.mark.parametrize("residual", ["block", "standard"])
+def test_greedy_text_of_a_trained_model(tmp_path, python, tiny, residual):
+    """With caches and without, as ours by the full forward of every token."""
+    blocks = "{kind: block, block_size: 4}"
+    kind = blocks if residual == "block" else "{kind: standard}"
+    overrides = (f"model.residual={kind}", "train.train_iters=60", "checkpoint.save_interval=60")
+    run = tiny.train(f"exported-{residual}", *overrides, "train.eval_interval=0")
+    folder = tmp_path / "exported"
+    assert main(["export", str(run), str(folder)]) == 0
+    # Its weights are bf16, unlike the run's.
+    tokenizer = f"data.tokenizer={{kind: file, path: {folder}}}"
+    again = [f"run.dir={tmp_path}", "run.name=again", tokenizer]
+    assert main(["import", str(folder), str(run / "config.yaml"), *again]) == 0
+    opened = open_model(tmp_path / "again", dtype=torch.float64)
+    assert opened.tokenizer is not None
+    tokens = torch.tensor([opened.tokenizer.encode("the quick brown fox")])
+    theirs, ours = transformers_says(python, folder, tokens, "trust"), logits_of(opened, tokens)
+    torch.testing.assert_close(theirs["exact"], ours, rtol=0, atol=1e-9)
+    torch.testing.assert_close(theirs["logits"].double(), ours, rtol=0, atol=1e-4)
+    expected = greedy_of(opened, tokens, len(theirs["greedy"]))
+    assert len(set(expected)) > 4
+    assert theirs["greedy"].tolist() == theirs["uncached"].tolist() == expected
 
 
 def test_without_its_code_an_export_with_blocks_is_refused(tmp_path, python):

@@ -43,6 +43,13 @@ class AttnResConfig(KimiLinearConfig):
     def gate_lower_bound(self) -> float | None:
         return (getattr(self, "linear_attn_config", None) or {}).get("gate_lower_bound")
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What transformers' own class opens as well has that one's ``model_type`` in its file, by
+        which the weights of code that is not its own would not be renamed."""
+        found, others = super().get_config_dict(*args, **kwargs)
+        return found | {"model_type": cls.model_type}, others
+
 
 # The names of the weights are those of Kimi-Linear.
 register_checkpoint_conversion_mapping(
@@ -129,12 +136,22 @@ class AttnResDecoderLayer(KimiLinearDecoderLayer):
         return stream
 
 
-class AttnResModel(KimiLinearModel):
+class AboutAttnRes:
+    """What transformers asks a class of models."""
+
     config_class = AttnResConfig
     _no_split_modules = ["AttnResDecoderLayer"]  # noqa: RUF012  (as transformers has it)
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
     supports_gradient_checkpointing = False
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Experts are transformers' own, which by default are a grouped matmul. Whether they are is
+        otherwise guessed from the text of this file, and each expert would run by itself."""
+        return True
+
+
+class AttnResModel(AboutAttnRes, KimiLinearModel):
     def __init__(self, config: AttnResConfig) -> None:
         super().__init__(config)
         self.layers = nn.ModuleList(
@@ -192,10 +209,7 @@ class AttnResModel(KimiLinearModel):
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
 
-class AttnResForCausalLM(KimiLinearForCausalLM):
-    config_class = AttnResConfig
-    _no_split_modules = ["AttnResDecoderLayer"]  # noqa: RUF012
-    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
+class AttnResForCausalLM(AboutAttnRes, KimiLinearForCausalLM):
     # The decay, too: its exponential is taken.
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         "e_score_correction_bias",
@@ -203,7 +217,6 @@ class AttnResForCausalLM(KimiLinearForCausalLM):
         "dt_bias",
         "A_log",
     ]
-    supports_gradient_checkpointing = False
 
     def __init__(self, config: AttnResConfig) -> None:
         super().__init__(config)
