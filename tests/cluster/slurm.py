@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -152,6 +154,8 @@ def slurm(folder: Path) -> Iterator[Cluster]:
         user=getpass.getuser(),
         folder=folder,
         controller_port=free_port(),
+        # Of another cluster beside this one the batch script would make the same port.
+        first_job=random.SystemRandom().randrange(1, 10_000),
         ports=ports,
     )
     (folder / "slurm.conf").write_text(text)

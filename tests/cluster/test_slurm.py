@@ -77,11 +77,19 @@ class Job:
         self.slow.unlink()
 
     def goes_on(self) -> None:
-        """Wait for the job to be back in the queue, and have it start at once."""
+        """Wait for the job to be back in the queue, its first attempt over on every node, and have
+        it start soon.
+
+        Not at once: a node revokes the credentials of an attempt that ends, and takes one made in
+        the same second for revoked as well, of which the job fails before its script has begun.
+        Left alone, SLURM waits for a credential's lifetime, two minutes.
+        """
         self.cluster.wait_for(
             lambda: self.cluster.job(self.number)["Restarts"] != "0", f"no restart: {self.told()}"
         )
-        self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        state = self.cluster.wait_for_state(self.number, "PENDING", "RUNNING")["JobState"]
+        if state == "PENDING":
+            self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now+5")
 
     def ends(self) -> None:
         """It goes on from where it was saved, to the end."""
@@ -102,7 +110,11 @@ class Job:
                 told = path.read_bytes().split(b"\0")
             except OSError:
                 continue
-            wanted = {f"SLURM_JOB_ID={self.number}", f"SLURMD_NODENAME={node}"}
+            wanted = {
+                f"SLURM_CONF={self.cluster.environment['SLURM_CONF']}",
+                f"SLURM_JOB_ID={self.number}",
+                f"SLURMD_NODENAME={node}",
+            }
             if {word.encode() for word in wanted} <= set(told):
                 found.append(int(path.parent.name))
         return found
