@@ -7,6 +7,7 @@ import getpass
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -41,7 +42,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=60
+MessageTimeout=30
 KillWait=60
 MinJobAge=3600
 JobRequeue=1
@@ -140,6 +142,10 @@ class Cluster:
             self.clear()
         for name in reversed(list(self.daemons)):
             self.stop(name)
+        for path in Path("/proc").glob("[0-9]*/cwd"):  # of jobs that did not end
+            with suppress(OSError):
+                if path.readlink() == self.folder:
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextmanager
