@@ -77,19 +77,15 @@ class Job:
         self.slow.unlink()
 
     def goes_on(self) -> None:
-        """Wait for the job to be back in the queue, its first attempt over on every node, and have
-        it start soon.
+        """Wait for the job to be back in the queue.
 
-        Not at once: a node revokes the credentials of an attempt that ends, and takes one made in
-        the same second for revoked as well, of which the job fails before its script has begun.
-        Left alone, SLURM waits for a credential's lifetime, two minutes.
+        SLURM starts it two minutes later, and that is not cut short: a node refuses a credential
+        made in the second in which it revoked the first attempt's, and a node that was away is told
+        a minute later to end a step that has the number of the second attempt's.
         """
         self.cluster.wait_for(
             lambda: self.cluster.job(self.number)["Restarts"] != "0", f"no restart: {self.told()}"
         )
-        state = self.cluster.wait_for_state(self.number, "PENDING", "RUNNING")["JobState"]
-        if state == "PENDING":
-            self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now+5")
 
     def ends(self) -> None:
         """It goes on from where it was saved, to the end."""
