@@ -118,6 +118,7 @@ class Job:
 
 def test_the_time_limit_saves_and_requeues(cluster, tmp_path):
     # SLURM counts in minutes, and may tell one early; a busy machine takes two to the first step.
+    # Fifty-seven slow steps take longer than the limit.
     job = Job(cluster, tmp_path, "--time=4", "--signal=B:USR1@60")
     job.wait_for_steps(1)
     job.goes_on()
