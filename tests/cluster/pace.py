@@ -14,7 +14,7 @@ class Pace(Observer):
     class Options(Section):
         file: str
         """A file whose presence makes steps slow."""
-        late: float = 2.0
+        late: float = 5.0
         """Seconds that a step takes from the fourth on."""
 
     def on_step_begin(self, step: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -25,6 +27,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -39,7 +42,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=60
+MessageTimeout=30
 KillWait=60
 MinJobAge=3600
 JobRequeue=1
@@ -138,6 +142,10 @@ class Cluster:
             self.clear()
         for name in reversed(list(self.daemons)):
             self.stop(name)
+        for path in Path("/proc").glob("[0-9]*/cwd"):  # of jobs that did not end
+            with suppress(OSError):
+                if path.readlink() == self.folder:
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextmanager
@@ -152,6 +160,8 @@ def slurm(folder: Path) -> Iterator[Cluster]:
         user=getpass.getuser(),
         folder=folder,
         controller_port=free_port(),
+        # Of another cluster beside this one the batch script would make the same port.
+        first_job=random.SystemRandom().randrange(1, 10_000),
         ports=ports,
     )
     (folder / "slurm.conf").write_text(text)

@@ -112,6 +112,7 @@ def test_two_torchrun_agents_train_together(tiny):
 
 # Stand-ins, in the folder $CLUSTER: srun starts two tasks (a second one looks whether all nodes are
 # there), scancel signals them, scontrol knows two hosts and notes a requeue, squeue tells $STATE.
+# A controller that is `busy` does not answer scontrol, once, and scancel too late.
 # `python` notes what a task is given and ends as $TASK says.
 COMMANDS = {
     "srun": """
@@ -128,8 +129,10 @@ exit $code
     "scancel": """
 echo "$*" > "$CLUSTER/scancelled"
 xargs kill -USR1 < "$CLUSTER/pids"
+[[ ! -e $CLUSTER/busy ]]
 """,
     "scontrol": """
+[[ $2 == hostnames ]] || ! rm "$CLUSTER/busy" 2>/dev/null || exit 1
 case $1 in
     show) [[ $2 == hostnames && $3 == "node[1-2]" ]] && printf 'node1\\nnode2\\n'
         [[ $2 != node ]] || echo "   NodeAddr=$3.cluster NodeHostName=$3" ;;
@@ -195,8 +198,8 @@ def test_slurm_gives_every_task_its_rank_and_takes_its_exit_code(cluster, tmp_pa
     job = cluster(str(code), "c.yaml", "run.name=a b")
     assert job.wait(SECONDS) == code, job.stderr.read()
     arguments = "-u -m attnres_train train c.yaml run.name=a b"
-    assert (tmp_path / "task0.given").read_text() == f"0/2 0 node1.cluster:20003 3 {arguments}"
-    assert (tmp_path / "task1.given").read_text() == f"1/2 1 node1.cluster:20003 3 {arguments}"
+    assert (tmp_path / "task0.given").read_text() == f"0/2 0 node1.cluster:28003 3 {arguments}"
+    assert (tmp_path / "task1.given").read_text() == f"1/2 1 node1.cluster:28003 3 {arguments}"
     assert (tmp_path / "srun.options").read_text().split() == [
         "--kill-on-bad-exit=1",
         "--cpus-per-task=3",
@@ -240,6 +243,19 @@ def test_slurm_saves_and_requeues_before_the_time_limit(cluster, tmp_path, numbe
     assert (tmp_path / "scancelled").read_text() == "--signal=USR1 20003\n"
     assert (tmp_path / "task0.saved").exists() and (tmp_path / "task1.saved").exists()
     assert (tmp_path / "requeued").read_text() == "20003\n"
+
+
+def test_slurm_asks_a_busy_controller_again(cluster, tmp_path):
+    (tmp_path / "busy").touch()
+    job = cluster("wait", "c.yaml")
+    wait_for_tasks(job, tmp_path)
+    assert "node1.cluster:28003" in (tmp_path / "task0.given").read_text()
+    (tmp_path / "busy").touch()
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(SECONDS) == 0, job.stderr.read()
+    assert (tmp_path / "task0.saved").exists() and (tmp_path / "task1.saved").exists()
+    assert (tmp_path / "requeued").read_text() == "20003\n"
+    assert not (tmp_path / "busy").exists()
 
 
 def test_slurm_holds_back_a_signal_that_python_cannot_take_yet(cluster, tmp_path):
