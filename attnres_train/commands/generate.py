@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         with heard(with_agent=True, keeps_nothing=True):
             return run_worker(lambda: _work(args, world_size))
     saved = _checked(args)
-    _, count = on_grid(saved.config, args.overrides, args.nproc or world_size)
+    _, count = on_grid(saved.config, args.overrides, world_size or args.nproc)
     if count > 1:
         with raised():
             return _launch(args, count)
@@ -96,7 +96,7 @@ def _check_device(device: str, local_processes: int | None) -> None:
 
 def _work(args: argparse.Namespace, world_size: int) -> int:
     """Be one of ``world_size`` processes that share the model; rank 0 has the texts."""
-    with meet(RunSection(name="text").start_timeout_seconds) as meeting:
+    with meet(RunSection().start_timeout_seconds) as meeting:
         saved, config, task = _begin(args, meeting)
         with join_run(config, meeting) as ranks:
             on_cpu = ranks.device.type == "cpu"
@@ -142,7 +142,7 @@ class Task(NamedTuple):
     prompts: list[str]
     tokens: list[list[int]]
     interactive: bool
-    json: bool
+    as_json: bool
 
     @classmethod
     def of(cls, args: argparse.Namespace, saved: Saved) -> Task:
@@ -170,7 +170,7 @@ class Task(NamedTuple):
     def _write(self, decoder: Decoder) -> None:
         if self.interactive:
             self.writer.converse(decoder)
-        elif self.json:
+        elif self.as_json:
             for line in self.writer.lines(decoder, self.prompts, self.tokens):
                 say(json.dumps(line, ensure_ascii=False))
         elif len(self.prompts) == 1:

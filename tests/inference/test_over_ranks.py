@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from attnres_train.__main__ import main
+from attnres_train.__main__ import build_parser, main
 from attnres_train.errors import UserError
 from attnres_train.inference.grid import on_grid
 from tests.tiny import (
@@ -134,6 +134,13 @@ def test_the_command_refuses(
     """Before it starts a process."""
     assert main(["generate", str(run), *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_what_begins_with_a_dash_is_a_prompt_all_the_same() -> None:
+    words = ["generate", "RUN", "--prompt", "- a list", *grid(2, 1), "--prompt=-", "--json"]
+    args = build_parser().parse_args(words)
+    assert (args.run_folder, args.prompt, args.json) == ("RUN", ["- a list", "-"], True)
+    assert args.overrides == grid(2, 1)
 
 
 @pytest.mark.nightly
