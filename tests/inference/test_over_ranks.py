@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -145,7 +146,8 @@ def test_what_begins_with_a_dash_is_a_prompt_all_the_same() -> None:
 
 @pytest.mark.nightly
 def test_local_processes(run: Path, expected: list[Any]) -> None:
-    """They are started, are told of what is wrong with prompts once, and take a conversation."""
+    """They start, tell what is wrong with prompts once, take a conversation, and go when it is
+    interrupted."""
     found = run_cli("generate", run, *ASKED, *PROMPTS, *grid(2, 1))
     assert (found.returncode, found.stderr) == (0, "")
     assert [json.loads(line) for line in found.stdout.splitlines()] == expected
@@ -158,3 +160,10 @@ def test_local_processes(run: Path, expected: list[Any]) -> None:
     )
     assert ended.returncode == 0
     assert ended.stdout == f"> One word and{expected[0]['text']}\n> \n"
+    with subprocess.Popen(
+        talk, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    ) as asked:
+        assert asked.stdout is not None
+        assert asked.stdout.read(2) == b"> "
+        asked.send_signal(signal.SIGINT)
+        assert asked.wait(300) == 128 + signal.SIGINT
