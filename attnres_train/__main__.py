@@ -31,15 +31,20 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         self.options: set[str] = set()
+        self.valued: set[str] = set()
+        """Those of them that a value follows."""
         self.named: list[str] = []
         """What stands before the words, e.g. CONFIG."""
         self.words: str | None = None
         # Nothing is guessed: --n is not --nproc.
         super().__init__(**settings, allow_abbrev=False)
 
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        action = super().add_argument(*names, **settings)
+    def _add_action(self, action: argparse.Action) -> argparse.Action:
+        # Not add_argument, which knows nothing of the options of a group.
+        action = super()._add_action(action)
         self.options.update(action.option_strings)
+        if action.nargs != 0:
+            self.valued.update(action.option_strings)
         if not action.option_strings and action.dest != self.words:
             self.named.append(action.dest)
         return action
@@ -54,7 +59,10 @@ class CommandParser(argparse.ArgumentParser):
         if self.words is None or args is None:
             return super().parse_known_args(args, namespace)
         # To argparse, what begins with a blank is no option.
-        shown = [f" {word}" if self._is_foreign(word) else word for word in args]
+        shown = [
+            f" {word}" if self._is_foreign(word) and before not in self.valued else word
+            for before, word in zip(["", *args], args, strict=False)
+        ]
         found, rest = super().parse_known_args(shown, namespace)
         words = [*getattr(found, self.words), *rest]
         setattr(found, self.words, [_unhidden(word) for word in words])
@@ -198,6 +206,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_generate(command: CommandParser) -> None:
     command.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    command.takes_words("overrides", "KEY=VALUE", "of parallel: how the model is spread")
+    command.add_argument(
+        "--nproc", type=int, metavar="N", help="local processes (default: what the keys need)"
+    )
     source = command.add_mutually_exclusive_group()
     source.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to go on with (several: a batch)"
@@ -231,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         _find_own_modules()
         if args.command == "data":
             _take_show(args)
+        args.words_given = sys.argv[1:] if arguments is None else arguments
         if hasattr(args, "overrides"):
             _check_words(args)
         return command_module(args.command).run(args)

@@ -47,6 +47,24 @@ def _problems(config: RunConfig, world_size: int | None, files: bool) -> Problem
         yield from found
 
 
+def grid_problems(config: RunConfig, world_size: int) -> Problems:
+    """Of layers, experts and processes alone: what the use of a model asks of its grid."""
+    for found in (_layout(config), _processes(config, world_size), _experts(config, world_size)):
+        yield from found
+
+
+def one_by_one_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """With which keys, and values, of the grid no text can be made, and why."""
+    parallel = config.parallel
+    for name in ("tensor_model_parallel_size", "context_parallel_size"):
+        if (size := getattr(parallel, name)) > 1:
+            why = "ranks that share a sample's tokens cannot take them one by one"
+            yield f"parallel.{name} is {size}", why
+    if parallel.expert_model_parallel_size > 1 and parallel.expert_dispatcher == "bounded":
+        why = "a few tokens that all go to the same experts find no room there"
+        yield "parallel.expert_dispatcher is bounded", why
+
+
 def _stages(config: RunConfig) -> Problems:
     names = [stage.name for stage in config.stages]
     for name in dict.fromkeys(names):
@@ -95,18 +113,9 @@ def _kept(config: RunConfig) -> Problems:
 def _samples(config: RunConfig) -> Problems:
     if not config.log.samples.interval:
         return
-    parallel, told = config.parallel, f"log.samples.interval is {config.log.samples.interval}"
-    for name in ("tensor_model_parallel_size", "context_parallel_size"):
-        if (size := getattr(parallel, name)) > 1:
-            yield (
-                f"{told}, but parallel.{name} is {size}: ranks that share a sample's tokens cannot "
-                "take them one by one; set it to 0, and use attnres-train generate"
-            )
-    if parallel.expert_model_parallel_size > 1 and parallel.expert_dispatcher == "bounded":
-        yield (
-            f"{told}, but parallel.expert_dispatcher is bounded: a few tokens that all go to the "
-            "same experts find no room there; set it to 0, or take the dispatcher exact"
-        )
+    told = f"log.samples.interval is {config.log.samples.interval}"
+    for given, why in one_by_one_problems(config):
+        yield f"{told}, but {given}: {why}; set it to 0, and use attnres-train generate"
     if config.data.tokenizer.kind == "none":
         yield f"{told}, but data.tokenizer.kind is none: there is no text without a tokenizer"
 

@@ -1,11 +1,15 @@
-"""A model with its tokenizer, from a checkpoint of whatever layout, in one process."""
+"""A model with its tokenizer, from a checkpoint of whatever layout: whole, or some layers of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from attnres_train.checkpoint import folders, store
 from attnres_train.checkpoint.manifest import META, read_manifest
@@ -18,6 +22,7 @@ from attnres_train.inference.saved_tokenizer import saved_tokenizer
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.moe.layer import router_loads
 from attnres_train.model.naming import released_tensors
+from attnres_train.model.ports import Ports
 from attnres_train.model.precision import PARAMETER_DTYPE, STREAM_DTYPE, autocast_dtype
 
 
@@ -47,41 +52,76 @@ def open_model(path: str | Path, device: str = "cpu", dtype: torch.dtype | None 
     Raises UserError where there is no checkpoint, no such device, where the run's tokenizer is
     gone, and where a file is damaged.
     """
-    place = choose(device)
+    place, saved = choose(device), find_saved(path)
+    tokenizer = saved.tokenizer()
+    ports = Ports.of_one_process(saved.config.model)
+    whole = range(saved.config.model.num_layers)
+    (chunk,) = load_chunks(saved.config, saved.path, [whole], place, dtype, ports)
+    return Opened(saved.config, chunk, tokenizer, saved.step, saved.path)
+
+
+class Saved(NamedTuple):
+    """A checkpoint that is found and not read yet, as in `Opened`; ``extras`` is what it holds
+    beside tensors."""
+
+    config: RunConfig
+    step: int
+    path: Path
+    extras: Mapping[str, Any]
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The run's own. Raises UserError where it is gone."""
+        return saved_tokenizer(self.config, self.extras, self.path)
+
+
+def find_saved(path: str | Path) -> Saved:
+    """The newest checkpoint of a run folder, or the step folder ``path``. Raises UserError."""
     step_folder = folders.newest_in(Path(path))
     manifest = read_manifest(step_folder)
     if "config" not in manifest.extras:
         raise UserError(f"{step_folder} is no checkpoint of a run: it holds no configuration")
     config = saved_config(manifest.extras["config"], step_folder / META)
-    tokenizer = saved_tokenizer(config, manifest.extras, step_folder)
-    return Opened(
-        config, load_chunk(config, step_folder, place, dtype), tokenizer, manifest.step, step_folder
-    )
+    return Saved(config, manifest.step, step_folder, manifest.extras)
 
 
-def load_chunk(
-    config: RunConfig, step_folder: Path, device: torch.device, dtype: torch.dtype | None
-) -> ModelChunk:
-    """The whole model of ``config`` on ``device``, with the weights of ``step_folder``."""
+def load_chunks(
+    config: RunConfig,
+    step_folder: Path,
+    layers: Sequence[range],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    ports: Ports,
+    group: dist.ProcessGroup | None = None,
+) -> list[ModelChunk]:
+    """Chunks of these ``layers`` of the model of ``config`` on ``device``, with the weights of
+    ``step_folder``; ``dtype`` as for `open_model`. Collective over ``group``, whose ranks together
+    have all layers and experts."""
     precision = config.train.precision
-    chunk = ModelChunk(
-        config.model,
-        0,
-        config.model.num_layers,
-        stream_dtype=STREAM_DTYPE[precision] if dtype is None else None,
-        autocast_dtype=autocast_dtype(precision) if dtype is None else None,
-        device="meta",
-        dtype=PARAMETER_DTYPE[precision],
-    )
-    chunk.to_empty(device=device)
-    for load in router_loads(chunk):
-        load.zero_()
-    chunk.requires_grad_(False).eval()
-    tensors = training_state(chunk.state_dict().items(), None, released_tensors)
-    store.load(step_folder, tensors, unread=(OPTIMIZER,))
+    chunks = [
+        ModelChunk(
+            config.model,
+            here.start,
+            here.stop,
+            stream_dtype=STREAM_DTYPE[precision] if dtype is None else None,
+            autocast_dtype=autocast_dtype(precision) if dtype is None else None,
+            device="meta",
+            dtype=PARAMETER_DTYPE[precision],
+            ports=ports,
+        )
+        for here in layers
+    ]
+    for chunk in chunks:
+        chunk.to_empty(device=device)
+        for load in router_loads(chunk):
+            load.zero_()
+        chunk.requires_grad_(False).eval()
+    named = [item for chunk in chunks for item in chunk.state_dict().items()]
+    released = partial(released_tensors, first_expert=ports.exchange.experts.start)
+    store.load(step_folder, training_state(named, None, released), unread=(OPTIMIZER,), group=group)
     if dtype is not None:
-        chunk.cast(dtype)
-    return chunk
+        for chunk in chunks:
+            chunk.cast(dtype)
+    return chunks
 
 
 def choose(device: str) -> torch.device:

@@ -40,7 +40,7 @@ def prompt_tokens(
     if most is not None and len(tokens) > most:
         raise UserError(
             f"{name} has {len(tokens):,} tokens, but the model was trained on samples of {most:,} "
-            "(train.seq_length): shorten it{way_on}"
+            f"(train.seq_length): shorten it{way_on}"
         )
     return tokens or [tokenizer.eod]
 

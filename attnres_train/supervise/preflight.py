@@ -20,7 +20,7 @@ def check_machine(config: RunConfig, local_processes: int | None = None) -> None
     """
     problems = [
         *_folder_problems(config),
-        *_device_problems(config, local_processes),
+        *device_problems(config.train.device, local_processes),
         *_backend_problems(config),
     ]
     if problems:
@@ -67,8 +67,11 @@ def _backend_problems(config: RunConfig) -> Iterator[str]:
         yield f"train.backend is te, which computes on CUDA alone, but train.device is cpu: {other}"
 
 
-def _device_problems(config: RunConfig, local_processes: int | None) -> Iterator[str]:
-    device = config.train.device
+def device_problems(
+    device: str, local_processes: int | None, key: str = "train.device"
+) -> Iterator[str]:
+    """What this machine lacks of ``device`` (cpu, cuda or auto), which the user gives as ``key``;
+    ``local_processes`` as for `check_machine`."""
     if device == "cpu":
         return
     import torch
@@ -78,7 +81,7 @@ def _device_problems(config: RunConfig, local_processes: int | None) -> Iterator
             built = torch.version.cuda
             with_cuda = f"built for CUDA {built}" if built else "built without CUDA"
             yield (
-                f"train.device is cuda, but torch {torch.__version__} ({with_cuda}) finds no CUDA "
+                f"{key} is cuda, but torch {torch.__version__} ({with_cuda}) finds no CUDA "
                 "device here: set it to cpu or auto, or mend torch or driver (see attnres-train "
                 "doctor)"
             )
@@ -88,10 +91,10 @@ def _device_problems(config: RunConfig, local_processes: int | None) -> Iterator
     if local_processes is not None and local_processes > count:
         yield (
             f"--nproc is {local_processes}, but this machine has {count} CUDA devices, one for "
-            "each process: start fewer, or set train.device to cpu"
+            f"each process: start fewer, or set {key} to cpu"
         )
     elif local_processes is None and local_rank >= count:
         yield (
             f"LOCAL_RANK is {local_rank}, but this machine has {count} CUDA devices: start fewer "
-            "processes per machine, or set train.device to cpu"
+            f"processes per machine, or set {key} to cpu"
         )

@@ -49,7 +49,10 @@ class StopSignals:
     process at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_nothing: bool = False) -> None:
+        """``keeps_nothing``: there will be nothing to save, nor to go on with, and a signal ends
+        the process as it would any other."""
+        self.keeps_nothing = keeps_nothing
         self._since: float | None = None
         self._saves = False
         self._lock = threading.Lock()
@@ -65,6 +68,8 @@ class StopSignals:
     def hear(self, number: int, now: float) -> None:
         """Signal ``number`` has come, at ``now`` seconds."""
         with self._lock:
+            if self.keeps_nothing:
+                _leave(128 + number)
             if not self._saves:
                 _leave(0, f"stopped by {signal.Signals(number).name} before a step was made")
             elif self._since is None:
@@ -81,12 +86,13 @@ def _leave(code: int, told: str = "") -> None:
 
 
 @contextmanager
-def heard(*, with_agent: bool = False) -> Iterator[StopSignals]:
+def heard(*, with_agent: bool = False, keeps_nothing: bool = False) -> Iterator[StopSignals]:
     """Hear `stop_signals` while the context lasts, also those that were held back before (by
     `held_back`, or ``env --block-signal``); ``with_agent``: the end of the agent that has started
     this process, our launcher or torchrun, too, for one that was killed tells nobody, and its
-    workers would train on with no one to end them. In the main thread only."""
-    stop = StopSignals()
+    workers would train on with no one to end them; ``keeps_nothing`` as in `StopSignals`. In the
+    main thread only."""
+    stop = StopSignals(keeps_nothing=keeps_nothing)
     here, there = socket.socketpair()
     there.setblocking(False)
     numbers = stop_signals()

@@ -16,6 +16,7 @@ from attnres_train.inference.decoding import CachedDecoder, generate
 from attnres_train.inference.opening import Opened, open_model
 from attnres_train.inference.sampling import Sampling
 from attnres_train.inference.text import TextStream, complete
+from attnres_train.inference.writer import Writer
 from attnres_train.model.batch import MicroBatch
 from tests.tiny import TinyRuns
 
@@ -163,10 +164,33 @@ def test_a_conversation(
     assert "error: the prompt has" in output.err
 
 
+class Leaving(io.StringIO):
+    """A screen whose reader leaves once it has a letter of text (``| head``)."""
+
+    def write(self, text: str) -> int:
+        if "Onea" in self.getvalue():
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_conversation_ends_with_its_reader(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = io.StringIO("One\nTwo\n")
+    monkeypatch.setattr("sys.stdin", asked)
+    monkeypatch.setattr("sys.stdout", Leaving())
+    decoder = Scripted([tokenizer.encode("abcdefgh")], tokenizer.vocab_size)
+    Writer(tokenizer, GREEDY, 5, None).converse(decoder)
+    assert asked.read() == "Two\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--prompt", "long " * 99], "samples of 32 (train.seq_length): shorten it"),
+        (
+            ["--prompt", "long " * 99],
+            "samples of 32 (train.seq_length): shorten it, or go beyond with --any-length",
+        ),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--file", "/no/where"], "--file /no/where cannot be read"),
