@@ -62,9 +62,10 @@ from attnres_train.supervise.recorder import Recorder
 from attnres_train.supervise.run_lock import owned
 from attnres_train.supervise.signals import StopSignals, heard
 from attnres_train.supervise.watch import Pulse, Watch
+from attnres_train.training.parts import Parts
 from attnres_train.training.run_state import Checkpoints
 from attnres_train.training.samples import Samples
-from attnres_train.training.trainer import Parts, Trainer
+from attnres_train.training.trainer import Trainer
 
 
 def train(config: RunConfig) -> int:

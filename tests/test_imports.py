@@ -22,6 +22,7 @@ ALLOWED = {
     "megatron": ("loading",),
     "screen": (),
     "words": (),
+    "command_line": ("__version__", "config.meant", "planning.machine"),
     "config": (),
     "model": ("config",),
     "pipeline.plan": ("config.kinds", "model.blocks"),

@@ -20,6 +20,7 @@ from attnres_train.model.batch import MicroBatch
 from attnres_train.model.moe.layer import MixtureOfExperts
 from attnres_train.model.probe import Probe
 from attnres_train.observe import pictures
+from attnres_train.observe.drawing import style
 from attnres_train.observe.observed import Arrays, arrays_of
 from attnres_train.screen import complain
 from attnres_train.training.observation import query_norms
@@ -187,7 +188,7 @@ def _write(seen: Seen, token: int | None, folder: Path) -> None:
         if figures and token is not None and seen.weights:
             word = repr(seen.word(token)).replace("$", r"\$")  # no formula
             title = f"Attention over depth at token {token}, {word}"
-            with pictures.style():
+            with style():
                 figures[f"token_{token}"] = pictures.weight_map(seen.of_token(token), title)
         pictures.save(figures, folder)
     except OSError as error:

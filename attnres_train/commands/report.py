@@ -6,8 +6,10 @@ import argparse
 import json
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
+from attnres_train.command_line.parser import CommandParser
 from attnres_train.commands.output import show
 from attnres_train.config import load_config
 from attnres_train.config.meant import check_words, is_override
@@ -43,14 +45,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _folders(words: list[str], parser: argparse.ArgumentParser) -> list[Path]:
+def _folders(words: list[str], parser: CommandParser) -> list[Path]:
     """The run folders that ``words`` name, or configs do under the overrides among the words.
     Raises UserError where nothing is known by a name."""
     overrides = [w for w in words if is_override(w) and not Path(w).is_dir()]
     named = [word for word in words if word not in overrides]
-    if strange := [word for word in named if word.startswith("-")]:
-        check_words(strange, parser.options)  # type: ignore[attr-defined]  # of CommandParser
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if any(word.startswith("-") for word in named):
+        # With what may be their values.
+        strange = [w for before, w in pairwise(["", *named]) if "-" in (before[:1], w[:1])]
+        unknown = check_words(strange, parser.options)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     folders, configs = [], 0
     for word in named:
         if not Path(word).is_dir() and (word.endswith((".yaml", ".yml")) or word in names()):

@@ -1,43 +1,29 @@
 """Observations as pictures (docs/observing.md says how to read them). matplotlib is imported when
-they are drawn.
-
-Grounds are transparent, and ink is of middle lightness, so that a picture reads on white and on
-dark; what is told by colour is told by shape or number too, and colour maps suit the colour-blind.
+they are drawn (`observe.drawing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attnres_train.observe.drawing import (
+    COLOURS,
+    INK,
+    colour_map,
+    in_bytes,
+    over_depth,
+    style,
+    ticks,
+)
 from attnres_train.observe.observed import Arrays, observed_steps, read_observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK = "#7d7d7d"
-COLOURS = ("#2b8cc4", "#d1690e", "#2f9e6e", "#b5559c")
-_STYLE: Any = {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.titlesize": 10,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.25,
-    "legend.framealpha": 0.0,
-    "legend.labelcolor": INK,
-    "font.size": 9,
-}
-_MOST_NUMBERS = 200
-"""Cells of a map in which their values are written."""
 _EARLIER = 3
 """Observations before the one shown that are drawn beside it."""
 
@@ -62,11 +48,11 @@ def pictures(run_folder: Path, step: int | None = None) -> dict[str, Figure]:
 def drawn(history: Mapping[int, Arrays]) -> dict[str, Figure]:
     """As `pictures`, of the last of ``history`` (ascending steps -> arrays)."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401  (whether it is there)
     except ImportError:
         return {}
     step, arrays = list(history.items())[-1]
-    with matplotlib.rc_context(_STYLE):
+    with style():
         made = {
             "depth_attention": _depth_attention(step, arrays),
             "magnitudes": _magnitudes(history),
@@ -99,7 +85,7 @@ def weight_map(
     mean: np.ndarray, title: str, std: np.ndarray | None = None, note: str = ""
 ) -> Figure:
     """Weights [L + 1, N] of all reads, their spread beside them: row r is sublayer r + 1, the last
-    one the output head. To be drawn in `style`."""
+    one the output head. To be drawn in `drawing.style`."""
     from matplotlib.figure import Figure
 
     rows, columns = mean.shape
@@ -110,23 +96,16 @@ def weight_map(
     for axes, (name, values) in zip(
         np.ravel(figure.subplots(1, len(maps))), maps.items(), strict=True
     ):
-        image = _map(axes, values, "viridis", (0.0, None))
+        image = colour_map(axes, values, "viridis", (0.0, None))
         axes.set(xlabel="source: block (0 is the embedding)", ylabel="read by sublayer", title=name)
-        _count(axes.xaxis, [str(i) for i in range(columns)])
-        _count(
+        ticks(axes.xaxis, [str(i) for i in range(columns)])
+        ticks(
             axes.yaxis,
             [*(f"{i} {'MLP' if i % 2 == 0 else 'attn'}" for i in range(1, rows)), "head"],
         )
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
         bar.outline.set_visible(False)
     return figure
-
-
-def style() -> Any:
-    """The context in which pictures are drawn."""
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)
 
 
 def _depth_attention(step: int, arrays: Arrays) -> Figure | None:
@@ -154,7 +133,7 @@ def _magnitudes(history: Mapping[int, Arrays]) -> Figure | None:
     for axes, (key, first, unit, title) in zip(
         np.ravel(figure.subplots(len(panels), 1, sharex=True)), panels, strict=True
     ):
-        _over_depth(axes, history, key, first)
+        over_depth(axes, history, key, first)
         axes.set(ylabel=unit, title=title)
         if "gradient" in key:
             axes.set_yscale("log")
@@ -172,7 +151,7 @@ def _query_norms(history: Mapping[int, Arrays]) -> Figure | None:
         return None
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
-    _over_depth(axes, history, "query_norm", 1)
+    over_depth(axes, history, "query_norm", 1)
     axes.set(
         xlabel="read before sublayer (the last one: of the output head)",
         ylabel="norm",
@@ -192,16 +171,16 @@ def _expert_load(step: int, arrays: Arrays) -> Figure | None:
     figure = Figure(figsize=(10, height), layout="constrained")
     figure.suptitle(f"Load of the experts, step {step:,}", fontsize=11, color=INK)
     left, right = figure.subplots(1, 2, width_ratios=[3, 1], sharey=True)
-    image = _map(left, load, "PuOr_r", (0.0, 2.0))
+    image = colour_map(left, load, "PuOr_r", (0.0, 2.0))
     left.set(xlabel="expert", ylabel="decoder layer", title="load over the mean (1: even)")
-    _count(left.xaxis, [str(i) for i in range(load.shape[1])])
+    ticks(left.xaxis, [str(i) for i in range(load.shape[1])])
     bar = figure.colorbar(image, ax=left, shrink=0.8, pad=0.02, extend="max")
     bar.outline.set_visible(False)
     places = np.arange(len(layers))
     right.plot(arrays["expert_entropy"], places, "o-", color=COLOURS[0], label="entropy")
     right.plot(arrays["expert_violation"], places, "s--", color=COLOURS[1], label="violation")
     right.set(title="balance (even: 1 and 0)")
-    _count(left.yaxis, [str(i) for i in layers])
+    ticks(left.yaxis, [str(i) for i in layers])
     right.set_xlim(left=0)
     right.grid()
     right.legend()
@@ -217,64 +196,10 @@ def _block_store(step: int, arrays: Arrays) -> Figure | None:
     axes, blocks, memory = figure.subplots(), arrays["store_blocks"], arrays["store_bytes"]
     bars = axes.bar(np.arange(len(blocks)), blocks, width=0.6, color=COLOURS[0])
     if len(blocks) <= 32:
-        axes.bar_label(bars, [_bytes(each) for each in memory], color=INK, padding=2)
+        axes.bar_label(bars, [in_bytes(each) for each in memory], color=INK, padding=2)
     axes.set(
         xlabel="pipeline rank", ylabel="blocks", title=f"Peak of the block store, step {step:,}"
     )
     axes.margins(y=0.15)
-    _count(axes.xaxis, [str(i) for i in range(len(blocks))])
+    ticks(axes.xaxis, [str(i) for i in range(len(blocks))])
     return figure
-
-
-def _over_depth(axes: Any, history: Mapping[int, Arrays], key: str, first: int) -> None:
-    """Lines of ``key`` over sublayers from ``first``; earlier steps fainter and without marks."""
-    known = [(step, arrays[key]) for step, arrays in history.items() if key in arrays]
-    for place, (step, values) in enumerate(known):
-        is_last = place == len(known) - 1
-        axes.plot(
-            np.arange(first, first + len(values)),
-            values,
-            "o-" if is_last else (":", "-.", "--")[place % 3],
-            color=COLOURS[0] if is_last else INK,
-            markersize=3.5,
-            linewidth=1.5 if is_last else 1.0,
-            label=f"step {step:,}",
-        )
-    axes.grid()
-    if len(known) > 1:
-        axes.legend(loc="upper left", ncols=len(known), fontsize=8)
-        axes.margins(y=0.25)
-
-
-def _map(axes: Any, values: np.ndarray, colours: str, limits: tuple[float, float | None]) -> Any:
-    """``values`` as colours, and as numbers where there are few."""
-    image = axes.imshow(values, aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
-    axes.tick_params(length=2)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if values.size <= _MOST_NUMBERS and values.shape[1] <= 20:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                *rgb, _ = image.cmap(image.norm(value))
-                is_light = np.dot(rgb, (0.299, 0.587, 0.114)) > 0.55
-                text = f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.1f}"
-                ink = "#111111" if is_light else "#f5f5f5"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
-    return image
-
-
-def _count(axis: Any, labels: Sequence[str], most: int = 28) -> None:
-    """Ticks at every place, or at as many as can be read."""
-    stride = -(-len(labels) // most)
-    places = [*range(0, len(labels), stride)]
-    if places[-1] != len(labels) - 1 and stride > 1:  # the last one is the head
-        places[-1] = len(labels) - 1
-    axis.set_ticks(places, [labels[place] for place in places])
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} GiB"

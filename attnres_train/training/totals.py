@@ -32,9 +32,9 @@ def over_ranks(
     ranks: Ranks,
     result: StepResult,
     *,
-    document_length: float,
-    stopping: bool,
-    saving: bool,
+    document_length: float = 0.0,
+    stopping: bool = False,
+    saving: bool = False,
     spent: Sequence[float] = (),
 ) -> StepTotals:
     """The totals of a step, whose documents have ``document_length`` on this rank

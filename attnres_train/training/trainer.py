@@ -4,70 +4,44 @@ mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `tra
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
-from attnres_train.data.loader import Batch, BatchSource
 from attnres_train.errors import UserError
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.flops import mean_document_length
 from attnres_train.model.moe.layer import router_loads, update_router_biases
-from attnres_train.observe.dispatch import Observers
 from attnres_train.observe.observed import Arrays
 from attnres_train.observe.observer import Observer, Record
 from attnres_train.optim.clipping import clip_factor, grad_square_sum, scale_grads
 from attnres_train.optim.schedules import LRSchedule
 from attnres_train.parallel.expert_record import ExpertRecord
 from attnres_train.parallel.gradients import sum_over
-from attnres_train.parallel.owned import OwnedOptimizer
 from attnres_train.parallel.ranks import Ranks
-from attnres_train.pipeline.run.engine import Engine, StepResult
+from attnres_train.pipeline.run.engine import StepResult
 from attnres_train.runs.progress import Progress
 from attnres_train.supervise.recorder import Recorder
-from attnres_train.supervise.watch import Pulse
-from attnres_train.training.clock import StepClock, shares
+from attnres_train.training.batches import StepBatches
+from attnres_train.training.clock import StepClock
 from attnres_train.training.nonfinite import Skips
 from attnres_train.training.observation import Observation
+from attnres_train.training.parts import Parts
 from attnres_train.training.qk_clip import QKClip
+from attnres_train.training.record import step_record
 from attnres_train.training.roll_back import roll_back
-from attnres_train.training.run_state import Checkpoints
-from attnres_train.training.samples import Samples
 from attnres_train.training.spikes import look
 from attnres_train.training.totals import StepTotals, over_ranks
+from attnres_train.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
 
 class SaveFailed(UserError):
     """The state that a run ends with could not be saved: the disk is full, or gone."""
-
-
-@dataclass
-class Parts:
-    """What the loop drives, already built for this rank."""
-
-    chunks: Mapping[int, ModelChunk]
-    """By index, in model order."""
-    engine: Engine
-    optimizer: OwnedOptimizer
-    data: BatchSource
-    checkpoints: Checkpoints
-    observers: Observers
-    flops_per_token: Callable[[float], float]
-    """Of the `mean_document_length` of what is trained on."""
-    peak_flops: float | None
-    samples: Samples | None = None
-    planned_bubble: float | None = None
-    """Of the schedule, by `planning.bubble.planned_bubble`; None without a pipeline."""
-    pulse: Pulse = field(default_factory=Pulse)
 
 
 class Trainer:
@@ -91,7 +65,7 @@ class Trainer:
         """Whether something asked for an end, on whichever rank."""
         self.chunks: list[torch.nn.Module] = list(parts.chunks.values())
         ports = next(iter(parts.chunks.values())).ports  # all chunks have the same
-        self.shares = ports.sequence.shares
+        self.batches = StepBatches(ranks, ports.sequence.shares)
         self.expert_record = ExpertRecord(ports.exchange, ranks)
         self.qk_clip = QKClip(config.optimizer.qk_clip, parts.chunks, ranks)
         why, limit = self.expert_record.why_not_finite, config.train.max_skipped_steps
@@ -119,7 +93,7 @@ class Trainer:
                 if self.observed is not None:
                     observers.tell(Observer.on_observation, step, self.observed)
                 if train.eval_interval and (step % train.eval_interval == 0 or step == end):
-                    record |= self.validate()
+                    record |= validate(train, self.ranks, self.parts, self.batches)
                     observers.tell(Observer.on_validation, step, record["validation_loss"])
                 self._write_samples()
                 if self.config.log.observers:  # they may look at parameters
@@ -200,7 +174,8 @@ class Trainer:
         with clock.on("data"):
             batches = data.micro_batches(progress.samples, *place)
             parts.pulse.beat()  # from here on it waits for others
-            micro_batches = self._to_device(batches, self._mean_loss_tokens(batches))
+            loss_tokens = self.batches.mean_loss_tokens(batches)
+            micro_batches = self.batches.to_device(batches, loss_tokens)
         micro_batches[0].probe = probe = self.observation.probe(step)
         self.expert_record.begin()
         self.qk_clip.begin()
@@ -234,53 +209,8 @@ class Trainer:
         progress.skipped += not taken
         look(self.config.train, progress, totals.loss, self.ranks.is_main)
         parts.pulse.rest()
-        return self._record(totals, grad_norm, lr, clock) | of_layers, totals
-
-    @torch.no_grad()
-    def validate(self) -> Record:
-        """Mean loss over the fixed validation batches: ``validation_loss``, nats per token, and
-        ``validation_bits_per_byte`` where the bytes of tokens are known (`data.token_bytes`)."""
-        for chunk in self.chunks:
-            chunk.eval()
-        total = num_tokens = num_bytes = 0.0
-        for index in range(self.config.train.eval_iters):
-            batches = self.parts.data.validation_batches(
-                index, self.ranks.dp_rank, self.ranks.dp_size
-            )
-            loss_tokens = self._mean_loss_tokens(batches)
-            micro_batches = self._to_device(batches, loss_tokens)
-            result = self.parts.engine.evaluate(micro_batches)
-            loss = self._over_ranks(result, micro_batches).loss
-            share = loss_tokens.item()
-            total, num_tokens = total + share * loss, num_tokens + share
-            sizes = (self.parts.data.text_bytes(batch) for batch in batches)
-            num_bytes += self._mean_over_replicas([x for x in sizes if x is not None]).item()
-        self.parts.pulse.rest()
-        for chunk in self.chunks:
-            chunk.train()
-        record = {"validation_loss": total / num_tokens}
-        if num_bytes:
-            record["validation_bits_per_byte"] = total / math.log(2) / num_bytes
-        return record
-
-    def _mean_loss_tokens(self, batches: Sequence[Batch]) -> Tensor:
-        """The mean number of tokens with a loss of a step's micro-batches, over all replicas: fp64,
-        shape [], on the device."""
-        return self._mean_over_replicas([batch["loss_mask"] for batch in batches])
-
-    def _mean_over_replicas(self, counts: Sequence[Tensor]) -> Tensor:
-        """The mean sum of a tensor for each micro-batch here, over all replicas: fp64, shape [],
-        on the device. 0 where there are none."""
-        data, zero = self.ranks.data, torch.zeros((), dtype=torch.float64)
-        total = sum((count.sum(dtype=torch.float64) for count in counts), zero)
-        return sum_over(total.to(self.ranks.device), data) / (max(1, len(counts)) * data.size())
-
-    def _to_device(self, batches: Sequence[Batch], loss_tokens: Tensor) -> list[MicroBatch]:
-        """What is here of the batches of a step, on the device. All divide by ``loss_tokens``, the
-        step's mean, so that the mean over micro-batches and replicas is that over all tokens with a
-        loss."""
-        whole = (MicroBatch.of_samples(batch, loss_tokens) for batch in batches)
-        return [batch.of(self.shares).to(self.ranks.device) for batch in whole]
+        record = step_record(self.config, self.ranks, parts, progress, totals, grad_norm, lr, clock)
+        return record | of_layers, totals
 
     def _clip(self) -> float:
         """Scale the gradients to ``train.clip_grad``; returns the norm over the whole model."""
@@ -304,10 +234,10 @@ class Trainer:
         return record
 
     def _over_ranks(
-        self, result: StepResult, micro_batches: list[MicroBatch], spent: Sequence[float] = ()
+        self, result: StepResult, micro_batches: list[MicroBatch], spent: Sequence[float]
     ) -> StepTotals:
         saving, stopping = self.parts.checkpoints.saving, self.stop_requested()
-        lengths = [mean_document_length(batch, self.shares) for batch in micro_batches]
+        lengths = [mean_document_length(batch, self.batches.shares) for batch in micro_batches]
         return over_ranks(
             self.ranks,
             result,
@@ -316,34 +246,3 @@ class Trainer:
             saving=saving,
             spent=spent,
         )
-
-    def _record(self, totals: StepTotals, grad_norm: float, lr: float, clock: StepClock) -> Record:
-        """What is logged of the step just done, whose time ``clock`` has taken."""
-        train, peak, seconds = self.config.train, self.parts.peak_flops, clock.seconds
-        tokens = train.global_batch_size * train.seq_length
-        flops = tokens * self.parts.flops_per_token(totals.document_length)
-        flops_per_second = flops / (seconds * self.ranks.world_size)  # of a device
-        record = {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
-            "loss": totals.loss,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "tokens_per_second": tokens / seconds,
-            "step_seconds": seconds,
-            "p2p_bytes": totals.p2p_bytes,
-            "memory_bytes": totals.memory_bytes,
-            "tflops": flops_per_second / 1e12,
-        }
-        record |= shares(totals, clock, self.ranks.rank, self.ranks.pipeline.size())
-        if self.parts.planned_bubble is not None:
-            record["planned_bubble"] = self.parts.planned_bubble
-        if self.config.stages:
-            record["stage"] = self.progress.stage
-        if self.progress.skipped:
-            record["skipped_steps"] = self.progress.skipped
-        if self.progress.spikes.count:
-            record["loss_spikes"] = self.progress.spikes.count
-        if peak:
-            record["mfu"] = flops_per_second / peak
-        return record

@@ -13,6 +13,7 @@ from attnres_train.model.moe.layer import router_loads
 from attnres_train.parallel import pieces
 from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.reduction import GradientReduction
+from attnres_train.training.batches import StepBatches
 from attnres_train.training.trainer import Trainer
 from tests.parity.pool import RankFailedError
 from tests.parity.steps import STEPS, Steps, differences, once, run_steps
@@ -105,7 +106,7 @@ def pass_over_a_step(patch: pytest.MonkeyPatch) -> None:
         if self.progress.step == 0:
             parts, update = self.parts, self.parts.optimizer
             batches = parts.data.micro_batches(0, self.ranks.dp_rank, self.ranks.dp_size)
-            inputs = self._to_device(batches, self._mean_loss_tokens(batches))
+            inputs = self.batches.to_device(batches, self.batches.mean_loss_tokens(batches))
             parts.engine.train_step(inputs, update.reduction.last_backward)
             update.reduction.finish()
             update.zero_grad()
@@ -190,7 +191,7 @@ def divide_by_own_tokens(patch: pytest.MonkeyPatch) -> None:
     def own(self, batches):
         return sum(batch["loss_mask"].sum(dtype=torch.float64) for batch in batches) / len(batches)
 
-    patch.setattr(Trainer, "_mean_loss_tokens", own)
+    patch.setattr(StepBatches, "mean_loss_tokens", own)
 
 
 def reduce_too_early(patch: pytest.MonkeyPatch) -> None:
