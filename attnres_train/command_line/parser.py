@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
         # Nothing is guessed: --n is not --nproc.
         super().__init__(**settings, allow_abbrev=False)
 
-    def _add_action(self, action: argparse.Action) -> argparse.Action:
+    def _add_action(self, action: Any) -> Any:
         # Not add_argument, which knows nothing of the options of a group.
         action = super()._add_action(action)
         self.options.update(action.option_strings)
