@@ -79,10 +79,10 @@ class ByHand:
             layer.register_forward_pre_hook(self.look)
 
     @torch.no_grad()
-    def look(self, layer: MultiHeadLatentAttention, inputs: tuple[Tensor, Tensor]) -> None:
+    def look(self, layer: MultiHeadLatentAttention, inputs: tuple[Tensor, Tensor, None]) -> None:
         if not layer.training:
             return
-        (x, borders), c, heads = inputs, layer.config, layer.heads
+        (x, borders, _), c, heads = inputs, layer.config, layer.heads
         q = (x @ layer.q_proj.weight.T).unflatten(-1, (heads, -1))
         down = x @ layer.kv_a_proj_with_mqa.weight.T
         latent, shared = down[..., : c.kv_lora_rank], down[..., c.kv_lora_rank :]

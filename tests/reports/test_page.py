@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pytest
 
+from attnres_train.observe import pictures as observations
 from attnres_train.reports.page import _file, page
 from attnres_train.reports.reading import read_runs
 from tests.reports.folders import falling, make_run
@@ -97,8 +96,9 @@ def test_runs_without_anything_make_a_page(tmp_path):
 
 def test_pictures_come_with_words(two, monkeypatch):
     figures = pytest.importorskip("matplotlib.figure")
-    drawn = SimpleNamespace(pictures=lambda folder: {"expert_load": figures.Figure((2, 1))})
-    monkeypatch.setitem(sys.modules, "attnres_train.observe.pictures", drawn)
+    monkeypatch.setattr(
+        observations, "pictures", lambda folder: {"expert_load": figures.Figure((2, 1))}
+    )
     images = Elements(page(two)).named("img")
     assert len(images) == 2
     assert all(i["src"].startswith("data:image/png;base64,") and "Load" in i["alt"] for i in images)
