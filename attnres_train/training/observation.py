@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -66,7 +67,10 @@ class Observation:
         dist.gather_object(mine, rows if self.ranks.is_main else None, dst=0, group=group)
         if not self.ranks.is_main:
             return None
-        added = {name: sum(r[name] for r in rows if name in r) for r in rows for name in r}
+        added: dict[str, np.ndarray] = {}
+        for row in rows:
+            for name, total in row.items():
+                added[name] = added[name] + total if name in added else total
         return arrays_of(self.config.model, added)
 
     def _gradients(self) -> Totals:

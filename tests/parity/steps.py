@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from attnres_train import train
 from attnres_train.config import load_config
+from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.meeting import meet
-from attnres_train.parallel.ranks import join_run
+from attnres_train.parallel.ranks import Ranks, join_run
 from attnres_train.supervise.watch import Pulse
 from attnres_train.training.named_state import places_of
 from attnres_train.training.trainer import Trainer
@@ -45,12 +47,9 @@ class Steps:
     """What the rank keeps of the optimizer."""
 
 
-def run_steps(
-    path: str, overrides: Sequence[str], port: int, steps: int = STEPS, fault: Fault | None = None
-) -> Steps:
-    """Runs on every rank: ``steps`` steps of the configuration, with ``train.precision`` fp32
-    standing for fp64, and with a ``fault`` if one is given."""
-    config, seen = load_config(path, overrides), Steps()
+@contextmanager
+def joined_in_fp64(config: RunConfig, port: int) -> Iterator[tuple[Ranks, pytest.MonkeyPatch]]:
+    """This process as a rank of ``config``, with fp32 standing for fp64 and no weight that is 0."""
     with (
         torchrun_environment(port),
         meet(300) as meeting,
@@ -60,6 +59,16 @@ def run_steps(
         for dtypes in (train.PARAMETER_DTYPE, train.STREAM_DTYPE):
             patch.setitem(dtypes, "fp32", torch.float64)
         patch.setattr(train, "init_weights", _init_without_zeros)
+        yield ranks, patch
+
+
+def run_steps(
+    path: str, overrides: Sequence[str], port: int, steps: int = STEPS, fault: Fault | None = None
+) -> Steps:
+    """Runs on every rank: ``steps`` steps of the configuration, with ``train.precision`` fp32
+    standing for fp64, and with a ``fault`` if one is given."""
+    config, seen = load_config(path, overrides), Steps()
+    with joined_in_fp64(config, port) as (ranks, patch):
         if fault is not None:
             fault(patch)
         parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())

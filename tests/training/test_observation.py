@@ -15,12 +15,10 @@ from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.observe.observed import Arrays, read_observation
-from attnres_train.parallel.meeting import meet
-from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
 from attnres_train.training.observation import sublayer_of
 from attnres_train.training.trainer import Trainer
-from tests.parity.steps import _init_without_zeros
+from tests.parity.steps import joined_in_fp64
 from tests.tiny import column, free_port, grid, saved_tensors
 
 COMMON = ["train.seq_length=16", "train.micro_batch_size=2", "optimizer.lr=0.001"]
@@ -37,17 +35,7 @@ GRIDS = {
 def observe(path: str, overrides: Sequence[str], port: int) -> Arrays | None:
     """Runs on every rank: two steps in fp64, the second of them observed."""
     config = load_config(path, [*COMMON, *overrides])
-    from tests.tiny import torchrun_environment
-
-    with (
-        torchrun_environment(port),
-        meet(300) as meeting,
-        join_run(config, meeting) as ranks,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for dtypes in (train.PARAMETER_DTYPE, train.STREAM_DTYPE):
-            patch.setitem(dtypes, "fp32", torch.float64)
-        patch.setattr(train, "init_weights", _init_without_zeros)
+    with joined_in_fp64(config, port) as (ranks, _):
         parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer = Trainer(config, ranks, parts)
         trainer.observation.last_step = 2
