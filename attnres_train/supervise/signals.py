@@ -142,39 +142,74 @@ def raised() -> Iterator[None]:
     """In a process that prepares or launches, `stop_signals` raise Stopped.
 
     Python passes over what is raised in a hook around a fork, a destructor, a callback of a weak
-    reference or of C: a signal that comes then comes again, a moment later.
+    reference or of C: a signal that comes then comes again, a moment later. One that could not be
+    raised before the context ends goes to the handlers of before.
     """
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(number)
+    raising, hook = _Raising(), sys.unraisablehook
 
     def passed_over(found: sys.UnraisableHookArgs) -> None:
         if (number := _number_of(found.exc_value)) is None:
             hook(found)
         else:
-            threading.Thread(target=_again, args=(number, over), daemon=True).start()
+            raising.passed_over(number)
 
-    over, hook = threading.Event(), sys.unraisablehook
-    before = {number: signal.signal(number, stop) for number in stop_signals()}
+    before = {number: signal.signal(number, raising.hear) for number in stop_signals()}
     sys.unraisablehook = passed_over
     try:
         yield
     finally:
-        over.set()
+        raising.end()
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+    if not raising.is_told:
+        for number in raising.left:
+            os.kill(os.getpid(), number)
+
+
+class _Raising:
+    """Raises Stopped for a signal, and sends it again where that was passed over and none has been
+    raised since; after `end` it does neither, and keeps what comes in ``left``."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self._is_over = False
+        self._told = 0  # raised and not passed over
+        self._ending = threading.Condition()
+
+    @property
+    def is_told(self) -> bool:
+        return self._told > 0
+
+    def hear(self, number: int, _: FrameType | None) -> None:
+        if self._is_over:
+            self.left.append(number)
+        else:
+            self._told += 1
+            raise Stopped(number)
+
+    def passed_over(self, number: int) -> None:
+        self._told -= 1
+        self.left.append(number)
+        threading.Thread(target=self._again, args=(number,), daemon=True).start()
+
+    def _again(self, number: int) -> None:
+        with self._ending:  # nothing is sent once `end` has had it
+            ended = self._ending.wait_for(lambda: self._is_over, AGAIN_SECONDS)
+            if not ended and not self.is_told:
+                self.left.remove(number)
+                os.kill(os.getpid(), number)
+
+    def end(self) -> None:
+        self._is_over = True  # first, so that no signal interrupts this
+        with self._ending:
+            self._ending.notify_all()
 
 
 def _number_of(error: BaseException | None) -> int | None:
     """The signal for which ``error`` was raised, by us or by torch's agent; None for any other."""
     number = getattr(error, "number" if isinstance(error, Stopped) else "sigval", None)
     return None if number is None else int(number)
-
-
-def _again(number: int, over: threading.Event) -> None:
-    if not over.wait(AGAIN_SECONDS):
-        os.kill(os.getpid(), number)
 
 
 @contextmanager

@@ -139,6 +139,28 @@ def test_a_signal_whose_exception_python_passes_over_comes_again(where):
         time.sleep(60)
 
 
+def test_signals_that_are_passed_over_come_again_as_one():
+    """What came after the first one was raised would find the handlers of before, which end us."""
+    for _ in range(10):
+        with raised(), pytest.raises(Stopped, match="stopped by SIGTERM"):
+            for _ in range(5):
+                in_a_destructor()
+            time.sleep(60)
+        time.sleep(2 * signals.AGAIN_SECONDS)
+
+
+def test_a_signal_that_could_not_be_raised_goes_to_the_handlers_of_before():
+    heard_late = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard_late.append(number))
+    try:
+        with raised():
+            in_a_destructor()
+        time.sleep(2 * signals.AGAIN_SECONDS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard_late == [signal.SIGTERM]
+
+
 def test_a_signal_in_a_hook_around_a_fork_comes_again():
     text = """if True:
         import os, signal, time
