@@ -163,8 +163,8 @@ def raised() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not raising.is_told:
-        for number in raising.left:
-            os.kill(os.getpid(), number)
+        for left in raising.left:
+            os.kill(os.getpid(), left)
 
 
 class _Raising:
