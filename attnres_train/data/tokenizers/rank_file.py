@@ -23,6 +23,12 @@ from attnres_train.words import some_of
 
 # Ids are 32 bits there, and 31 in token shards.
 MAX_ID = 2**31 - 1
+# What expressions take differently: contractions, numbers, blanks and ends of lines, scripts.
+_PROBES = (
+    "They'll say it's 1,234,567.89 times WE'D paid\tin 2026 - isn't it?",
+    "def f(x):\n    return {'a': x**2}  # of x\r\n\r\n\n   end  \n",
+    "Straße, naïve Ωμέγα, Привет мир, 漢字とかな, 中文字符123, עברית, हिन्दी, a\u0301 \U0001f680!",
+)
 
 
 class RankFile(FileTokenizer):
@@ -69,6 +75,7 @@ class Tiktoken:
                 special_tokens=special_tokens,
             )
             self.backend.encode_ordinary("Any text, 1 or 2.\n")
+        self._ranks, self._pattern, self._special_tokens = ranks, pattern, special_tokens
         self.vocab_size: int = self.backend.n_vocab
         self.dropped = 0
         self.token_bytes = _sizes(ranks, self.vocab_size)
@@ -86,6 +93,17 @@ class Tiktoken:
 
     def decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids)
+
+    def tokenizer_json(self) -> str:
+        """Content of a `tokenizer.json` that encodes alike. Raises ValueError where there is none:
+        its library may not know the expression, or take it otherwise."""
+        from attnres_train.data.tokenizers.byte_pairs import as_tokenizer_json
+
+        written = as_tokenizer_json(self._ranks, self._pattern, self._special_tokens)
+        for text in _PROBES:
+            if written.encode(text).ids != self.backend.encode_ordinary(text):
+                raise ValueError(f"tokenizers splits {text!r} otherwise")
+        return written.to_str()
 
 
 def read_ranks(content: bytes, path: Path) -> dict[bytes, int]:

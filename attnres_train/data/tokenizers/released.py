@@ -18,17 +18,22 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> 
     """Write the files of ``tokenizer``, of a model trained on ``context_length`` tokens, into
     ``folder``. Returns what is to be told of it.
 
-    A `tokenizer.json` opens by itself. Of a SentencePiece model or a rank file the file is there,
-    for whatever reads it.
+    A `tokenizer.json` opens by itself, and a rank file is written as one. Of a SentencePiece model
+    the file is there, for whatever reads it.
     """
     path = tokenizer.path
     if path is None:
         return [f"no tokenizer files: data.tokenizer.kind {tokenizer.kind.kind} has none"]
-    if not isinstance(tokenizer.kind, TokenizerJson):
-        name = _PIECES if isinstance(tokenizer.kind, SentencePiece) else path.name
-        shutil.copyfile(path, folder / name)
-        return [f"{name} is data.tokenizer's file, which transformers does not open by itself"]
-    shutil.copyfile(path, folder / FILE)
+    if isinstance(tokenizer.kind, TokenizerJson):
+        shutil.copyfile(path, folder / FILE)
+    else:
+        try:
+            (folder / FILE).write_text(tokenizer.tokenizer_json(), encoding="utf-8")
+        except ValueError as error:
+            name = _PIECES if isinstance(tokenizer.kind, SentencePiece) else path.name
+            shutil.copyfile(path, folder / name)
+            why = f"transformers does not open it by itself: {error}"
+            return [f"{name} is data.tokenizer's file, and {why}"]
     end = tokenizer.decode([tokenizer.eod])
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",

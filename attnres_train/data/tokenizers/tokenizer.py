@@ -63,6 +63,14 @@ class Tokenizer:
         text as it was."""
         return getattr(self._backend, "token_bytes", None)
 
+    def tokenizer_json(self) -> str:
+        """Content of a Hugging Face `tokenizer.json` that encodes alike. Raises ValueError, with
+        the reason, where there is none."""
+        write = getattr(self._backend, "tokenizer_json", None)
+        if write is None:
+            raise ValueError(f"data.tokenizer.kind {self.kind.kind} has no such form")
+        return write()
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
