@@ -44,7 +44,7 @@ class ChunkOutput:
 
     ``blocks``: the blocks that it completed, [B, S, D] each (block 0, the embedding, is the first
     chunk's). ``partial``: the open block after it, [B, S, D], or None. ``loss``: of the last
-    chunk, a scalar in fp32 (fp64).
+    chunk, a scalar in fp32 (fp64); [G] where the batch has `MicroBatch.groups`.
     """
 
     blocks: dict[int, Tensor]
@@ -185,7 +185,7 @@ class ModelChunk(nn.Module):
                 self._output(sources, partial, batch.probe).flatten(0, 1),
                 self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
-                batch.loss_mask.flatten(),
+                batch.loss_weights,
                 divisor=batch.loss_tokens,
                 vocabulary=self.vocabulary,
             )

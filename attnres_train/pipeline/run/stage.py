@@ -33,7 +33,7 @@ class ChunkOutput(Protocol):
     partial: Tensor | None
     """The open block after it."""
     loss: Tensor | None
-    """Last chunk: scalar, the micro-batch's mean loss."""
+    """Last chunk: the micro-batch's mean loss, a scalar; in an evaluation also several, [G]."""
 
 
 OnBlock = Callable[[int, Tensor], None]
