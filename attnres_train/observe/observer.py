@@ -27,7 +27,8 @@ step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, exp
 expert_bytes`` of a model with experts, ``max_attention_logit`` with `optimizer.qk_clip` (the
 largest scaled logit of MLA in the step, before clipping), ``mfu`` where the device's peak is known,
 ``validation_loss`` and ``validation_bits_per_byte`` after a validation (the latter where the bytes
-that tokens stand for are known: docs/evaluation.md), ``skipped_steps`` once a step has been passed
+that tokens stand for are known: docs/evaluation.md), of a mixture also ``validation_loss/<corpus>``
+and ``validation_bits_per_byte/<corpus>`` (`data.labels`), ``skipped_steps`` once a step has been passed
 over (their number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes``
 likewise, ``stage`` (its number from 0) of a run in stages, and what observers of the user's add. Of
 where the time went, see `training.clock`: ``data_share, compute_share, wait_share, reduce_share,

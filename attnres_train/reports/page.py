@@ -16,7 +16,7 @@ from attnres_train import __version__
 from attnres_train.reports.chart import COLORS, Chart, dash, number
 from attnres_train.reports.curves import curves_of, loss_curves, time_axis, token_axis
 from attnres_train.reports.differences import differences
-from attnres_train.reports.measures import Measures, measures
+from attnres_train.reports.measures import Measures, by_corpus, measures
 from attnres_train.reports.parts import configurations, environment, pictures, samples
 from attnres_train.reports.reading import Run
 from attnres_train.reports.summary import changed
@@ -101,6 +101,11 @@ def _charts(runs: Sequence[Run]) -> list[Chart]:
         ),
         Chart("loss-time", "Loss against time", "nats per token", time, loss_curves(runs, time)),
     ]
+    found = [label for run in runs for record in run.records for label in by_corpus(record)]
+    for place, label in enumerate(dict.fromkeys(found)):
+        curves = curves_of(runs, f"validation_loss/{label}", tokens)
+        name = f"Validation loss of {label}"
+        charts.append(Chart(f"corpus-{place}", name, "nats per token", tokens, curves))
     for key, (name, unit) in _MORE.items():
         if curves := curves_of(runs, key, tokens):
             charts.append(Chart(key.replace("_", "-"), name, unit, tokens, curves))
