@@ -68,8 +68,8 @@ class BatchSource:
     ) -> None:
         """``train`` and ``valid`` (None: no validation) are indexed by sample number. ``eod``, the
         token that ends a document, is needed where ``config.data`` tells documents apart.
-        ``token_bytes`` float64 [vocab_size], see `data.token_bytes`. ``validated``: what the corpora
-        of ``valid`` are called, needed where it blends several."""
+        ``token_bytes`` float64 [vocab_size], see `data.token_bytes`. ``validated``: what the
+        corpora of ``valid`` are called, needed where it blends several."""
         self.train = train
         self.valid = valid
         self.global_batch_size = config.train.global_batch_size

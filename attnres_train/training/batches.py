@@ -29,8 +29,8 @@ class StepBatches:
         )
 
     def mean_over_replicas(self, counts: Sequence[Tensor]) -> Tensor:
-        """The mean of a tensor, fp64, that there is for each micro-batch here, over all replicas: on
-        the device. Collective."""
+        """The mean of a tensor, fp64, that there is for each micro-batch here, over all replicas:
+        on the device. Collective."""
         data, total = self.ranks.data, torch.stack([*counts]).sum(0)
         return sum_over(total.to(self.ranks.device), data) / (len(counts) * data.size())
 
