@@ -77,14 +77,19 @@ def _either(analysis: Analysis, found: Table | str) -> str:
 
 
 def _table(analysis: Analysis, one: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in one.header)
-    rows = []
-    for first, *others in one.rows:
-        mark = swatch(analysis.kinds.index(str(first))) if one.left else ""
-        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in others)
-        rows.append(f'<tr><th scope="row">{mark}{escape(str(first))}</th>{cells}</tr>')
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    kind = "numbers" if one.last_left else "numbers to-the-end"
+    """Without the columns in which nothing stands."""
+    rows = [list(map(str, row)) for row in one.rows]
+    shown = [n for n, name in enumerate(one.header) if not n or name or any(row[n] for row in rows)]
+    head = "".join(f'<th scope="col">{escape(one.header[n])}</th>' for n in shown)
+    lines = []
+    for row in rows:
+        first, *others = (escape(row[n]) for n in shown)
+        mark = swatch(analysis.kinds.index(row[0])) if one.left else ""
+        cells = "".join(f"<td>{cell}</td>" for cell in others)
+        lines.append(f'<tr><th scope="row">{mark}{first}</th>{cells}</tr>')
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    ends_left = one.last_left and shown[-1] == len(one.header) - 1
+    kind = "numbers" if ends_left else "numbers to-the-end"
     table = f'<table class="{kind}">{body}</table>'
     return f"<h3>{escape(one.title)}</h3>{scrolling(table, one.title)}"
 
