@@ -166,6 +166,7 @@ def _study(add: Add) -> None:
     command.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: what fits)")
     command.add_argument("--json", metavar="FILE", help="of report: write the record")
     command.add_argument("--plot", metavar="FILE", help="of report: draw it (png, svg, pdf)")
+    command.add_argument("--html", metavar="FILE", help="of report: write it as one page")
     command.add_argument("--gpus", type=int, metavar="N", help="of plan: devices of each run (1)")
     command.add_argument("--device", metavar="NAME", help="of plan: a100, b200, cpu, h100 or h200")
     command.add_argument("--assume", action="append", metavar="KEY=VALUE", help="of plan")

@@ -84,9 +84,12 @@ def _tokenizer(
 def released_layout(model: ModelConfig) -> dict[str, Tensor]:
     """Name, shape and dtype of every released tensor, in model order and on the meta device.
 
-    Raises UserError for a residual that no released model has.
+    Raises UserError for a residual, or gates on norms, that no released model has.
     """
-    residual_kind(model).check_exchange()
+    kind = residual_kind(model)
+    kind.check_exchange()
+    if model.residual.norm_gate_rank is not None:
+        raise kind.unreleased("norm_gate_rank")
     chunk = ModelChunk(model, 0, model.num_layers, device="meta")
     named = released_tensors(chunk.state_dict().items())
     return {name: tensor.to(released_dtype(name)) for name, tensor in named}

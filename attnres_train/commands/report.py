@@ -17,6 +17,7 @@ from attnres_train.config.saved import load_saved
 from attnres_train.config.shipped import names
 from attnres_train.errors import UserError
 from attnres_train.reports.differences import differences
+from attnres_train.reports.document import write_document
 from attnres_train.reports.measures import measures
 from attnres_train.reports.page import page
 from attnres_train.reports.plot import draw_plot
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         draw_plot(runs, Path(args.plot))
     if args.html:
-        _write(Path(args.html), page(runs))
+        write_document(Path(args.html), page(runs))
     if args.json:
         show(as_json(runs))
     elif len(runs) == 1:
@@ -91,10 +92,3 @@ def as_json(runs: list[Run]) -> str:
 
 def _plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"--html {path}: {error.strerror}") from error

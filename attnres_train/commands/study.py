@@ -14,7 +14,11 @@ from attnres_train.supervise.run_lock import run_lock
 from attnres_train.supervise.signals import raised
 
 ACTIONS = ("run", "report", "plan")
-_OPTIONS = {"run": ("jobs",), "report": ("json", "plot"), "plan": ("gpus", "device", "assume")}
+_OPTIONS = {
+    "run": ("jobs",),
+    "report": ("json", "plot", "html"),
+    "plan": ("gpus", "device", "assume"),
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,6 +79,11 @@ def _report(file: str, overrides: list[str], args: argparse.Namespace) -> int:
         from attnres_train.study.plot import draw
 
         draw(analysis, Path(args.plot))
+    if args.html is not None:
+        from attnres_train.reports.document import write_document
+        from attnres_train.study.page import page
+
+        write_document(Path(args.html), page(analysis))
     return 0
 
 

@@ -36,6 +36,15 @@ class ResidualConfig(Section):
     """RMSNorm on the keys of depth attention."""
     num_heads: int = Field(1, ge=1)
     """Heads of depth attention, with weights of their own for their channels."""
+    values: Literal["source", "key"] = "source"
+    """What a read mixes: each `source` as it is, or its `key`, which has RMS 1 but for the key
+    norm's weight."""
+    block_sum: Literal["outputs", "unit_outputs"] = "outputs"
+    """What a completed block is the sum of: sublayer `outputs`, or `unit_outputs`, each with RMS 1
+    (the open block stays the sum of outputs)."""
+    norm_gate_rank: int | None = Field(None, ge=1)
+    """Rank of a learned gate on the norm of what every sublayer and the output head read
+    (GatedNorm: 16); none by default. For every kind."""
     num_streams: int = Field(4, ge=2, le=6)
     """Streams of `kind: mhc_lite`; it learns a weight for each of their permutations."""
     options: Annotated[KindOptions, OptionsOf("model.residual.kind")] = Field(
@@ -46,8 +55,8 @@ class ResidualConfig(Section):
     @property
     def variations(self) -> list[str]:
         """Keys of depth attention whose values are not the paper's choice."""
-        keys = ("window", "query", "scores", "normalizer", "key_norm", "num_heads")
-        fields = type(self).model_fields
+        attention = ("window", "query", "scores", "normalizer", "key_norm", "num_heads")
+        fields, keys = type(self).model_fields, (*attention, "values", "block_sum")
         return [key for key in keys if getattr(self, key) != fields[key].default]
 
 

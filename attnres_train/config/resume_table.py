@@ -46,7 +46,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "model": "hidden_size num_layers vocab_size intermediate_size full_attention_interval "
         "full_attention_layers norm_eps",
         "model.residual": "kind block_size norm_eps window query scores normalizer key_norm "
-        "num_heads num_streams options",
+        "num_heads values block_sum norm_gate_rank num_streams options",
         "model.kda": "num_heads head_dim short_conv_kernel_size gate gate_lower_bound",
         "model.mla": "num_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim "
         "kv_norm_eps",

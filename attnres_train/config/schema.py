@@ -147,8 +147,8 @@ class OptimizerConfig(StagedOptimizer):
     per_head: bool = False
     """Muon orthogonalises the maps to queries, keys and values head by head, not whole."""
     adamw_matrices: list[Literal["router", "low_rank"]] = Field(default_factory=list)
-    """Matrices that `muon` leaves to AdamW: the `router`'s; the `low_rank` factors of KDA's gates
-    and of MLA's keys and values."""
+    """Matrices that `muon` leaves to AdamW: the `router`'s; the `low_rank` factors of KDA's gates,
+    of MLA's keys and values and of the gates on norms."""
     qk_clip: float = Field(0, ge=0)
     """QK-clip (MuonClip; 100 in Kimi K2): after each step, heads of MLA of which an attention logit
     of the step was larger have their query and key maps scaled back to it; `max_attention_logit` is

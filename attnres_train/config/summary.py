@@ -91,7 +91,9 @@ def _residual(config: RunConfig) -> str:
     kind, size = kind_of(config, "model.residual.kind"), section.block_size
     asked = size != type(section).model_fields["block_size"].default
     unread = f"; block_size {size} is not read" if asked and kind.block_size != size else ""
-    return kind.summary() + unread
+    rank = section.norm_gate_rank
+    gate = "" if rank is None else f"; norm_gate_rank {rank}"
+    return kind.summary() + gate + unread
 
 
 def _chunks(layers: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from attnres_train.config.schema import MOST_ROLL_BACKS, RunConfig
 from attnres_train.data.indexed import keep_open
+from attnres_train.data.labels import corpus_labels
 from attnres_train.data.prepare import Prepared
 from attnres_train.data.samples import Split, open_samples
 from attnres_train.data.token_bytes import read_token_bytes
@@ -46,7 +47,11 @@ def open_data(config: RunConfig, prepared: Prepared) -> BatchSource:
     }
     table = prepared.token_bytes
     sizes = torch.from_numpy(read_token_bytes(table)) if table else None
-    return BatchSource(samples["train"], samples.get("valid"), config, prepared.eod, sizes)
+    labels = zip(corpus_labels(config.data.corpus), prepared.sources, strict=True)
+    validated = [label for label, source in labels if source.validates]
+    return BatchSource(
+        samples["train"], samples.get("valid"), config, prepared.eod, sizes, validated
+    )
 
 
 class BatchSource:
@@ -59,10 +64,12 @@ class BatchSource:
         config: RunConfig,
         eod: int | None = None,
         token_bytes: torch.Tensor | None = None,
+        validated: Sequence[str] = (),
     ) -> None:
         """``train`` and ``valid`` (None: no validation) are indexed by sample number. ``eod``, the
         token that ends a document, is needed where ``config.data`` tells documents apart.
-        ``token_bytes`` float64 [vocab_size], see `data.token_bytes`."""
+        ``token_bytes`` float64 [vocab_size], see `data.token_bytes`. ``validated``: what the
+        corpora of ``valid`` are called, needed where it blends several."""
         self.train = train
         self.valid = valid
         self.global_batch_size = config.train.global_batch_size
@@ -70,6 +77,7 @@ class BatchSource:
         self.vocab_size = config.model.vocab_size
         self.data, self.eod = config.data, eod
         self.token_bytes = token_bytes
+        self.validated = list(validated)
 
     def micro_batches(self, consumed_samples: int, dp_rank: int, dp_size: int) -> list[Batch]:
         """This rank's part of the samples [consumed, consumed + global_batch_size).
@@ -86,6 +94,16 @@ class BatchSource:
         """
         return self._deal(self.valid, index * self.global_batch_size, dp_rank, dp_size)
 
+    def validation_groups(self, index: int, dp_rank: int, dp_size: int) -> list[torch.Tensor]:
+        """Of which of the ``validated`` corpora the samples of `validation_batches` are: float32
+        [B, G] for each, 1 for its own. Only of a blend of several."""
+        kinds = torch.eye(len(self.validated))
+        starts = self._starts(index * self.global_batch_size, dp_rank, dp_size)
+        return [
+            kinds[[self.valid.corpus(start + i) for i in range(self.micro_batch_size)]]
+            for start in starts
+        ]
+
     def text_bytes(self, batch: Batch) -> torch.Tensor | None:
         """Bytes of the text that the labels of ``batch`` stand for, float64 [B, T], 0 where the
         loss does not count; None where they are not known."""
@@ -94,10 +112,13 @@ class BatchSource:
         return self.token_bytes[batch["labels"]] * batch["loss_mask"]
 
     def _deal(self, samples: Any, first: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        size, starts = self.micro_batch_size, self._starts(first, dp_rank, dp_size)
+        return [self._batch(samples, start, start + size) for start in starts]
+
+    def _starts(self, first: int, dp_rank: int, dp_size: int) -> range:
         """Micro-batch m of rank r takes the samples first + (m dp_size + r) B + [0, B)."""
         size, stride = self.micro_batch_size, self.micro_batch_size * dp_size
-        starts = range(first + dp_rank * size, first + self.global_batch_size, stride)
-        return [self._batch(samples, start, start + size) for start in starts]
+        return range(first + dp_rank * size, first + self.global_batch_size, stride)
 
     def _batch(self, samples: Any, start: int, stop: int) -> Batch:
         rows = [samples[number] for number in range(start, stop)]

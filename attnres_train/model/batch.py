@@ -24,6 +24,8 @@ class MicroBatch:
     document; the end of a sample always ends a document. ``loss_tokens``, a float scalar, is what
     the sum of the weighted losses is divided by, None for the sum of ``loss_mask``: the same for
     all micro-batches of a step, it makes the mean of their losses one over the step's tokens.
+    ``groups``, float [B, G], asks for G losses, without gradients, in place of one: in each of them
+    a sample counts with its weight there, and all divide by the same.
     ``probe`` looks at the micro-batch on its way through the model, None: nobody does.
     """
 
@@ -32,6 +34,7 @@ class MicroBatch:
     loss_mask: Tensor
     cu_seqlens: Tensor | None = None
     loss_tokens: Tensor | None = None
+    groups: Tensor | None = None
     probe: Probe | None = None
 
     def of(self, shares: Shares) -> MicroBatch:
@@ -47,6 +50,13 @@ class MicroBatch:
         return replace(
             self, tokens=of(self.tokens), labels=of(self.labels), loss_mask=of(self.loss_mask)
         )
+
+    @property
+    def loss_weights(self) -> Tensor:
+        """What the loss of each token is weighted by: [B T], or [B T, G] of ``groups``."""
+        if self.groups is None:
+            return self.loss_mask.flatten()
+        return (self.loss_mask.unsqueeze(-1) * self.groups.unsqueeze(1)).flatten(0, 1)
 
     @classmethod
     def of_samples(

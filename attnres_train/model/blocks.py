@@ -19,10 +19,12 @@ class Blocks:
 
     ``block_size`` counts sublayers; 1 is Full Attention Residuals. ``None`` is the standard
     residual stream: there are no blocks, and the partial carries embedding plus every output.
+    ``partial_units`` is the size of a partial as a multiple of a block's.
     """
 
     num_sublayers: int
     block_size: int | None
+    partial_units: int = 1
 
     def __post_init__(self) -> None:
         if self.num_sublayers < 1:

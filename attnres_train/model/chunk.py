@@ -21,7 +21,7 @@ from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.head import TokenLosses, linear_cross_entropy, token_losses
 from attnres_train.model.layer import DecoderLayer
-from attnres_train.model.norm import RMSNorm
+from attnres_train.model.norm import input_norm
 from attnres_train.model.parameters import ParameterRule, normal
 from attnres_train.model.ports import Past, Ports
 from attnres_train.model.probe import Probe, ProbedStream, show_read
@@ -44,7 +44,7 @@ class ChunkOutput:
 
     ``blocks``: the blocks that it completed, [B, S, D] each (block 0, the embedding, is the first
     chunk's). ``partial``: the open block after it, [B, S, D], or None. ``loss``: of the last
-    chunk, a scalar in fp32 (fp64).
+    chunk, a scalar in fp32 (fp64); [G] where the batch has `MicroBatch.groups`.
     """
 
     blocks: dict[int, Tensor]
@@ -118,7 +118,7 @@ class ModelChunk(nn.Module):
         )
         if self.is_last:
             self.output_read.create(self)
-            self.norm = RMSNorm(hidden, config.norm_eps)
+            self.norm = input_norm(config)
             self.lm_head = self.ports.split.column(hidden, config.vocab_size)
 
     def parameter_rules(self, std: float) -> dict[str, ParameterRule]:
@@ -185,7 +185,7 @@ class ModelChunk(nn.Module):
                 self._output(sources, partial, batch.probe).flatten(0, 1),
                 self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
-                batch.loss_mask.flatten(),
+                batch.loss_weights,
                 divisor=batch.loss_tokens,
                 vocabulary=self.vocabulary,
             )

@@ -13,13 +13,14 @@ from attnres_train.model.kda.layer import kda_flops_per_token
 from attnres_train.model.mla import document_lengths, mla_flops_per_token
 from attnres_train.model.mlp import swiglu_flops_per_token
 from attnres_train.model.moe.layer import moe_flops_per_token
+from attnres_train.model.norm import gate_flops_per_token
 from attnres_train.model.residual.kind import residual_kind
 from attnres_train.model.shares import Shares
 
 
 def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) -> dict[str, float]:
     """Forward FLOPs per token of decoder layer ``layer`` (0-based), by part: ``kda`` or ``mla``,
-    ``dense`` or ``moe``, and ``depth_reads``."""
+    ``dense`` or ``moe``, ``depth_reads`` and ``norm_gates``."""
     hidden = config.hidden_size
     if config.is_full_attention(layer):
         parts = {"mla": mla_flops_per_token(hidden, config.mla, seq_length)}
@@ -29,21 +30,21 @@ def layer_flops_per_token(config: ModelConfig, layer: int, seq_length: float) ->
         parts["dense"] = swiglu_flops_per_token(hidden, config.intermediate_size)
     else:
         parts["moe"] = moe_flops_per_token(hidden, config.moe)
-    return parts | _depth_reads(config, 2 * layer + 1, 2 * layer + 2)
+    return parts | _reads(config, 2 * layer + 1, 2 * layer + 2)
 
 
 def head_flops_per_token(config: ModelConfig) -> dict[str, float]:
     """Forward FLOPs per token after the last layer: ``head``, the output projection, and
-    ``depth_reads``, the read of the whole stream before it."""
+    ``depth_reads`` and ``norm_gates``, the read of the whole stream before it."""
     parts = {"head": 2.0 * config.hidden_size * config.vocab_size}
-    return parts | _depth_reads(config, config.num_sublayers + 1)
+    return parts | _reads(config, config.num_sublayers + 1)
 
 
 def recomputed_flops(parts: dict[str, float], recompute: str) -> float:
     """FLOPs of a layer's ``parts`` that its backward pass runs again under `train.recompute`."""
-    return {"none": 0.0, "selective": parts.get("depth_reads", 0.0), "full": sum(parts.values())}[
-        recompute
-    ]
+    if recompute == "selective":
+        return parts.get("depth_reads", 0.0) + parts.get("norm_gates", 0.0)
+    return sum(parts.values()) if recompute == "full" else 0.0
 
 
 def layer_costs(config: ModelConfig, seq_length: int, recompute: str) -> list[float]:
@@ -86,7 +87,11 @@ def mean_document_length(batch: MicroBatch, shares: Shares | None = None) -> flo
     return sum(n * n for n in lengths) / sum(lengths)
 
 
-def _depth_reads(config: ModelConfig, *sublayers: int) -> dict[str, float]:
-    """What ``sublayers`` read from the stream and write to it, but for the standard sum."""
-    flops = sum(map(residual_kind(config).flops, sublayers))
-    return {"depth_reads": flops} if flops else {}
+def _reads(config: ModelConfig, *sublayers: int) -> dict[str, float]:
+    """What ``sublayers`` read from the stream and write to it, but for the standard sum; and the
+    gates on the norms of what they read."""
+    flops, rank = sum(map(residual_kind(config).flops, sublayers)), config.residual.norm_gate_rank
+    parts = {"depth_reads": flops} if flops else {}
+    if rank is not None:
+        parts["norm_gates"] = len(sublayers) * gate_flops_per_token(config.hidden_size, rank)
+    return parts

@@ -32,6 +32,7 @@ def linear_cross_entropy(
 
     ``hidden`` [N, D], ``weight`` [V, D], ``labels`` int64 [N], ``mask`` [N]; a scalar in fp32
     (fp64 stays fp64), 0 when the mask is. ``divisor``, a scalar, takes the place of the mask's sum.
+    With gradients off ``mask`` may be [N, G]: G losses [G], each by its column, of one divisor.
     The matmul follows autocast, everything after it is fp32 (fp64). Gradients are computed along
     with the loss, some tokens at a time: nothing is recomputed, and of the logits at most
     ``logits_at_once`` elements exist at any moment.
@@ -52,6 +53,8 @@ def linear_cross_entropy(
     vocabulary = vocabulary or WholeVocabulary(len(weight))
     # Asked for here, as gradients are always off inside an autograd function.
     with_gradient = torch.is_grad_enabled()
+    if with_gradient and mask.dim() > 1:
+        raise ValueError("several losses at once have no gradients: the mask has to be [N]")
     return _LinearCrossEntropy.apply(
         hidden, weight, labels, share, tokens, with_gradient, vocabulary
     )
@@ -100,12 +103,13 @@ class _LinearCrossEntropy(Function):
     ) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight, dtype=share.dtype) if with_gradient else None
-        loss = share.new_zeros(())
+        loss = share.new_zeros(share.shape[1:])
+        share = share.view(len(share), -1)
         first, last = vocabulary.here.start, vocabulary.here.stop - 1
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), tokens):
                 part = slice(start, start + tokens)
-                x, label, part_share = hidden[part], labels[part, None], share[part, None]
+                x, label, part_share = hidden[part], labels[part, None], share[part]
                 logits = F.linear(x, weight).to(share.dtype)
                 logits -= vocabulary.highest(logits.amax(-1, keepdim=True))
                 # Of a label that is elsewhere it is 0, which adds nothing there.
@@ -113,7 +117,8 @@ class _LinearCrossEntropy(Function):
                 own = logits.gather(-1, label) * is_here  # before they become their exponentials
                 sums = torch.cat([own, logits.exp_().sum(-1, keepdim=True)], -1)
                 own, total = vocabulary.total(sums).split(1, -1)
-                loss += ((total.log() - own) * part_share).sum()
+                nats = (total.log() - own) * part_share
+                loss += nats.sum(0) if loss.dim() else nats.sum()
                 if grad_hidden is not None and grad_weight is not None:
                     # (softmax - one-hot label) x share, in the memory of the exponentials.
                     less = -part_share * is_here

@@ -11,7 +11,7 @@ from attnres_train.model.kda.layer import KimiDeltaAttention
 from attnres_train.model.mla import MultiHeadLatentAttention
 from attnres_train.model.mlp import SwiGLU
 from attnres_train.model.moe.layer import MixtureOfExperts
-from attnres_train.model.norm import RMSNorm
+from attnres_train.model.norm import input_norm
 from attnres_train.model.parameters import ParameterRule
 from attnres_train.model.ports import Past, Ports
 from attnres_train.model.probe import ProbedStream
@@ -35,7 +35,7 @@ class DecoderLayer(nn.Module):
         ports = ports or Ports.of_one_process(config)
         hidden = config.hidden_size
         self.config, self.index = config, index
-        self.input_layernorm = RMSNorm(hidden, config.norm_eps)
+        self.input_layernorm = input_norm(config)
         self.self_attn: MultiHeadLatentAttention | KimiDeltaAttention
         if config.is_full_attention(index):
             self.self_attn = MultiHeadLatentAttention(
@@ -45,7 +45,7 @@ class DecoderLayer(nn.Module):
             self.self_attn = KimiDeltaAttention(
                 hidden, config.kda, config.norm_eps, ports.split, ports.sequence
             )
-        self.post_attention_layernorm = RMSNorm(hidden, config.norm_eps)
+        self.post_attention_layernorm = input_norm(config)
         if config.is_dense(index):
             self.mlp = SwiGLU(hidden, config.intermediate_size, ports.split)
         else:

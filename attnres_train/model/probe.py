@@ -77,7 +77,7 @@ class ProbedStream:
         """`ResidualStream.read_normed`."""
         if not self._probe.seen("output", sublayer):
             stream, readers = self._stream, self._stream.readers
-            show_read(self._probe, self._residual, sublayer, readers, stream.blocks, stream.partial)
+            show_read(self._probe, self._residual, sublayer, readers, stream.blocks, stream.source)
         return self._stream.read_normed(sublayer, norm)
 
     def write(self, sublayer: int, output: Tensor) -> None:
@@ -94,8 +94,8 @@ class ProbedStream:
             # gradient is added on the way here, by a hook of the block.
             output = output.view_as(output)
         self._stream.write(sublayer, output)
-        partial = self._stream.partial
-        held = self._stream.blocks[-1] if partial is None else partial
+        source = self._stream.source
+        held = self._stream.blocks[-1] if source is None else source
         self._probe.magnitude("stream", sublayer, held)
 
 
@@ -106,10 +106,10 @@ def show_read(
     sublayer: int,
     readers: Mapping[int, object],
     blocks: Sequence[Tensor],
-    partial: Tensor | None,
+    source: Tensor | None,
 ) -> None:
-    """Show ``probe`` the weights of the read before ``sublayer``."""
-    sources = [*blocks] if partial is None else [*blocks, partial]
+    """Show ``probe`` the weights of the read before ``sublayer``; ``source`` is the open block."""
+    sources = [*blocks] if source is None else [*blocks, source]
     # Autocast would make the products of a formula in fp32 those of bf16.
     with torch.autocast(sources[0].device.type, enabled=False):
         probe.weights(sublayer, residual.weights(sublayer, readers.get(sublayer), sources))

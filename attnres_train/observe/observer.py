@@ -27,16 +27,17 @@ step_seconds, p2p_bytes, memory_bytes``, ``expert_entropy, expert_violation, exp
 expert_bytes`` of a model with experts, ``max_attention_logit`` with `optimizer.qk_clip` (the
 largest scaled logit of MLA in the step, before clipping), ``mfu`` where the device's peak is known,
 ``validation_loss`` and ``validation_bits_per_byte`` after a validation (the latter where the bytes
-that tokens stand for are known: docs/evaluation.md), ``skipped_steps`` once a step has been passed
-over (their number so far; of such a step ``loss`` or ``grad_norm`` is not finite), ``loss_spikes``
-likewise, ``stage`` (its number from 0) of a run in stages, and what observers of the user's add. Of
-where the time went, see `training.clock`: ``data_share, compute_share, wait_share, reduce_share,
-optimizer_share`` and, of a pipeline, ``bubble`` beside ``planned_bubble``; ``tflops`` of a device.
-On the main rank `course.Course` adds ``smoothed_loss, time, wall_seconds, flops``. Loss in nats
-per token, of the whole step; ``grad_norm`` of the whole model, before clipping; memory in bytes
-(sum of the processes on CPU, the largest device on CUDA); how evenly tokens were spread over the
-experts as `model.moe.balance.Balance` says, and the bytes that the ranks which share them sent each
-other."""
+that tokens stand for are known: docs/evaluation.md), of a mixture also ``validation_loss/<corpus>``
+and ``validation_bits_per_byte/<corpus>`` (`data.labels`), ``skipped_steps`` once a step has been
+passed over (their number so far; of such a step ``loss`` or ``grad_norm`` is not finite),
+``loss_spikes`` likewise, ``stage`` (its number from 0) of a run in stages, and what observers of
+the user's add. Of where the time went, see `training.clock`: ``data_share, compute_share,
+wait_share, reduce_share, optimizer_share`` and, of a pipeline, ``bubble`` beside
+``planned_bubble``; ``tflops`` of a device. On the main rank `course.Course` adds ``smoothed_loss,
+time, wall_seconds, flops``. Loss in nats per token, of the whole step; ``grad_norm`` of the whole
+model, before clipping; memory in bytes (sum of the processes on CPU, the largest device on CUDA);
+how evenly tokens were spread over the experts as `model.moe.balance.Balance` says, and the bytes
+that the ranks which share them sent each other."""
 
 
 class Sample(NamedTuple):

@@ -33,4 +33,5 @@ def _layout(config: RunConfig) -> Layout:
         parallel.virtual_pipeline_model_parallel_size,
         stated_layers(parallel.layout) or parallel.layout,
         costs,
+        model.residual_kind.partial_units,
     )

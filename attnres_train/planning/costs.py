@@ -194,9 +194,10 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str
     Not counted: blocks (the store has them) and tensors of a few numbers per head or token.
     """
     hidden = model.hidden_size
+    partial = model.stream_size * model.residual_kind.partial_units * narrow
     if recompute == "full":
-        return model.stream_size * narrow  # the partial before it
-    stream: float = 2 * model.stream_size * narrow  # the partial at each sublayer
+        return partial  # the one before it
+    stream: float = 2 * partial  # the one at each sublayer
     if recompute == "none":
         stream += 2 * read_bytes(model, narrow)
     attention = (
@@ -214,8 +215,11 @@ def activation_bytes(model: ModelConfig, layer: int, narrow: int, recompute: str
 
 def read_bytes(model: ModelConfig, narrow: int) -> float:
     """Bytes per token of one sublayer's read: what was read, the norm's input in fp32 if that is a
-    copy, the norm's output before its weight. (After the weight it is the sublayer's.)"""
-    return (2 * narrow + (_FP32 if narrow < _FP32 else 0)) * model.hidden_size
+    copy, the norm's output before its weight, and what it is gated with. (After weight and gate it
+    is the sublayer's.)"""
+    own = (2 * narrow + (_FP32 if narrow < _FP32 else 0)) * model.hidden_size
+    rank = model.residual.norm_gate_rank
+    return own if rank is None else own + 2 * narrow * (model.hidden_size + rank)
 
 
 def _kda_bytes(hidden: int, kda: KDAConfig, narrow: int) -> float:

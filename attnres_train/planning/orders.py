@@ -14,7 +14,6 @@ import numpy as np
 
 from attnres_train.config.kinds import kind_of
 from attnres_train.config.schema import RunConfig
-from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.plan.layout import Layout
 from attnres_train.pipeline.plan.schedule import Action, Schedule
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
@@ -68,8 +67,7 @@ class Order:
 def make_order(config: RunConfig, shape: Shape) -> Order:
     """By the schedule of ``config``. Raises UserError where that cannot be run."""
     model, kind = config.model, kind_of(config, "pipeline.schedule")
-    blocks = Blocks(model.num_sublayers, model.block_size)
-    plan = TransportPlan(Layout(blocks, shape.bounds, shape.pipeline))
+    plan = TransportPlan(Layout(model.residual_kind.plan, shape.bounds, shape.pipeline))
     with kind.faults_named():
         schedule = kind.schedule(shape.pipeline, shape.virtual, shape.micro_batches)
         stored = validate(plan, schedule)

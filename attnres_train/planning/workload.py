@@ -99,8 +99,8 @@ class Workload:
         reads = parts.get("depth_reads", 0.0)
         if layer == model.num_layers - 1:
             head = head_flops_per_token(model)
-            parts, reads = parts | head, reads + head.get("depth_reads", 0.0)
-            parts["depth_reads"] = reads
+            reads += head.get("depth_reads", 0.0)
+            parts = {name: parts.get(name, 0) + head.get(name, 0) for name in parts | head}
         return {
             "projections": sum(parts.values()) - reads - attention - recurrence - routed,
             "experts": routed,

@@ -28,10 +28,14 @@ class Chart:
     unit: str
     axis: Axis
     curves: Sequence[Curve]
+    reached: Sequence[float] = ()
+    """Values that y has to reach besides."""
 
     @cached_property
     def x_range(self) -> tuple[float, float]:
         xs = [p.x for curve in self.curves for p in curve.points if math.isfinite(p.x)]
+        if self.axis.is_log:
+            return _widened(min(xs, default=0.0), max(xs, default=1.0), 0.05)
         return _widened(0.0, max(xs, default=1.0), 0.0)
 
     @cached_property
@@ -40,6 +44,8 @@ class Chart:
         lies beyond is cut off."""
         ys = [p.y for curve in self.curves for p in curve.points if math.isfinite(p.y)]
         ys += [y for curve in self.curves for _, y in curve.marks]
+        ys += [y for curve in self.curves for strand in curve.strands for _, y in strand]
+        ys += self.reached
         return _widened(min(ys, default=0.0), max(ys, default=1.0), 0.05)
 
     def x(self, value: float) -> float:
@@ -61,6 +67,7 @@ class Chart:
             *self._grid(),
             f'<g clip-path="url(#clip-{self.key})">',
             *(line for curve in self.curves for line in self._envelope(curve)),
+            *(line for curve in self.curves for line in self._strands(curve)),
             *(line for curve in self.curves for line in self._line(curve)),
             "</g>",
             *(mark for curve in self.curves for mark in self._marks(curve, labels)),
@@ -73,6 +80,7 @@ class Chart:
         """What the script tells: plain numbers, null where there is none."""
         return {
             "unit": f"{self.axis.unit} {'' if self.axis.is_time else self.axis.label}".strip(),
+            "log": self.axis.is_log,
             "x": [*self.x_range, LEFT, WIDTH - RIGHT, WIDTH],
             "curves": [
                 {
@@ -87,11 +95,14 @@ class Chart:
     def _grid(self) -> Iterator[str]:
         for tick in ticks(*self.y_range, 5):
             y = self.y(tick)
-            yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            kind = "grid" if tick or self.y_range[0] >= 0 else "grid zero"
+            ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"'
+            yield f'<line class="{kind}" {ends}/>'
             yield f'<text class="tick y" x="{LEFT - 8}" y="{y + 4.5:.1f}">{number(tick)}</text>'
         for tick in ticks(*self.x_range, 5):
             x, y = self.x(tick), HEIGHT - BOTTOM + 20
-            yield f'<text class="tick x" x="{x:.1f}" y="{y}">{number(tick)}</text>'
+            told = number(10**tick if self.axis.is_log else tick)
+            yield f'<text class="tick x" x="{x:.1f}" y="{y}">{told}</text>'
         unit = f" ({self.axis.unit})" if self.axis.unit else ""
         yield (
             f'<text class="tick x" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">'
@@ -104,6 +115,14 @@ class Chart:
             back = [f"{self.x(p.x):.1f} {self.y(p.low):.1f}" for p in reversed(part)]
             kind = f"envelope {_color(curve)}"
             yield f'<path class="{kind}" data-run="{curve.run}" d="M{"L".join(there + back)}Z"/>'
+
+    def _strands(self, curve: Curve) -> Iterator[str]:
+        for strand in curve.strands:
+            points = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in strand)
+            yield (
+                f'<polyline class="curve strand {_color(curve)}" data-run="{curve.run}" '
+                f'points="{points}"/>'
+            )
 
     def _line(self, curve: Curve) -> Iterator[str]:
         for part in _unbroken(curve.points):
@@ -124,8 +143,8 @@ class Chart:
 
 
 def dash(run: int) -> str:
-    """So that curves are told apart without colors too."""
-    return _DASHES[run % len(_DASHES)]
+    """So that curves are told apart without colors too, and where colors come again."""
+    return _DASHES[(run + run // COLORS) % len(_DASHES)]
 
 
 def _color(curve: Curve) -> str:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from attnres_train.observe.observer import Record
 from attnres_train.reports.reading import Run
 
+T = TypeVar("T")
 POINTS = 300
 """Of a curve, at most. Each stands for as many steps as the others."""
 _MARKS = 200
@@ -38,6 +39,8 @@ class Curve:
     steps_per_point: int
     marks: Sequence[tuple[float, float]] = field(default=())
     """Single values, e.g. validation losses."""
+    strands: Sequence[Sequence[tuple[float, float]]] = field(default=())
+    """What the curve is the mean of, as thin lines."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Axis:
     unit: str
     divisor: float
     is_time: bool = False
+    is_log: bool = False
+    """Whether x of points is the decimal logarithm of what is told."""
 
     def values(self, records: Sequence[Record], wall: bool) -> list[float]:
         """By record. ``wall``: time since the run's first step rather than spent in steps."""
@@ -64,7 +69,13 @@ def _or_zero(value: float) -> float:
 
 
 def token_axis(runs: Sequence[Run]) -> Axis:
-    most = max((r.get("tokens", 0) for run in runs for r in run.records[-1:]), default=0)
+    return token_axis_to(
+        max((r.get("tokens", 0) for run in runs for r in run.records[-1:]), default=0)
+    )
+
+
+def token_axis_to(most: float) -> Axis:
+    """Of tokens up to ``most``."""
     for divisor, unit in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if most >= divisor:
             return Axis("tokens", unit, divisor)
@@ -115,6 +126,11 @@ def curves_of(runs: Sequence[Run], key: str, axis: Axis) -> list[Curve]:
 
 def _column(run: Run, key: str) -> list[float]:
     return [record.get(key, math.nan) for record in run.records]
+
+
+def few(points: Sequence[T]) -> Sequence[T]:
+    """At most `POINTS` of ``points`` at even distances, the last one always."""
+    return points[::-1][:: -(-len(points) // POINTS) or 1][::-1]
 
 
 def thinned(

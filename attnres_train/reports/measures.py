@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from attnres_train.observe.observer import Record
 from attnres_train.reports.reading import Run
 
 
@@ -33,6 +34,8 @@ class Measures:
     """The last one."""
     bits_per_byte: float | None
     """With the last validation."""
+    validation_by_corpus: dict[str, float]
+    """The last validation loss of each corpus of a mixture, by its label."""
     tokens_per_second: float | None
     """Median over steps."""
     seconds: float | None
@@ -73,11 +76,18 @@ def measures(run: Run) -> Measures:
         best_validation_step=int(best["step"]) if best else None,
         validation_loss=validated[-1]["validation_loss"] if validated else None,
         bits_per_byte=in_bytes[-1] if in_bytes else None,
+        validation_by_corpus=by_corpus(validated[-1]) if validated else {},
         tokens_per_second=statistics.median(speeds) if speeds else None,
         seconds=sum(_finite(run, "step_seconds")) if records else None,
         memory_bytes=max(memory, default=None),
         steps_not_finite=sum(not math.isfinite(r.get("loss", 0.0)) for r in records),
     )
+
+
+def by_corpus(record: Record, what: str = "validation_loss") -> dict[str, float]:
+    """Of ``what`` in ``record`` what is of each corpus of a mixture, by its label."""
+    parts = ((*key.partition("/"), value) for key, value in record.items())
+    return {label: value for key, slash, label, value in parts if key == what and slash}
 
 
 def _state(run: Run, step: int, steps: int | None) -> str:

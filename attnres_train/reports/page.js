@@ -47,7 +47,7 @@
       guide.setAttribute("x1", place);
       guide.setAttribute("x2", place);
       guide.setAttribute("visibility", "visible");
-      where.textContent = `at ${shown(at)} ${chart.unit}`;
+      where.textContent = `at ${shown(chart.log ? 10 ** at : at)} ${chart.unit}`;
       for (const curve of chart.curves) {
         const [, y, least, most] = nearest(curve.points, at);
         const beyond = at > curve.points[curve.points.length - 1][0] + (high - low) / 100;

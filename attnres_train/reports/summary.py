@@ -15,6 +15,7 @@ from attnres_train.config.schema import RunConfig
 from attnres_train.config.stages import called
 from attnres_train.observe.observer import Record
 from attnres_train.planning.build import build_plan
+from attnres_train.reports.measures import by_corpus
 
 
 def summary(
@@ -22,7 +23,7 @@ def summary(
 ) -> list[tuple[str, str]]:
     """(label, text) rows of the summary; losses in nats per token."""
     first, last = records[0], records[-1]
-    validations = [r["validation_loss"] for r in records if "validation_loss" in r]
+    validated = [r for r in records if "validation_loss" in r]
     rows = [
         ("run", f"{run}: {_stands(config, int(last['step']))}"),
         *_stages(config, int(last["step"])),
@@ -31,8 +32,9 @@ def summary(
         ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at the last"),
         ("unigram", f"{info['unigram_entropy']:.4f} is the entropy of single corpus tokens"),
     ]
-    if validations:
-        rows.append(("validation", f"{validations[-1]:.4f}"))
+    if validated:
+        rows.append(("validation", f"{validated[-1]['validation_loss']:.4f}"))
+        rows += [("", f"{loss:.4f} of {label}") for label, loss in by_corpus(validated[-1]).items()]
     speed = statistics.median(r["tokens_per_second"] for r in records)
     seconds = sum(r["step_seconds"] for r in records)
     rows.append(("speed", f"{speed:,.0f} tokens/s (median), {seconds:.0f} s in steps"))

@@ -8,7 +8,7 @@ from typing import Any
 from attnres_train.errors import UserError
 from attnres_train.study.analysis import Analysis, Group
 from attnres_train.study.scaling import Scaling, scalings
-from attnres_train.study.text import named
+from attnres_train.study.tables import named, percent
 
 
 def draw(analysis: Analysis, path: Path) -> None:
@@ -66,8 +66,8 @@ def _courses(axes: Any, analysis: Analysis, group: Group) -> None:
             low, high = zip(*[one.student for _, one in course if one.student], strict=True)
             axes.fill_between(tokens, low, high, color=color, alpha=0.15)
     axes.axhline(0, color="gray", linewidth=0.8)
-    percent = f"{100 * analysis.report['confidence']:g} %"
-    title = f"difference from {analysis.baseline}, mean of pairs and {percent} interval (t)"
+    about = f"mean of pairs and {percent(analysis)} interval (t)"
+    title = f"difference from {analysis.baseline}, {about}"
     axes.set(xlabel="tokens", ylabel="nats", title=title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -26,6 +26,7 @@ Result = dict[str, Any]
 CURVE_POINTS = 200
 """Of the training loss, at most."""
 MEASURED = ("validation_loss", "validation_bits_per_byte")
+"""Keys of records; with ``/<corpus>`` behind them those of each corpus of a mixture."""
 _ALSO = ("model.initializer_range",)
 """Keys without an effect on a run that goes on, but on one that begins."""
 
@@ -109,7 +110,8 @@ def result_of(run: StudyRun, records: Sequence[Record], info: Result) -> Result:
     """Of a run's records, one per step. Losses in nats per token; `times` alone depends on the
     machine and on what else it did."""
     last = records[-1]
-    curves = {key: [[r["tokens"], _json(r[key])] for r in records if key in r] for key in MEASURED}
+    keys = dict.fromkeys(key for r in records for key in r if key.partition("/")[0] in MEASURED)
+    curves = {key: [[r["tokens"], _json(r[key])] for r in records if key in r] for key in keys}
     count = min(len(records), CURVE_POINTS)
     shown = [records[(len(records) - 1) * n // max(1, count - 1)] for n in range(count)]
     return {
@@ -121,7 +123,7 @@ def result_of(run: StudyRun, records: Sequence[Record], info: Result) -> Result:
         "tokens": last["tokens"],
         "corpus_tokens": info["num_tokens"],
         "unigram_entropy": info["unigram_entropy"],
-        "curves": {key: curve for key, curve in curves.items() if curve},
+        "curves": curves,
         "training_loss": [[r["tokens"], _json(r["loss"])] for r in shown],
         "times": {
             "step_seconds": statistics.median(r["step_seconds"] for r in records),

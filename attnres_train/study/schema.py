@@ -46,7 +46,8 @@ class ReportConfig(Section):
     fit_floor: bool = False
     """Whether the law has a loss that no compute takes away."""
     metric: str = "validation_loss"
-    """Key of a run's records, lower is better: `validation_loss`, `validation_bits_per_byte`."""
+    """Key of a run's records, lower is better: `validation_loss`, `validation_bits_per_byte`, or
+    one of them of a corpus, `validation_loss/<corpus>`."""
     take: Literal["final", "best"] = "final"
     """Which of a run's values counts: that of its last step, or its lowest."""
     confidence: float = Field(0.95, gt=0, lt=1)

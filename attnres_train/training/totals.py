@@ -28,6 +28,22 @@ class StepTotals(NamedTuple):
     """Every rank's seconds by what they went to (`training.clock.Spent`): [what][rank]."""
 
 
+def losses_over_ranks(ranks: Ranks, result: StepResult, count: int) -> list[float]:
+    """The ``count`` losses of an evaluation, of the samples of all ranks. Collective."""
+    mine = torch.zeros(1 + count, dtype=torch.float64, device=ranks.device)
+    if result.loss is not None:
+        mine[0], mine[1:] = 1, result.loss
+    rows = mine.new_empty(ranks.world_size, len(mine))
+    dist.all_gather(list(rows), mine)
+    with_loss, *losses = rows.T.tolist()
+    return [_mean_loss(ranks, loss, with_loss) for loss in losses]
+
+
+def _mean_loss(ranks: Ranks, losses: Sequence[float], with_loss: Sequence[float]) -> float:
+    """Of ranks that share samples each has a part of their losses' sum."""
+    return ranks.context.size() * sum(losses) / sum(with_loss)
+
+
 def over_ranks(
     ranks: Ranks,
     result: StepResult,
@@ -60,8 +76,7 @@ def over_ranks(
     loss, with_loss, p2p_bytes, memory, document_lengths, stop, is_saving, *of_time = columns
     peak = max(memory) if device.type == "cuda" else sum(memory)
     return StepTotals(
-        # Of ranks that share samples each has a part of their losses' sum.
-        loss=ranks.context.size() * sum(loss) / sum(with_loss),
+        loss=_mean_loss(ranks, loss, with_loss),
         p2p_bytes=int(sum(p2p_bytes)),
         memory_bytes=int(peak),
         document_length=sum(document_lengths) / len(document_lengths),

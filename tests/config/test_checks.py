@@ -58,11 +58,15 @@ class TestModel:
         found = problems(f"model.residual.kind={kind}", "model.residual.window=8")
         says(found, f"model.residual.window is 8, but model.residual.kind {kind} has no attention")
 
-    @pytest.mark.parametrize("option", ["query=input", "key_norm=false"])
+    @pytest.mark.parametrize("option", ["query=input", "key_norm=false", "values=key"])
     def test_keys_and_queries_with_learned_scores(self, problems, option):
         found = problems("model.residual.scores=bias", f"model.residual.{option}")
         name, value = option.split("=")
         says(found, f"model.residual.{name} is {value}", "scores bias", "neither queries nor keys")
+
+    def test_keys_as_values_that_are_the_sources(self, problems):
+        found = problems("model.residual.values=key", "model.residual.key_norm=false")
+        says(found, "model.residual.values is key", "key_norm false", "remove one of the two")
 
     def test_heads_that_do_not_divide_the_channels(self, problems):
         says(problems("model.residual.num_heads=6"), "num_heads is 6", "model.hidden_size 64")

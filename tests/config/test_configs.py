@@ -51,7 +51,9 @@ def test_variants_differ_in_the_residual_only():
     kinds = {residual.kind for residual in residuals}
     options = {key for residual in residuals for key in residual.variations}
     assert kinds == {"full", "block", "dense_former", "mhc_lite"}
-    assert options == {"window", "query", "scores", "normalizer", "key_norm", "num_heads"}
+    of_the_table = {"window", "query", "scores", "normalizer", "key_norm", "num_heads"}
+    assert options == of_the_table | {"values", "block_sum"}
+    assert {residual.norm_gate_rank for residual in residuals} == {None, 16}
 
 
 # arXiv 2603.15031, Table 2: layers, heads, width, expert width, learning rate, batch, tokens.

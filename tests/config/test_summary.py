@@ -37,6 +37,11 @@ def test_model(small_file):
             "dense_former: 8 sublayers / 2 per block = 4 blocks",
         ),
         (["model.residual.kind=mhc_lite"], "mhc_lite: 4 streams of 64"),
+        (["model.residual.block_sum=unit_outputs"], "; block_sum unit_outputs"),
+        (
+            ["model.residual.kind=standard", "model.residual.norm_gate_rank=16"],
+            "standard: one running sum; norm_gate_rank 16",
+        ),
     ],
 )
 def test_residual(small_file, overrides, text):

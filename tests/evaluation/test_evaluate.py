@@ -18,8 +18,9 @@ from attnres_train.evaluation.samples import held_out, other_data, with_data
 from attnres_train.inference.opening import open_model
 from attnres_train.model.batch import MicroBatch
 from tests.checkpoint.old_format import save_old
+from tests.data.tiny import write_text
 from tests.evaluation.models import imported
-from tests.tiny import STEPS, column, grid, saved_tensors
+from tests.tiny import STEPS, column, grid, records, saved_tensors
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,46 @@ def test_it_is_what_validation_in_training_came_to(tiny, capsys, ranks):
     assert main(["eval", str(run), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {name: found[name] for name in record_of(run)} == record_of(run)
+
+
+GRIDS = {
+    "one": (1, []),
+    "PP2-DP2": (4, grid(2, 1)),
+    "PP2-CP2": (4, [*grid(2, 1), "parallel.context_parallel_size=2"]),
+}
+
+
+@pytest.mark.parametrize("place", GRIDS)
+def test_validation_of_each_corpus_is_what_it_comes_to(tiny, capsys, place):
+    """Two corpora at 3 to 1, samples of both in one micro-batch."""
+    more = write_text(tiny.folder / "more", 16, 40, first=500)
+    corpora = [(tiny.folder / "corpus", 3), (more, 1)]
+    listed = ", ".join(f"{{kind: text, path: {path}, weight: {w}}}" for path, w in corpora)
+    overrides = (f"data.corpus=[{listed}]", "train.stop_after=2", "train.eval_interval=2")
+    ranks, layout = GRIDS[place]
+    run = tiny.train(f"two-corpora-{place}", *overrides, *layout, ranks=ranks)
+    assert main(["eval", str(run), "--device", "cpu", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    record = records(run)[-1]
+    assert {key for key in record if key.startswith("validation_")} == {
+        f"validation_{name}{end}"
+        for name in ("loss", "bits_per_byte")
+        for end in ("", "/corpus", "/more")
+    }
+    found = {"": whole}
+    for name, figures in whole["corpora"].items():
+        found["/more" if "/more)" in name else "/corpus"] = figures
+    assert len(found) == 3
+    for end, figures in found.items():
+        for name in ("loss", "bits_per_byte"):
+            assert record[f"validation_{name}{end}"] == pytest.approx(figures[name], rel=1e-5)
+    parts = [(figures["tokens"], figures["loss"]) for end, figures in found.items() if end]
+    mean = sum(n * loss for n, loss in parts) / sum(n for n, _ in parts)
+    assert record["validation_loss"] == pytest.approx(mean, rel=1e-5)
+    assert abs(parts[0][1] - parts[1][1]) > 1e-3, "corpora of one loss tell nothing"
+    # The line on the screen stays short.
+    screen = tiny.screen(f"two-corpora-{place}", *overrides, *layout, ranks=ranks)
+    assert "validation loss" in screen and "/more" not in screen.split("step 2/")[-1]
 
 
 def test_a_checkpoint_of_before(tiny, tmp_path, capsys):

@@ -43,6 +43,23 @@ def test_a_common_divisor_makes_parts_of_a_mean_over_all_tokens():
     torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-13, atol=0)
 
 
+def test_several_losses_are_parts_of_one():
+    """Of three groups of tokens, one of them empty; all divide by the same."""
+    hidden, weight, labels, mask = problem()
+    groups = F.one_hot(torch.arange(23) % 2, 3).double()
+    with torch.no_grad():
+        found = linear_cross_entropy(
+            hidden, weight, labels, mask[:, None] * groups, 31 * 5, divisor=mask.sum()
+        )
+        each = F.cross_entropy(hidden @ weight.T, labels, reduction="none") * mask / mask.sum()
+        whole = linear_cross_entropy(hidden, weight, labels, mask, 31 * 5)
+    expected = torch.stack([each[::2].sum(), each[1::2].sum(), torch.zeros(()).double()])
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(found.sum(), whole, rtol=1e-13, atol=0)
+    with pytest.raises(ValueError, match="no gradients"):
+        linear_cross_entropy(hidden, weight, labels, mask[:, None] * groups, divisor=mask.sum())
+
+
 def test_gradcheck():
     hidden, weight, labels, mask = problem(tokens=4)
     mask[0] = 0.5

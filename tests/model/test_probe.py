@@ -24,6 +24,7 @@ KINDS = {
     "no key norm": tiny_config("full", residual={"key_norm": False}),
     "bias": tiny_config(residual={"scores": "bias"}),
     "input": tiny_config(residual={"query": "input"}),
+    "unit sums": tiny_config(residual={"block_sum": "unit_outputs"}),
     "dense_former": tiny_config("dense_former"),
     "standard": tiny_config("standard"),
     "mhc_lite": tiny_config("mhc_lite"),
@@ -183,6 +184,18 @@ def test_the_stream_is_the_open_block_or_the_whole_sum():
             assert found == pytest.approx(dict(enumerate(last)), rel=1e-10)
         else:
             assert all(value > 0 for value in found.values())
+
+
+def test_of_two_running_sums_the_stream_is_the_one_that_is_read():
+    config, probe = KINDS["unit sums"], Probe()
+    (chunk,) = chunks_of(config, [0, 5])
+    chunk(replace(random_batch(), probe=probe), {}, None)
+    counts = {probe.totals[f"stream/{sublayer}"][1].item() for sublayer in range(11)}
+    assert counts == {2 * 20 * 16}
+    # The first sublayer's output alone, as it is.
+    torch.testing.assert_close(probe.totals["stream/1"], probe.totals["output/1"])
+    # Its block is complete with the third: three vectors of RMS 1, of which none is much longer.
+    assert 0 < probe.totals["stream/3"][0] <= 3**2 * 2 * 20 * 16
 
 
 def test_bf16_is_looked_at_in_fp32():

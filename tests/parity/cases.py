@@ -71,8 +71,14 @@ class Case:
     @property
     def plan(self) -> TransportPlan:
         split = "even" if self.layout is None else self.layout
-        block_size = self.config.block_size
-        layout = make_layout(self.num_layers, block_size, self.ranks, self.virtual, split)
+        layout = make_layout(
+            self.num_layers,
+            self.config.block_size,
+            self.ranks,
+            self.virtual,
+            split,
+            partial_units=self.config.residual_kind.partial_units,
+        )
         return TransportPlan(layout)
 
     @property

@@ -93,6 +93,9 @@ OTHERS = [
             "model.moe.first_dense_layers=4",
             "model.full_attention_layers=[1, 2, 3, 4]",
             "model.full_attention_layers=[]",
+            "model.residual.norm_gate_rank=4",
+            "model.residual.block_sum=unit_outputs",
+            "model.residual.values=key",
         )
     ),
 ]

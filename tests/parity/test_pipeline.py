@@ -40,6 +40,7 @@ CASES = [
     Case(1, 2, 2, 4, residual=(("window", 2),)),
     Case(3, 2, 2, 3, residual=(("query", "input"), ("num_heads", 2)), recompute="full"),
     Case(1, 2, 1, 3, residual=(("scores", "bias"), ("normalizer", "sigmoid"))),
+    Case(3, 2, 2, 3, residual=(("block_sum", "unit_outputs"), ("values", "key"))),
     Case(None, 4, 2, 5, residual=(("kind", "dense_former"),), debug=True),
     Case(None, 2, 2, 3, residual=(("kind", "mhc_lite"),), layout=(1, 3, 3, 1)),
 ]

@@ -97,10 +97,10 @@ def run(pool, tiny):
     return steps
 
 
-def compare(run, case: Case) -> None:
+def compare(run, case: Case, *overrides: str) -> None:
     place, residual, samples, recompute = case
-    (expected,) = run("one", residual, samples)
-    found = run(place, residual, samples, f"train.recompute={recompute}")
+    (expected,) = run("one", residual, samples, *overrides)
+    found = run(place, residual, samples, f"train.recompute={recompute}", *overrides)
     assert differences(found, expected, RELATIVE) == []
     assert min(expected.grad_norms) > 0.5, "clipping takes part"
     assert any(is_part(name) for steps in found for name in steps.parameters)
@@ -109,6 +109,11 @@ def compare(run, case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_three_steps_equal_those_of_one_process(run, case):
     compare(run, case)
+
+
+def test_gates_on_norms_are_learned_from_all_tokens(run):
+    """Each rank has all of a gate and a part of the tokens."""
+    compare(run, ("TP2", "block", "packed", "none"), "model.residual.norm_gate_rank=3")
 
 
 @pytest.mark.nightly

@@ -6,10 +6,13 @@ import json
 
 import pytest
 
+from attnres_train.config import load_config
 from attnres_train.errors import UserError
 from attnres_train.reports.differences import differences
 from attnres_train.reports.measures import measures, total_steps
+from attnres_train.reports.page import page
 from attnres_train.reports.reading import read_runs
+from attnres_train.reports.summary import summary
 from attnres_train.reports.table import HEADINGS, as_text, cells
 from attnres_train.supervise.run_lock import run_lock
 from tests.reports.folders import falling, make_run, record
@@ -32,6 +35,23 @@ def test_a_smoothed_loss_of_the_run_s_own_is_taken(tmp_path):
     folder = make_run(tmp_path / "a", [])
     (folder / "metrics.jsonl").write_text(json.dumps(record(1, 3.0, smoothed_loss=7.0)) + "\n")
     assert measures(read_runs([folder])[0]).loss == 7.0
+
+
+def test_losses_of_each_corpus(tmp_path):
+    folder = make_run(tmp_path / "a", [])
+    parts = {"validation_loss/wiki": 1.5, "validation_loss/<b>": 2.5}
+    more = {"validation_loss": 2.0, "validation_bits_per_byte/wiki": 0.5, **parts}
+    lines = [record(1, 3.0, **more), record(2, 3.0)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = read_runs([folder])
+    assert measures(run).validation_by_corpus == {"wiki": 1.5, "<b>": 2.5}
+    text = page([run])
+    assert "Validation loss of wiki" in text and "Validation loss of &lt;b&gt;" in text
+    config = load_config("quickstart")
+    info = {"num_parameters": 1, "num_tokens": 1, "unigram_entropy": 1.0}
+    records = [one | {"p2p_bytes": 1} for one in run.records]
+    rows = summary(config, records, info, folder)
+    assert [text for _, text in rows if " of wiki" in text] == ["1.5000 of wiki"]
 
 
 def test_losses_that_are_not_finite_are_counted_and_passed_over(tmp_path):

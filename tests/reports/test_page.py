@@ -4,47 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from attnres_train.observe import pictures as observations
-from attnres_train.reports.page import _file, page
+from attnres_train.reports.document import _file
+from attnres_train.reports.page import page
 from attnres_train.reports.reading import read_runs
+from tests.reports.elements import Elements
 from tests.reports.folders import falling, make_run
 
 EVIL = "<script>alert(1)</script>&\"'"
-VOID = {"meta", "img", "br", "rect", "line", "path", "polyline", "circle"}
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes, and the text outside of scripts; checks the nesting."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID or tag == "circle":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self.open):
-            self.texts.append(data)
-
-    def named(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.found if tag == name]
 
 
 @pytest.fixture

@@ -38,6 +38,12 @@ def test_report(path, tmp_path, capsys):
     assert main(["study", "report", str(record)]) == 0
     assert capsys.readouterr().out == screen
     assert json.loads(record.read_text()) == record_of(load_study(path))
+    written = tmp_path / "study.html"
+    assert main(["study", "report", str(record), "--html", str(written)]) == 0
+    assert "difference from standard, each at its best lr" in written.read_text()
+    capsys.readouterr()
+    assert main(["study", "report", str(record), "--html", str(tmp_path)]) == 2
+    assert f"--html {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def test_paper_and_small_ask_the_same():
         assert paper["standard"].kind == small["standard"].kind == "standard"
         for kind in paper.keys() & small.keys():
             assert paper[kind].variations == small[kind].variations
+            gated = [one[kind].norm_gate_rank is not None for one in (paper, small)]
+            assert gated[0] == gated[1] == kind.endswith("_gated")
         assert set(paper) - set(small) <= {"s32"}  # 16 sublayers have no block of 32
         report = study_of(name).settings.report
         assert report.fit == study_of(f"{name}_small").settings.report.fit
@@ -57,7 +59,8 @@ def test_paper_and_small_ask_the_same():
 
 def test_table_4_has_all_rows():
     changed = {key for residual in kinds_of("table4").values() for key in residual.variations}
-    assert changed == {"window", "query", "scores", "normalizer", "key_norm", "num_heads"}
+    of_the_table = {"window", "query", "scores", "normalizer", "key_norm", "num_heads"}
+    assert changed == of_the_table | {"values", "block_sum"}
     assert {one.kind for one in kinds_of("table4").values()} == {
         "standard",
         "full",

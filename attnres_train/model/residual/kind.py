@@ -48,13 +48,19 @@ class ResidualKind(Kind):
 
     @property
     def stream_size(self) -> int:
-        """Numbers per token of a block or partial: what crosses a pipeline boundary."""
+        """Numbers per token of a block, or of a partial of one unit: what crosses a pipeline
+        boundary."""
         return self.model.hidden_size
+
+    @property
+    def partial_units(self) -> int:
+        """Size of a partial, the running state of an open block, as a multiple of a block's."""
+        return 1
 
     @cached_property
     def plan(self) -> Blocks:
         """The blocks of the model."""
-        return Blocks(self.model.num_sublayers, self.block_size)
+        return Blocks(self.model.num_sublayers, self.block_size, self.partial_units)
 
     def check(self, config: RunConfig) -> Iterator[str]:
         for key in self.section.variations:

@@ -60,6 +60,16 @@ class Block(_Blocks):
     - ``normalizer: sigmoid``: every weight for itself, also of a single source.
     - ``key_norm: false``: keys are the values.
     - ``num_heads``: each head has its own weights for its channels; one norm over all.
+
+    Two that came after the paper (github.com/kimmichtank/rms-block-attnres, docs/design.md), with
+    N(y) = y / sqrt(mean(y^2) + norm_eps) per token, in fp32, without a weight:
+
+    - ``values: key`` ("Full+RMS"): h = sum_i a_i k_i with the read's own keys k_i = w * N(v_i), of
+      blocks, embedding and partial, in place of the v_i.
+    - ``block_sum: unit_outputs`` ("RMS Block"): a completed block is sum_i N(y_i) of the outputs
+      y_i of its sublayers, and not brought to RMS 1 itself. The open block is read as sum_i y_i,
+      the embedding as it is. A partial holds both sums, [sum_i y_i, sum_i N(y_i)], 2 D numbers per
+      token. (The source has an epsilon of 1e-6 there whatever that of the keys.)
     """
 
     @property
@@ -72,14 +82,23 @@ class Block(_Blocks):
     def block_size(self) -> int:
         return self.section.block_size
 
+    @property
+    def partial_units(self) -> int:
+        return 2 if self.section.block_sum == "unit_outputs" else 1
+
     def check(self, config: RunConfig) -> Iterator[str]:
         options, hidden = self.section, self.model.hidden_size
         for key in options.variations:
-            if options.scores == "bias" and key in ("query", "key_norm"):
+            if options.scores == "bias" and key in ("query", "key_norm", "values"):
                 yield (
                     f"{self._said(key)}, but with model.residual.scores bias there are neither "
                     "queries nor keys: remove one of the two"
                 )
+        if options.values == "key" and not options.key_norm:
+            yield (
+                f"{self._said('values')}, but with model.residual.key_norm false keys are the "
+                "sources as they are: remove one of the two"
+            )
         if hidden % options.num_heads:
             yield (
                 f"model.residual.num_heads is {options.num_heads}, but model.hidden_size {hidden} "
@@ -102,13 +121,16 @@ class Block(_Blocks):
         return learned
 
     def flops(self, sublayer: int) -> float:
-        """Square sum (of the key norm), logit and weighted sum of every source."""
+        """Square sum (of the key norm), logit and weighted sum of every source; of an output that
+        is brought to RMS 1 the square sum, the scaling and the second sum."""
         options, hidden = self.section, self.model.hidden_size
         sources = self._visible(sublayer)
+        writes = options.block_sum == "unit_outputs" and sublayer <= self.plan.num_sublayers
+        written = 4 * hidden * writes
         if options.scores == "bias":
-            return 2 * hidden * sources
+            return 2 * hidden * sources + written
         projection = 2 * hidden**2 if options.query == "input" else 0
-        return projection + (4 + 2 * options.key_norm) * hidden * sources
+        return projection + (4 + 2 * options.key_norm) * hidden * sources + written
 
     def released(self) -> dict[str, Any]:
         """``attn_res_block_size`` (Kimi-K3), in decoder layers."""

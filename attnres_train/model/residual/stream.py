@@ -47,6 +47,11 @@ class ResidualStream:
         self.partial = partial
         self.dtype = (partial if partial is not None else self.blocks[0]).dtype
 
+    @property
+    def source(self) -> Tensor | None:
+        """The open block [B, T, D] as a read mixes it."""
+        return self.partial
+
     def read(self, sublayer: int) -> Tensor:
         """The input of ``sublayer``, before its own norm."""
         return self.reader(sublayer)(self.partial)
@@ -55,7 +60,7 @@ class ResidualStream:
         """The input of ``sublayer`` after its own ``norm``, in the dtype of the parameters."""
         fused = self.read_fused(sublayer, norm)
         if fused is not None:
-            return fused.to(norm.weight.dtype)
+            return norm.gated(fused.to(norm.weight.dtype))
         if not (self.recompute and torch.is_grad_enabled()):
             return norm(self.read(sublayer)).to(norm.weight.dtype)
         read = self.reader(sublayer)
@@ -119,7 +124,7 @@ class Residual:
 
     def weights(self, sublayer: int, reader: Any, sources: Sequence[Tensor]) -> Tensor | None:
         """For a picture, without gradient: the weights [B, T, N], fp32 (fp64), with which the read
-        before ``sublayer`` (and `end`) mixes ``sources``, the blocks so far and the partial if
+        before ``sublayer`` (and `end`) mixes ``sources``, the blocks so far and the open one if
         there is one. None where it has no such weights."""
         return None
 

@@ -1,5 +1,5 @@
 """Attention Residuals with other options than the paper's choice: ``kind: full`` and ``block`` with
-what Table 4 of arXiv 2603.15031 compares (see `kinds.Block`).
+what Table 4 of arXiv 2603.15031 compares, and what came after it (see `kinds.Block`).
 
 Shapes: B samples, T tokens, D hidden size, N sources, H heads of K = D / H channels.
 
@@ -20,6 +20,7 @@ from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ResidualConfig
+from attnres_train.model.blocks import Blocks
 from attnres_train.model.residual.stream import Residual, ResidualStream
 
 
@@ -43,8 +44,10 @@ class VariantRead(NamedTuple):
     def _mix(self, *sources: Tensor) -> Tensor:
         with torch.autocast(sources[0].device.type, enabled=False):
             wide = torch.promote_types(sources[0].dtype, torch.float32)
-            values_BTND = torch.stack(sources, -2).to(wide)
-            weights = self._weights(values_BTND)
+            sources_BTND = torch.stack(sources, -2).to(wide)
+            weights = self._weights(sources_BTND)
+            takes_keys = self.options.values == "key"
+            values_BTND = self._keys(sources_BTND) if takes_keys else sources_BTND
             heads_BTNHK = values_BTND.unflatten(-1, (self.options.num_heads, -1))
             mixed = (weights.unsqueeze(-1) * heads_BTNHK).sum(-3)
             return mixed.flatten(-2).to(sources[0].dtype)
@@ -60,25 +63,34 @@ class VariantRead(NamedTuple):
         weights[..., list(seen)] = weights_BTnH.mean(-1).expand(*weights.shape[:-1], len(seen))
         return weights
 
-    def _weights(self, values_BTND: Tensor) -> Tensor:
+    def _weights(self, sources_BTND: Tensor) -> Tensor:
         """[B, T, N, H], or [N, H] where they do not depend on the input."""
-        logits_BTNH = self._logits(values_BTND)
+        logits_BTNH = self._logits(sources_BTND)
         is_softmax = self.options.normalizer == "softmax"
         return logits_BTNH.softmax(-2) if is_softmax else logits_BTNH.sigmoid()
 
-    def _logits(self, values_BTND: Tensor) -> Tensor:
+    def _logits(self, sources_BTND: Tensor) -> Tensor:
         """[B, T, N, H], or [N, H] where they do not depend on the input."""
-        wide, shape, eps = values_BTND.dtype, values_BTND.shape[-1:], self.options.norm_eps
+        wide = sources_BTND.dtype
         if self.scores is not None:
             return self.scores.to(wide)
-        keys = values_BTND
-        if self.norm is not None:
-            keys = self.norm.to(wide) * F.rms_norm(keys, shape, eps=eps)
         assert self.query is not None
         query = self.query.to(wide)
         if self.options.query == "input":
-            query = F.linear(F.rms_norm(values_BTND[..., -1:, :], shape, eps=eps), query)
-        return (query * keys).unflatten(-1, (self.options.num_heads, -1)).sum(-1)
+            query = F.linear(unit_rms(sources_BTND[..., -1:, :], self.options.norm_eps), query)
+        products_BTND = query * self._keys(sources_BTND)
+        return products_BTND.unflatten(-1, (self.options.num_heads, -1)).sum(-1)
+
+    def _keys(self, sources_BTND: Tensor) -> Tensor:
+        if self.norm is None:
+            return sources_BTND
+        return self.norm.to(sources_BTND.dtype) * unit_rms(sources_BTND, self.options.norm_eps)
+
+
+def unit_rms(x: Tensor, eps: float) -> Tensor:
+    """``x / rms(x)`` over the last dimension, statistics in fp32 (fp64)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.rms_norm(wide, wide.shape[-1:], eps=eps).to(x.dtype)
 
 
 class VariantStream(ResidualStream):
@@ -88,6 +100,44 @@ class VariantStream(ResidualStream):
         own: VariantRead = self.readers[sublayer]
         blocks = tuple(self.blocks)
         return lambda partial: own.attend(blocks if partial is None else (*blocks, partial))
+
+
+class UnitSumStream(VariantStream):
+    """``block_sum: unit_outputs``: a partial is [B, T, 2 D], the sum of the outputs and that of the
+    outputs with RMS 1. Reads see the first, the block is the second."""
+
+    def __init__(
+        self,
+        plan: Blocks,
+        readers: Mapping[int, VariantRead],
+        blocks: Sequence[Tensor],
+        partial: Tensor | None,
+        eps: float,
+    ) -> None:
+        super().__init__(plan, readers, blocks, partial)
+        self._eps = eps
+
+    @property
+    def source(self) -> Tensor | None:
+        return None if self.partial is None else _halves(self.partial)[0]
+
+    def reader(self, sublayer: int) -> Callable[[Tensor | None], Tensor]:
+        read = super().reader(sublayer)
+        return lambda partial: read(None if partial is None else _halves(partial)[0])
+
+    def write(self, sublayer: int, output: Tensor) -> None:
+        output = output.to(self.dtype)
+        both = torch.cat([output, unit_rms(output, self._eps)], -1)
+        self.partial = both if self.partial is None else self.partial + both
+        if self.plan.closes(sublayer):
+            # A tensor of its own: as a view it would keep the other sum, too.
+            self.blocks.append(_halves(self.partial)[1].contiguous())
+            self.partial = None
+
+
+def _halves(partial: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = partial.chunk(2, -1)
+    return first, second
 
 
 class DepthVariants(Residual):
@@ -101,12 +151,15 @@ class DepthVariants(Residual):
     def stream(
         self, readers: Mapping[int, VariantRead], blocks: Sequence[Tensor], partial: Tensor | None
     ) -> VariantStream:
-        window = self.kind.section.window
+        options = self.kind.section
+        window = options.window
         if window is not None:
             recent = window - (partial is not None)
             unread = blocks[1 : max(1, len(blocks) - recent)]
             blocks = [_WithoutUse.apply(blocks[0], *unread), *blocks[1:]]
-        return VariantStream(self.plan, readers, blocks, partial)
+        if options.block_sum == "outputs":
+            return VariantStream(self.plan, readers, blocks, partial)
+        return UnitSumStream(self.plan, readers, blocks, partial, options.norm_eps)
 
     def end(self, reader: VariantRead, blocks: Sequence[Tensor], partial: Tensor | None) -> Tensor:
         return reader.attend(blocks)

@@ -80,12 +80,13 @@ def make_layout(
     num_virtual_stages: int,
     layout: str | Sequence[int] = "even",
     costs: Sequence[float] = (),
+    partial_units: int = 1,
 ) -> Layout:
     """The layout of a model of ``num_layers`` decoder layers on ``num_ranks`` pipeline ranks.
 
     ``layout`` is ``"even"``, ``"auto"`` (balanced by ``costs``, one number per decoder layer), or
-    the number of layers of each chunk in model order; ``block_size`` counts sublayers and is None
-    for the standard residual stream. Raises UserError, naming the configuration key, if the layers
+    the number of layers of each chunk in model order; ``block_size`` and ``partial_units`` are
+    those of `Blocks`. Raises UserError, naming the configuration key, if the layers
     cannot be split that way.
     """
     num_chunks = num_ranks * num_virtual_stages
@@ -114,7 +115,7 @@ def make_layout(
         )
     else:
         bounds = (0, *accumulate(layout))
-    return Layout(Blocks(2 * num_layers, block_size), bounds, num_ranks)
+    return Layout(Blocks(2 * num_layers, block_size, partial_units), bounds, num_ranks)
 
 
 def even_bounds(num_layers: int, num_chunks: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ class Channel(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One unit: a block or partial (``block`` is None), or its gradient, for ``action``."""
+    """One tensor: a block or partial (``block`` is None), or its gradient, for ``action``."""
 
     channel: Channel
     action: Action

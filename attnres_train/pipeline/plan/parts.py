@@ -16,7 +16,7 @@ MAX_RUNS = 256
 
 
 class Part(NamedTuple):
-    """Tensors that leave together over a hop, once per micro-batch and direction."""
+    """What leaves together over a hop, once per micro-batch and direction."""
 
     units: int
     share: float = 1.0
@@ -38,7 +38,7 @@ def parts(plan: TransportPlan, mode: Mode) -> list[tuple[Part, ...]]:
             return tuple(_eager_parts(plan, hop))
         if mode == "exact":
             return (Part(hop.units, 1.0, hop.blocks, hop.partial),)
-        history = len(plan.reads(hop.dst_chunk)) + hop.partial
+        history = len(plan.reads(hop.dst_chunk)) + hop.partial_units
         return (Part({"standard": 1, "naive": history, "padded": widest}[mode]),)
 
     return [of(hop) for hop in plan.hops]
@@ -53,7 +53,7 @@ def _eager_parts(plan: TransportPlan, hop: Hop) -> Iterator[Part]:
     for block in hop.fresh:
         yield Part(1, ready_share(plan, hop.src_chunk, block), (block,))
     if hop.partial:
-        yield Part(1, 1.0, partial=True)
+        yield Part(hop.partial_units, 1.0, partial=True)
 
 
 def ready_share(plan: TransportPlan, chunk: int, block: int | None) -> float:

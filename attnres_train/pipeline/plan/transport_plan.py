@@ -5,8 +5,9 @@ not hold. A chunk reads every block that is complete before it, so when a chunk 
 holds all of those; what the rank lacks at its next chunk is the range of blocks that were completed
 in between. Every payload is such a range, and no rank ever gets a block twice.
 
-The *unit* is one tensor of micro-batch tokens x hidden_size: a block or a partial. (The partial of
-hyper-connections is as wide as all their streams.)
+The *unit* is one tensor of micro-batch tokens x hidden_size: a block, or a partial, unless the
+residual's partial is several units (`Blocks.partial_units`). (The partial of hyper-connections is
+one unit, as wide as all their streams.)
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ class Hop:
     """Blocks that the sender holds before it computes ``src_chunk``, ascending."""
     fresh: tuple[int, ...]
     """Blocks completed in ``src_chunk``, ascending, all above ``held``."""
-    partial: bool
-    """Whether the boundary lies inside a block, whose running sum is handed on."""
+    partial_units: int
+    """Units of the running sum that is handed on where the boundary lies inside a block; else 0."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether the boundary lies inside a block."""
+        return self.partial_units > 0
 
     @property
     def is_local(self) -> bool:
@@ -47,13 +53,13 @@ class Hop:
 
     @property
     def units(self) -> int:
-        """Tensors on the wire per micro-batch and direction."""
-        return 0 if self.is_local else len(self.blocks) + self.partial
+        """What is on the wire per micro-batch and direction."""
+        return 0 if self.is_local else len(self.blocks) + self.partial_units
 
 
 @dataclass(frozen=True)
 class Units:
-    """Tensors sent per micro-batch and direction, over all hops, by ways to carry the history."""
+    """Units sent per micro-batch and direction, over all hops, by ways to carry the history."""
 
     standard: int
     """Standard residual stream: one tensor per hop."""
@@ -83,6 +89,7 @@ class TransportPlan:
 
     def _hop(self, src: int) -> Hop:
         layout, complete, dst = self.layout, self._complete_before, src + 1
+        blocks = layout.blocks
         previous = dst - layout.num_ranks  # the receiver's chunk before this one
         # Of `previous` the receiver has all that it read and all that it made; since then it has
         # been sent nothing. A first chunk finds the rank empty.
@@ -95,7 +102,7 @@ class TransportPlan:
             layout.rank_of(dst),
             held=tuple(range(missing, complete[src])),
             fresh=tuple(range(first_fresh, complete[dst])),
-            partial=layout.blocks.partial_after(layout.sublayers(src)[-1]),
+            partial_units=blocks.partial_units * blocks.partial_after(layout.sublayers(src)[-1]),
         )
 
     def hop_into(self, chunk: int) -> Hop | None:
@@ -158,7 +165,7 @@ class TransportPlan:
         blocks_per_chunk = max(layout.blocks.num_blocks - 1, 0) / chunks
         return Units(
             standard=len(wire),
-            naive=sum(len(self.reads(hop.dst_chunk)) + hop.partial for hop in wire),
+            naive=sum(len(self.reads(hop.dst_chunk)) + hop.partial_units for hop in wire),
             padded=len(wire) * max((hop.units for hop in wire), default=0),
             paper=(ranks * (ranks - 1) / 2 + (virtual - 1) * ranks**2) * blocks_per_chunk,
             exact=sum(hop.units for hop in wire),
@@ -171,7 +178,8 @@ def lower_bound(layout: Layout) -> int:
     alone: each block must reach every rank that has a chunk after the one that completes it, and
     the partial must cross every boundary between ranks that lies inside a block.
 
-    Looped placement: ``sum_b min(P - 1, C - 1 - p(b)) + U``, where chunk ``p(b)`` completes ``b``.
+    Looped placement: ``sum_b min(P - 1, C - 1 - p(b)) + U``, where chunk ``p(b)`` completes ``b``
+    and U are the units of all partials.
     """
     # Not from the hops: their plan is measured against this.
     block_ends = layout.blocks.ends
@@ -182,4 +190,4 @@ def lower_bound(layout: Layout) -> int:
     for block_end in block_ends:
         producer = bisect_left(chunk_ends, block_end)
         deliveries += min(layout.num_ranks - 1, layout.num_chunks - 1 - producer)
-    return deliveries + partials
+    return deliveries + partials * layout.blocks.partial_units

@@ -32,7 +32,7 @@ class Report:
     peak_blocks: tuple[int, ...]
     """Stored blocks, each micro-batch's counted."""
     peak_partials: tuple[int, ...]
-    """Stored partials that chunks took as input."""
+    """Stored partials that chunks took as input, in units."""
 
 
 def validate(plan: TransportPlan, schedule: Schedule) -> Report:
@@ -176,10 +176,11 @@ class _Held:
 def _peaks(
     plan: TransportPlan, rank: int, actions: Iterable[Action], training: bool
 ) -> tuple[int, int]:
-    """The most blocks, and the most input partials, that ``rank`` holds at a time."""
+    """The most blocks, and the most units of input partials, that ``rank`` holds at a time."""
     chunks = plan.layout.chunks_of(rank)
     brought = {chunk: len(plan.received(chunk)) + len(plan.produced(chunk)) for chunk in chunks}
-    partial = {chunk: bool((hop := plan.hop_into(chunk)) and hop.partial) for chunk in chunks}
+    hops = {chunk: plan.hop_into(chunk) for chunk in chunks}
+    partial = {chunk: hop.partial_units if hop else 0 for chunk, hop in hops.items()}
     blocks = partials = peak_blocks = peak_partials = 0
     for kind, chunk, _ in actions:
         if kind == "B":

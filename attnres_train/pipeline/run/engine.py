@@ -103,7 +103,7 @@ class Engine:
             execution.run()
         losses, store = execution.losses, execution.store
         return StepResult(
-            loss=torch.stack(losses).mean() if losses else None,
+            loss=torch.stack(losses).mean(0) if losses else None,
             p2p_bytes=self.stage.transport.bytes_sent - sent_before,
             peak_blocks=store.peak_blocks,
             peak_bytes=store.peak_bytes,

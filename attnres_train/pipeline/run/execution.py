@@ -61,9 +61,7 @@ class Execution:
         self.plan, self.training = stage.plan, program.training
         self.store = BlockStore(stage.plan, stage.rank, self.training)
         # A buffer for each message, of its micro-batch's shape: they may differ in length.
-        self.inbox = Inbox(
-            stage.rank, stage.transport, lambda index: stage.buffer(batches[index]), stage.debug
-        )
+        self.inbox = Inbox(stage.rank, stage.transport, self._buffer, stage.debug)
         self.outbox = Outbox(stage.rank, stage.transport, stage.stream_dtype, stage.debug)
         self.partials: dict[tuple[int, int], Tensor] = {}
         """(chunk, micro-batch) -> the chunk's incoming partial, a leaf."""
@@ -74,6 +72,9 @@ class Execution:
         """(micro-batch, block) -> its gradient's message, which the backward pass under way has not
         come to yet."""
         self.losses: list[Tensor] = []
+
+    def _buffer(self, message: Message) -> Tensor:
+        return self.stage.buffer(self.batches[message.action.micro_batch], message)
 
     def run(self) -> None:
         """Every action in order. Raises PeerError if a peer fails, PipelineError if a rule of the

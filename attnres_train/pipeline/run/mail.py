@@ -35,14 +35,14 @@ class _Receipt:
 
 
 class Inbox:
-    """Receives each message into a buffer of its own; ``make_buffer(micro_batch)`` returns an empty
+    """Receives each message into a buffer of its own; ``make_buffer(message)`` returns an empty
     [B, S, D]."""
 
     def __init__(
         self,
         rank: int,
         transport: Transport,
-        make_buffer: Callable[[int], Tensor],
+        make_buffer: Callable[[Message], Tensor],
         debug: bool,
     ) -> None:
         self._rank, self._transport, self._debug = rank, transport, debug
@@ -53,7 +53,7 @@ class Inbox:
 
     def post(self, message: Message) -> None:
         """Start to receive ``message``, the next one that is sent on its channel."""
-        buffer = self._make_buffer(message.action.micro_batch)
+        buffer = self._make_buffer(message)
         tag = None
         with _peer_errors(self._rank, message, buffer):
             if self._debug:

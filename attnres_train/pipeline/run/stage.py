@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from attnres_train.pipeline.plan.messages import Message
 from attnres_train.pipeline.plan.transport_plan import TransportPlan
 from attnres_train.pipeline.run.transport import Transport
 
@@ -32,7 +33,7 @@ class ChunkOutput(Protocol):
     partial: Tensor | None
     """The open block after it."""
     loss: Tensor | None
-    """Last chunk: scalar, the micro-batch's mean loss."""
+    """Last chunk: the micro-batch's mean loss, a scalar; in an evaluation also several, [G]."""
 
 
 OnBlock = Callable[[int, Tensor], None]
@@ -60,8 +61,10 @@ class Stage:
     share: Callable[[int], range] = range
     """T -> which of a sample's tokens are in the stream of this rank, S of them."""
 
-    def buffer(self, batch: Batch) -> Tensor:
-        """Room for one tensor [B, S, D] of micro-batch ``batch``, not initialised."""
+    def buffer(self, batch: Batch, message: Message) -> Tensor:
+        """Room for the tensor [B, S, D] of ``message`` for micro-batch ``batch``, not initialised;
+        a partial may be several D wide (`Blocks.partial_units`)."""
         samples, length = batch.tokens.shape
-        shape = samples, len(self.share(length)), self.hidden_size
+        units = self.plan.layout.blocks.partial_units if message.block is None else 1
+        shape = samples, len(self.share(length)), units * self.hidden_size
         return torch.empty(shape, dtype=self.stream_dtype, device=self.device)

@@ -1,7 +1,7 @@
 """Every residual in fp64 from its formula, one token at a time where that is clearest.
 
-`final_state` runs a chunk's own sublayers (attention and MLP with their norms) but nothing of its
-residual: what a sublayer reads is computed here, from the chunk's parameters by name.
+`final_state` runs a chunk's own sublayers (attention and MLP) but nothing of its residual: what a
+sublayer reads, and the norm on it, are computed here, from the chunk's parameters by name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import permutations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnres_train.config.model_schema import ResidualConfig
 from attnres_train.model.chunk import ModelChunk
@@ -21,7 +21,7 @@ Sublayer = Callable[[Tensor], Tensor]
 def final_state(chunk: ModelChunk, embedding: Tensor) -> Tensor:
     """What the output head of a whole model reads, [B, T, D], before the final norm."""
     options = chunk.config.residual
-    kinds = {"dense_former": _dense_former, "mhc_lite": _mhc_lite}
+    kinds = {"standard": _standard, "dense_former": _dense_former, "mhc_lite": _mhc_lite}
     run = kinds.get(options.kind, _attention_residuals)
     parameters = dict(chunk.named_parameters())
     return run(options, chunk.config.block_size, sublayers(chunk), parameters, embedding)
@@ -33,15 +33,35 @@ def sublayers(chunk: ModelChunk) -> list[tuple[str, Sublayer]]:
     for index, layer in chunk.layers.items():
 
         def attention(x: Tensor, layer=layer) -> Tensor:
-            return layer.self_attn(layer.input_layernorm(x), None)
+            return layer.self_attn(normed(layer.input_layernorm, x), None)
 
         def mlp(x: Tensor, layer=layer) -> Tensor:
-            x = layer.post_attention_layernorm(x)
+            x = normed(layer.post_attention_layernorm, x)
             return layer.mlp(x) if hasattr(layer, "mlp") else layer.block_sparse_moe(x)[0]
 
         found.append((f"layers.{index}.self_attention_res", attention))
         found.append((f"layers.{index}.mlp_res", mlp))
     return found
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm with the weights of ``norm``, and its gate if it has one."""
+    y = norm.weight * _unit(x, norm.eps)
+    if hasattr(norm, "gate_down"):
+        low = y @ norm.gate_down.T
+        y = y / (1 + (-(low / (1 + (-low).exp()) @ norm.gate_up.T)).exp())
+    return y
+
+
+def _unit(x: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _standard(options, block_size, sublayers, parameters, embedding) -> Tensor:
+    x = embedding
+    for _, f in sublayers:
+        x = x + f(x)
+    return x
 
 
 def _attention_residuals(options, block_size, sublayers, parameters, embedding) -> Tensor:
@@ -50,7 +70,8 @@ def _attention_residuals(options, block_size, sublayers, parameters, embedding) 
         partial = [sum(outputs)] if outputs else []
         outputs.append(f(attend(options, parameters, prefix, [*blocks, *partial])))
         if number % block_size == 0 or number == len(sublayers):
-            blocks.append(sum(outputs))
+            units = options.block_sum == "unit_outputs"
+            blocks.append(sum(_unit(y, options.norm_eps) if units else y for y in outputs))
             outputs = []
     return attend(options, parameters, "output_attn_res", blocks)
 
@@ -64,7 +85,7 @@ def attend(
         sources = [sources[0], *(sources[i] for i in recent)]
     dim = sources[0].shape[-1]
     size = dim // options.num_heads
-    unit = [v / (v.square().mean(-1, keepdim=True) + options.norm_eps).sqrt() for v in sources]
+    unit = [_unit(v, options.norm_eps) for v in sources]
     if options.scores == "key":
         keys = sources
         if options.key_norm:
@@ -87,7 +108,8 @@ def attend(
         else:
             total = sum(s.exp() for s in scores)
             weights = [s.exp() / total for s in scores]
-        pairs = zip(weights, sources, strict=True)
+        values = keys if options.values == "key" else sources
+        pairs = zip(weights, values, strict=True)
         heads.append(sum(w[..., None] * v[..., part] for w, v in pairs))
     return torch.cat(heads, -1)
 

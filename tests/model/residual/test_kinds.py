@@ -20,7 +20,7 @@ from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.residual.hyper_connections import Gates
 from attnres_train.optim.build import build_optimizer
 from attnres_train.optim.kinds import optimizer_kind
-from tests.model.residual.reference import final_state
+from tests.model.residual.reference import final_state, normed
 from tests.model.tiny import (
     assert_same_gradients,
     build,
@@ -39,6 +39,12 @@ ATTENTION = {
     "no_key_norm": {"key_norm": False},
     "heads": {"num_heads": 4},
     "heads_input_query": {"num_heads": 2, "query": "input", "key_norm": False},
+    "keys_as_values": {"values": "key"},
+    "unit_sums": {"block_sum": "unit_outputs"},
+    "unit_sums_window_heads": {"block_sum": "unit_outputs", "window": 2, "num_heads": 2},
+    "unit_sums_bias": {"block_sum": "unit_outputs", "scores": "bias"},
+    "gates_keys_heads": {"norm_gate_rank": 2, "values": "key", "num_heads": 2},
+    "gates_two_phase": {"norm_gate_rank": 3},
     "heads_bias_window_sigmoid": {
         "num_heads": 2,
         "scores": "bias",
@@ -49,12 +55,13 @@ ATTENTION = {
 CASES = {
     **{f"full-{name}": ("full", 1, options) for name, options in ATTENTION.items()},
     **{f"block-{name}": ("block", 3, options) for name, options in ATTENTION.items()},
+    "standard-gates": ("standard", 1, {"norm_gate_rank": 3}),
     "dense_former": ("dense_former", 1, {}),
     "mhc_lite": ("mhc_lite", 1, {}),
     "mhc_lite-3": ("mhc_lite", 1, {"num_streams": 3}),
 }
 VARIANTS = sorted(Path(__file__).parents[2].glob("configs/variants/*.yaml"))
-RESIDUAL = ("_res_", "attn_res_")
+RESIDUAL = ("_res_", "attn_res_", "norm.gate_")
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -88,7 +95,7 @@ def test_equals_its_formula(config):
 
     (chunk,) = chunks_of(config, 0, 5)
     batch = random_batch()
-    state = chunk.norm(final_state(chunk, chunk.embed_tokens(batch.tokens)))
+    state = normed(chunk.norm, final_state(chunk, chunk.embed_tokens(batch.tokens)))
     each = F.cross_entropy(
         chunk.lm_head(state).flatten(0, 1), batch.labels.flatten(), reduction="none"
     )
@@ -134,7 +141,7 @@ def test_every_parameter_has_its_optimizer_and_its_initial_value(config):
     rules, kind = parameter_rules(chunk), optimizer_kind(OptimizerConfig(weight_decay=0.5))
     for name, parameter in chunk.named_parameters():
         part = kind.part(name, tuple(parameter.shape), rules[name])
-        if name.endswith("_res_query.weight"):
+        if name.endswith(("_res_query.weight", "gate_down", "gate_up")):
             assert part.optimizer == "muon"
         elif any(place in name for place in RESIDUAL):
             assert part.optimizer == "adamw"
@@ -213,6 +220,8 @@ def test_flops():
     assert depth_reads("block", window=1) == 6 * 16 * windowed
     assert depth_reads("block", key_norm=False) == 4 * 16 * sources
     assert depth_reads("block", scores="bias") == 2 * 16 * sources
+    assert depth_reads("block", values="key") == 6 * 16 * sources
+    assert depth_reads("block", block_sum="unit_outputs") == 6 * 16 * sources + 10 * 4 * 16
     assert depth_reads("block", query="input") == 6 * 16 * sources + 11 * 2 * 16 * 16
     assert depth_reads("full", window=8) == 6 * 16 * (sum(range(1, 10)) + 9 + 9)
     assert depth_reads("dense_former") == 2 * 16 * (2 + 3 + 4 + 5 + 6)

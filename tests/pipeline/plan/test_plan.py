@@ -5,7 +5,10 @@ from hypothesis import given, settings
 
 from attnres_train.model.blocks import Blocks
 from attnres_train.pipeline.plan.layout import Layout, even_bounds, make_layout
+from attnres_train.pipeline.plan.parts import parts
+from attnres_train.pipeline.plan.schedule import one_f_one_b
 from attnres_train.pipeline.plan.transport_plan import TransportPlan, lower_bound
+from attnres_train.pipeline.plan.validate import validate
 from tests.pipeline.plan.layouts import layouts
 
 PUBLISHED = {  # (P, V): standard, naive, exact = bound, padded, widest naive, widest exact
@@ -103,6 +106,23 @@ def test_standard_residual_carries_the_partial_alone():
     units = TransportPlan(make_layout(6, None, num_ranks=3, num_virtual_stages=2)).units()
     assert (units.standard, units.naive, units.padded, units.exact, units.bound) == (5,) * 5
     assert units.paper == 0
+
+
+def test_a_partial_may_be_several_units():
+    """P = 4, V = 2, blocks of two chunks: every other hop has a partial, and one of two units more
+    wherever a partial crosses."""
+    one, two = (TransportPlan(make_layout(8, 4, 4, 2, partial_units=units)) for units in (1, 2))
+    more = [b.units - a.units for a, b in zip(one.hops, two.hops, strict=True)]
+    assert more == [hop.partial for hop in two.hops] == [True, False] * 3 + [True]
+    for name in ("naive", "exact", "bound"):
+        assert getattr(two.units(), name) == getattr(one.units(), name) + 4
+    assert two.units().standard == one.units().standard
+    for plan in (one, two):
+        sent = [sum(part.units for part in of) for of in parts(plan, "eager")]
+        assert sent == [hop.units for hop in plan.hops]
+    reports = [validate(plan, one_f_one_b(4, 2, 4)) for plan in (one, two)]
+    assert reports[0].peak_blocks == reports[1].peak_blocks
+    assert reports[1].peak_partials == tuple(2 * peak for peak in reports[0].peak_partials)
 
 
 def test_one_rank_sends_nothing():
