@@ -129,7 +129,8 @@ class GradientReduction:
 def _by_arrival(pieces: Sequence[Piece], late: Container[str]) -> list[Piece]:
     """Backwards, as gradients come to be. One that is late would hold up its bucket, and so all
     behind it."""
-    return sorted(pieces[::-1], key=lambda piece: piece.parameter_name in late)
+    backwards = list(reversed(pieces))
+    return sorted(backwards, key=lambda piece: piece.parameter_name in late)
 
 
 class _Bucket:
