@@ -1,9 +1,9 @@
 """Linear maps whose weight's gradient is added up in fp32 by the product that makes it: NVIDIA
 apex's fused gradient accumulation. Never run on a GPU, and not measured.
 
-Else a product in the dtype of the parameters is written, read again and added to the fp32 gradient
-of the micro-batches before: 12 bytes of memory traffic per weight, here 8, and no rounding of each
-product to 16 bits. Sums therefore differ from torch's in the last digits.
+Else a product in the dtype of the parameters is written, made fp32 and added to the gradient of the
+micro-batches before, 20 bytes of memory traffic per weight; here it is 8. No product is rounded to
+16 bits, so that sums differ from torch's in the last digits.
 
 Shapes: N tokens, I and O features in and out.
 """
