@@ -224,7 +224,12 @@ def build_update(
     gather = ParameterGather(
         chunks, pieces, lambda p: chunks[p.chunk].first_reader(p.parameter_name)
     )
-    reduction = GradientReduction(pieces, ranks.dp_size, to_all=looks_at_gradients(config))
+    reduction = GradientReduction(
+        pieces,
+        ranks.dp_size,
+        to_all=looks_at_gradients(config),
+        late={name for chunk in chunks.values() for name in chunk.read_rules()},
+    )
     return optimizer, OwnedOptimizer(optimizer, reduction, gather)
 
 

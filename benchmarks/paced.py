@@ -18,16 +18,19 @@ from chunks import sleep_until
 
 class Pace:
     """Makes forward passes of ``chunk`` take ``seconds`` and backward passes twice that, in equal
-    shares of its sublayers; what takes longer is not shortened. Waiting for a gradient inside a
-    backward pass is not part of the time."""
+    shares of its sublayers; what takes longer is not shortened. Waiting is not part of the time: in
+    a backward pass for a gradient, before a layer for its parameters (in hooks that the chunk and
+    its layers have by now)."""
 
     def __init__(self, chunk: ModelChunk, seconds: float) -> None:
         self.share = seconds / (2 * len(chunk.layers))
-        self.clock = 0.0
+        self.clock = self.waiting_since = 0.0
         chunk.register_forward_pre_hook(self._begin)
         if chunk.is_first:
             chunk.embed_tokens.register_forward_hook(lambda *args: _Begin.apply(args[-1], self))
         for layer in chunk.layers.values():
+            layer.register_forward_pre_hook(self._begin_wait, prepend=True)
+            layer.register_forward_pre_hook(self._end_wait)
             mlp = layer.mlp if hasattr(layer, "mlp") else layer.block_sparse_moe
             for sublayer in (layer.self_attn, mlp):
                 sublayer.register_forward_hook(self._end_sublayer)
@@ -38,6 +41,12 @@ class Pace:
         blocks = {block: _Begin.apply(tensor, self) for block, tensor in blocks.items()}
         partial = partial if partial is None else _Begin.apply(partial, self)
         return batch, blocks, partial, *rest
+
+    def _begin_wait(self, *_: object) -> None:
+        self.waiting_since = time.monotonic()
+
+    def _end_wait(self, *_: object) -> None:
+        self.clock += time.monotonic() - self.waiting_since
 
     def _end_sublayer(self, _: nn.Module, args: tuple, output: Any) -> Any:
         if isinstance(output, tuple):

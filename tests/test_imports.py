@@ -57,7 +57,7 @@ ALLOWED = {
     "runs": ("checkpoint", "config", "data", "parallel", "supervise.preflight"),
 }
 TOP = ("commands", "extend", "train", "__main__")
-OPTIONAL = {"transformer_engine", "apex", "fla", "wandb"}
+OPTIONAL = {"transformer_engine", "apex", "fused_weight_gradient_mlp_cuda", "fla", "wandb"}
 
 
 def modules() -> dict[str, Path]:

@@ -128,7 +128,8 @@ class TrainSection(StagedTrain):
     backend: Literal["auto", "torch", "te"] = "auto"
     """Who makes the linear maps of attention, dense and shared MLP: `te`, Transformer Engine, on
     CUDA alone; `auto`: Transformer Engine on CUDA, where it is installed and a small map of it
-    gives what torch's does, and torch else. (Not measured yet.)"""
+    gives what torch's does, and torch else, which adds up gradients of 16-bit parameters with
+    apex's kernel where that is installed. (Not measured yet.)"""
 
 
 class OptimizerConfig(StagedOptimizer):

@@ -138,7 +138,9 @@ class ModelChunk(nn.Module):
 
     def first_reader(self, name: str) -> nn.Module:
         """The module of the chunk whose forward pass begins before anything reads parameter
-        ``name``: its layer, but the chunk for what is read outside of layers."""
+        ``name``: its layer, the final norm for itself and the head, the chunk for all else."""
+        if name.startswith(("norm.", "lm_head.")):
+            return self.norm
         _, *inside = name.split(".", 2)
         layer = self.layers[inside[0]] if name.startswith("layers.") else None
         # What a layer's reads learn is read with phase 1, before the layer runs.

@@ -18,8 +18,8 @@ class ParameterGather:
     """The ``pieces`` of a rank's ``chunks``, in model order, from their owners to all replicas.
 
     `start` sends all of them, in the order of the forward pass, and returns. The forward pass of a
-    module waits for what it reads: a chunk for everything small, the ``first_reader`` of a large
-    piece for that. Whoever else reads parameters calls `wait` before.
+    module waits for what it is the ``first_reader`` of, and for what travels with that. Whoever
+    else reads parameters calls `wait` before.
     """
 
     def __init__(
@@ -29,14 +29,16 @@ class ParameterGather:
         first_reader: FirstReader,
     ) -> None:
         self._buckets: dict[nn.Module, list[_Bucket]] = {}
+        """By the first of their readers, in the order of the forward pass."""
         for index, chunk in chunks.items():
-            own = [piece for piece in pieces if piece.chunk == index]
-            sent = [piece for piece in own if piece.owner is not None and piece.travels]
-            small = [piece for piece in sent if not piece.is_large]
-            self._buckets[chunk] = [_Bucket(bucket) for bucket in bucketed(small)]
-            for piece in sent:
-                if piece.is_large:
-                    self._buckets.setdefault(first_reader(piece), []).append(_Bucket([piece]))
+            read: dict[nn.Module, list[Piece]] = {chunk: []}
+            for piece in pieces:
+                if piece.chunk == index and piece.owner is not None:
+                    read.setdefault(first_reader(piece), []).append(piece)
+            readers = {piece: module for module, own in read.items() for piece in own}
+            self._buckets |= {module: [] for module in read}
+            for bucket in bucketed(readers):
+                self._buckets[readers[bucket[0]]].append(_Bucket(bucket))
         self._under_way: dict[nn.Module, list[_Bucket]] = {}
         for module in self._buckets:
             module.register_forward_pre_hook(lambda module, _: self._wait_for(module))

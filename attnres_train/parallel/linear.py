@@ -1,5 +1,6 @@
-"""Who makes a model's linear maps, those between gather and scatter: torch, or Transformer Engine
-where it is installed (`train.backend`). What the latter gains has not been measured.
+"""Who makes a model's linear maps, those between gather and scatter (`train.backend`): torch, or
+Transformer Engine where it is installed, or torch with apex's accumulation of gradients where that
+is. What these gain has not been measured.
 
 Its own class and not megatron-core's parallel layers of it: those gather and scatter by themselves,
 once for each map, and take groups from megatron-core's globals.
@@ -8,33 +9,45 @@ once for each map, and take groups from megatron-core's globals.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from attnres_train.config.schema import TrainSection
 from attnres_train.model.split import MakeLinear, plain_linear
+from attnres_train.parallel.accumulation import Accumulate, accumulating_maps, apex_accumulation
 
 logger = logging.getLogger(__name__)
 
 
 def linear_maps(
-    train: TrainSection, device: torch.device, dtype: torch.dtype, autocast: torch.dtype | None
+    train: TrainSection,
+    device: torch.device,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+    find_accumulation: Callable[[], Accumulate] = apex_accumulation,
 ) -> MakeLinear:
     """What makes the maps under ``train.backend``: parameters of ``dtype``, products of
-    ``autocast`` if that is one. ``auto`` takes Transformer Engine's on CUDA, if a small one gives
-    here what torch's does, and torch's else. Raises ImportError for ``te`` where it is not
-    installed (`supervise.preflight` tells it before)."""
+    ``autocast`` if that is one. ``auto`` takes Transformer Engine's on CUDA; where it is not
+    installed, and parameters have 16 bits, torch's with what ``find_accumulation`` gives; either of
+    them if a small one gives here what torch's does, and torch's else. Raises ImportError for
+    ``te`` where it is not installed (`supervise.preflight` tells it before)."""
     if train.backend == "te":
         return engine_maps()
     if train.backend == "torch" or device.type != "cuda":
         return plain_linear
     try:
-        made = engine_maps()
+        name, made = "Transformer Engine", engine_maps()
     except (ImportError, OSError):  # not there, or not with libraries that it needs
-        return plain_linear
+        if dtype.itemsize != 2 or autocast is not None:
+            return plain_linear
+        try:
+            name, made = "apex", accumulating_maps(find_accumulation())
+        except (ImportError, OSError):
+            return plain_linear
     if why := differs(made, device, dtype, autocast):
-        logger.warning("train.backend auto: torch makes linear maps, Transformer Engine's %s", why)
+        logger.warning("train.backend auto: torch makes linear maps, %s's %s", name, why)
         return plain_linear
     return made
 

@@ -5,6 +5,7 @@ Everything is done in this order on all replicas, for a communicator pairs opera
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,9 @@ LARGE_ELEMENTS = 2**20
 BUCKET_ELEMENTS = 2**20
 """At most so many of smaller ones travel together, in a flat copy. (gloo's reduce sends up to half
 as much again of tensors that are larger.)"""
+WORTH_SENDING, BUCKETS = 2**16, 16
+"""And no more than one of so many parts of all, unless that is less than is worth a message: what
+waits for the last gradient, and for the first parameter, is one bucket, which no pass hides."""
 
 
 class Held(NamedTuple):
@@ -109,22 +113,29 @@ def _piece(held: Held, share: Share) -> Piece:
 def bucketed(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Those that travel, each with others of its group, owner and dtype, as far as the order of
     ``pieces`` lets a bucket be full soon. Large ones are alone."""
+    travelling = [piece for piece in pieces if piece.travels]
+    total: Counter[Hashable] = Counter()
+    for piece in travelling:
+        total[_way(piece)] += piece.tensor.numel()
     filling: dict[Hashable, list[Piece]] = {}
-    sizes: dict[Hashable, int] = {}
-    for piece in pieces:
-        size = piece.tensor.numel()
-        if not piece.travels:
-            continue
+    sizes: Counter[Hashable] = Counter()
+    for piece in travelling:
         if piece.is_large:
             yield [piece]
             continue
-        way = piece.group, piece.owner, piece.tensor.dtype, piece.parameter.grad_dtype
-        if way in filling and sizes[way] + size > BUCKET_ELEMENTS:
+        way, size = _way(piece), piece.tensor.numel()
+        limit = min(BUCKET_ELEMENTS, max(WORTH_SENDING, total[way] // BUCKETS))
+        if way in filling and sizes[way] + size > limit:
             yield filling.pop(way)
             sizes[way] = 0
         filling.setdefault(way, []).append(piece)
-        sizes[way] = sizes.get(way, 0) + size
+        sizes[way] += size
     yield from filling.values()
+
+
+def _way(piece: Piece) -> Hashable:
+    """What is the same of pieces that can travel together."""
+    return piece.group, piece.owner, piece.tensor.dtype, piece.parameter.grad_dtype
 
 
 def global_owner(piece: Piece) -> int:

@@ -11,7 +11,7 @@ padding, or matrices that are cut; per rank as many bytes pass (docs/benchmarks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,21 +24,28 @@ from attnres_train.parallel.pieces import Piece, bucketed, global_owner
 
 class GradientReduction:
     """The gradients of a rank's ``pieces``, in model order, averaged over ``replicas`` of the model
-    on their owners; with ``to_all`` on every replica, for who looks at them.
+    on their owners; with ``to_all`` on every replica, for who looks at them. ``late``: names of
+    parameters that a forward pass reads before the layers that they belong to, so that their
+    gradients come after those of these layers.
 
     Of a step: ``last_backward(chunk)`` around each chunk's last backward pass (without it nothing
     is wrong, only late), then `finish`, then `release` before the next one.
     """
 
-    def __init__(self, pieces: Sequence[Piece], replicas: int, to_all: bool = False) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        replicas: int,
+        to_all: bool = False,
+        late: Container[str] = (),
+    ) -> None:
         self.pieces, self._replicas, self._to_all = pieces, replicas, to_all
         self._pieces: dict[int, list[Piece]] = {}
         """By chunk."""
         for piece in pieces:
             self._pieces.setdefault(piece.chunk, []).append(piece)
-        # Backwards, as gradients come to be.
         self._buckets = {
-            chunk: [_Bucket(bucket, to_all) for bucket in bucketed(reversed(of_chunk))]
+            chunk: [_Bucket(bucket, to_all) for bucket in bucketed(_by_arrival(of_chunk, late))]
             for chunk, of_chunk in self._pieces.items()
         }
         self._waiting: dict[int, deque[_Bucket]] = {}
@@ -117,6 +124,13 @@ class GradientReduction:
         del self._waiting[chunk]
         self._arrived.clear()
         self._over.add(chunk)
+
+
+def _by_arrival(pieces: Sequence[Piece], late: Container[str]) -> list[Piece]:
+    """Backwards, as gradients come to be. One that is late would hold up its bucket, and so all
+    behind it."""
+    backwards = list(reversed(pieces))
+    return sorted(backwards, key=lambda piece: piece.parameter_name in late)
 
 
 class _Bucket:

@@ -69,6 +69,30 @@ def test_parameters_are_read_after_their_first_reader_begins(residual, recompute
     assert torch.equal(chunk(random_batch(), {}, None).loss, expected)
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "residual", [{}, {"two_phase": False}, {"query": "input"}, {"kind": "mhc_lite"}], ids=str
+)
+def test_gradients_come_backwards_but_those_of_reads(residual, recompute):
+    """What the reduction of gradients counts on: buckets leave in this order."""
+    config = tiny_config(residual=residual)
+    chunk = build(config, dtype=torch.float64, recompute=recompute)
+    came, late = [], chunk.read_rules()
+
+    def note(layer):
+        return lambda _: came.append(layer)
+
+    for name, parameter in chunk.named_parameters():
+        if name not in late:
+            ends = {"embed_tokens": -1, "norm": config.num_layers, "lm_head": config.num_layers}
+            first, second, *_ = name.split(".")
+            layer = int(second) if first == "layers" else ends[first]
+            parameter.register_post_accumulate_grad_hook(note(layer))
+    chunk(random_batch(), {}, None).loss.backward()
+    assert set(came) == set(range(-1, config.num_layers + 1))
+    assert came == sorted(came, reverse=True)
+
+
 @pytest.mark.parametrize(("kind", "block_size"), RESIDUALS)
 @pytest.mark.parametrize("bounds", [(0, 5), (0, 2, 5)])
 def test_recomputation_changes_nothing(kind, block_size, bounds):

@@ -93,6 +93,79 @@ def test_owners_have_the_mean_over_replicas(pool, ranks, sharded, large, overlap
     assert len(owned) == len(set(owned)) * (1 if sharded else ranks)
 
 
+class Layers(nn.Module):
+    """Three maps one after the other, each with a scale that is read before the first of them, as
+    the pseudo-queries of depth attention are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(3))
+        self.scales = nn.ParameterList(torch.ones(4) for _ in range(3))
+        for parameter in self.parameters():
+            parameter.grad_dtype = torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = [scale.view(4) for scale in self.scales]
+        for linear, scale in zip(self.maps, scales, strict=True):
+            x = linear(x * scale)
+        return x
+
+    def pieces(self, sharded: bool = False) -> list[pieces.Piece]:
+        pairs = [(f"maps.{i}.weight", f"scales.{i}") for i in range(3)]  # a layer's lie together
+        parameters = dict(self.named_parameters())
+        held = [Held(0, n, parameters[n], dist.group.WORLD) for pair in pairs for n in pair]
+        return make_pieces(held, {n: Update(1, 1.0, 8) for n in parameters}, sharded)
+
+
+def started(late: bool) -> list[tuple[int, int]]:
+    """Runs on every rank: how many buckets had left when each map's gradient came, and how many
+    there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "BUCKET_ELEMENTS", 16)  # a map, or all scales
+        layers = Layers()
+        names = [f"scales.{i}" for i in range(3)]
+        reduction = GradientReduction(layers.pieces(), 2, late=names if late else ())
+        seen: list[int] = []
+        for linear in layers.maps:
+            linear.weight.register_post_accumulate_grad_hook(
+                lambda _: seen.append(len(reduction._started))
+            )
+        loss = layers(torch.randn(3, 4)).sum()
+        with reduction.last_backward(0):
+            loss.backward()
+        buckets = len(reduction._started)
+        reduction.finish()
+        return [(count, buckets) for count in seen]
+
+
+def test_gradients_that_come_late_hold_up_no_others(pool):
+    assert pool.run(started, 2, True)[0] == [(1, 4), (2, 4), (3, 4)]
+    assert pool.run(started, 2, False)[0] == [(0, 6)] * 3
+
+
+def under_way(limit: int) -> list[int]:
+    """Runs on every rank: for how many modules parameters are on their way when each map begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "BUCKET_ELEMENTS", limit)
+        layers = Layers()
+        readers = {f"maps.{i}.weight": linear for i, linear in enumerate(layers.maps)}
+        own = layers.pieces(sharded=True)
+        sender = ParameterGather({0: layers}, own, lambda piece: readers.get(piece.name, layers))
+        seen = []
+        for linear in layers.maps:
+            linear.register_forward_pre_hook(
+                lambda *_: seen.append(sum(map(bool, sender._under_way.values())))
+            )
+        sender.start()
+        layers(torch.ones(1, 4))
+        return seen
+
+
+def test_small_parameters_are_waited_for_where_they_are_read(pool):
+    assert pool.run(under_way, 2, 16)[0] == [2, 1, 0]
+    assert pool.run(under_way, 2, 1000)[0] == [0, 0, 0]  # all in the first reader's
+
+
 def gather(large: int) -> list[list[Tensor]]:
     """Runs on every rank: owners change what they own, twice; what all have then."""
     with pytest.MonkeyPatch.context() as patch:
