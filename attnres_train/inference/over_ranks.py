@@ -1,17 +1,19 @@
-"""Text from a model that is spread over ranks: pipeline stages, shared experts, replicas.
+"""Text from a model that is spread over ranks: pipeline stages, shared experts, heads and tokens,
+replicas.
 
 The main rank has the texts. What it asks of the model it tells all other ranks, which do the same
-passes with their layers; each keeps the pasts of those. Ranks that share the tokens of a sample
-cannot: there is one at a time.
+passes with their layers; each keeps the pasts of those. Of a prompt ranks may share the tokens
+(`shared_prefill`), and stages work on different pieces at once.
 
 Shapes: B texts, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,20 +21,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnres_train.inference.decoding import CachedDecoder, Decoder
-from attnres_train.model.batch import MicroBatch
-from attnres_train.model.chunk import ChunkOutput, ModelChunk, OnBlock, Pasts
+from attnres_train.inference.prefill import Piece, Prefill, WholePrefill
+from attnres_train.inference.shared_prefill import SharedPrefill
+from attnres_train.model.chunk import ChunkOutput, ModelChunk, OnBlock
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine
 
 
-class PlannedPass:
-    """`decoding.Pass` over the chunks of a pipeline: a micro-batch of the plan, forward only. Every
-    rank of the pipeline has the logits afterwards. Collective."""
+AT_ONCE = 4
+"""Pieces, times the chunks of the pipeline, that go through it together: stages idle for 1 / 5 of a
+long prompt at most, and there are few programs to be made."""
+
+
+class PlannedPasses:
+    """`decoding.Passes` over the chunks of a pipeline: pieces are micro-batches of the plan, forward
+    only. Every rank of the pipeline has the logits afterwards. Collective."""
 
     def __init__(self, chunks: Mapping[int, ModelChunk], engine: Engine, ranks: Ranks) -> None:
         """``engine`` is the one that trains ``chunks``."""
         stage, self.ranks = engine.stage, ranks
-        self.vocab_size = next(iter(chunks.values())).config.vocab_size
+        chunk = next(iter(chunks.values()))
+        self.vocab_size, split = chunk.config.vocab_size, chunk.ports.split
         self.engine = Engine(
             {index: partial(self._go_on, chunk) for index, chunk in chunks.items()},
             stage.plan,
@@ -43,19 +52,22 @@ class PlannedPass:
             stage.device,
             stage.debug,
             on_pass=stage.on_pass,
+            share=split.stream,
         )
-        self._pasts: Pasts = {}
-        self._logits: Tensor | None = None
+        self._asked: list[Tensor] = []
 
-    def __call__(self, batch: MicroBatch, pasts: Pasts) -> Tensor:
-        self._pasts, self._logits = pasts, None
-        self.engine.evaluate([batch])
-        found, self._pasts, self._logits = self._logits, {}, None
+    def __call__(self, pieces: Iterable[Piece]) -> Tensor:
+        asking, found = 0, []
+        pieces, most = iter(pieces), AT_ONCE * self.engine.stage.plan.layout.num_chunks
+        while together := list(islice(pieces, most)):
+            self._asked = []
+            self.engine.evaluate(together)
+            found += self._asked
+            asking += sum(len(piece.tokens) for piece in together if piece.asks)
         wide = torch.promote_types(self.engine.stage.stream_dtype, torch.float32)
-        shape = len(batch.tokens), self.vocab_size
-        logits = torch.empty(shape, dtype=wide, device=self.ranks.device)
-        if found is not None:
-            logits.copy_(found)
+        logits = torch.empty(asking, self.vocab_size, dtype=wide, device=self.ranks.device)
+        if found:  # on the last stage
+            logits.copy_(torch.cat(found))
         if self.ranks.pipeline.size() > 1:
             dist.broadcast(logits, self.ranks.own_pipeline[-1], group=self.ranks.pipeline)
         return logits
@@ -63,22 +75,27 @@ class PlannedPass:
     def _go_on(
         self,
         chunk: ModelChunk,
-        batch: MicroBatch,
+        piece: Piece,
         blocks: Mapping[int, Tensor],
         partial: Tensor | None,
         on_block: OnBlock,
     ) -> ChunkOutput:
-        completed, partial, logits = chunk.go_on(batch, blocks, partial, self._pasts)
+        with chunk.ports.split.passing(piece.tokens.shape[1]):
+            completed, partial, logits = chunk.go_on(piece.batch, blocks, partial, piece.pasts)
         if logits is None:
             return ChunkOutput(completed, partial, None)
-        self._logits = logits
+        self._asked += [logits] if piece.asks else []
         return ChunkOutput(completed, None, logits.new_zeros(()))
 
 
 def decoder_of(chunks: Mapping[int, ModelChunk], engine: Engine, ranks: Ranks) -> CachedDecoder:
     """The decoder of this rank, which makes its passes with those of the others."""
     layers = [layer.index for chunk in chunks.values() for layer in chunk.decoder_layers]
-    return CachedDecoder(PlannedPass(chunks, engine, ranks), layers, ranks.device)
+    tensor = ranks.tensor.size()
+    prefill: Prefill = WholePrefill()
+    if ranks.context.size() * tensor > 1:
+        prefill = SharedPrefill(ranks.context, tensor)
+    return CachedDecoder(PlannedPasses(chunks, engine, ranks), layers, ranks.device, prefill)
 
 
 class _Leading:

@@ -220,7 +220,8 @@ class ModelChunk(nn.Module):
                 return completed, partial, None
             sources = [source[:, -1:] for source in sources]
             last = None if partial is None else partial[:, -1:]
-            return completed, None, self._logits(sources, last).squeeze(1)
+            # Of ranks that share the stream each has a last one; the last of these is the rows'.
+            return completed, None, self._logits(sources, last)[:, -1]
 
     def _logits(
         self, sources: Sequence[Tensor], partial: Tensor | None, probe: Probe | None = None

@@ -29,11 +29,18 @@ from tests.tiny import (
 ASKED = ["--max-new-tokens", "6", "--temperature", "0", "--device", "cpu", "--json"]
 PROMPTS = ["--prompt", "One word and", "--prompt", "x", "--prompt", ""]
 EXPERTS = "parallel.expert_model_parallel_size=2"
+CONTEXT = "parallel.context_parallel_size=2"
+TENSOR = "parallel.tensor_model_parallel_size=2"
 GRIDS = {
     "PP2": (2, grid(2, 1)),
     "PP2 VPP2": (2, grid(2, 2)),
     "EP2": (2, [EXPERTS]),
     "PP2 EP2": (4, [*grid(2, 1), EXPERTS]),
+    "CP2": (2, [CONTEXT]),
+    "TP2": (2, [TENSOR]),
+    "PP2 VPP2 CP2 EP2": (4, [*grid(2, 2), CONTEXT, EXPERTS]),
+    "PP2 TP2": (4, [*grid(2, 1), TENSOR]),
+    "TP2 CP2": (4, [TENSOR, CONTEXT]),
 }
 
 
