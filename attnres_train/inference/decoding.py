@@ -14,7 +14,10 @@ from torch import Tensor
 from attnres_train.inference.cache import Cache
 from attnres_train.inference.prefill import PREFILL_TOKENS, Piece, Prefill, WholePrefill
 from attnres_train.inference.sampling import Sampling
+from attnres_train.inference.scoring import Losses, losses_of
 from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.head import TokenLosses
+
 
 class Decoder(Protocol):
     """A model that goes on with texts."""
@@ -33,22 +36,38 @@ class Decoder(Protocol):
         ...
 
 
+class Reader(Decoder, Protocol):
+    """A model that goes on with texts, and says what it makes of given ones."""
+
+    def score(self, rows: Sequence[Sequence[int]]) -> TokenLosses:
+        """Of each text the losses of its tokens but the first, [B, T], on the CPU. Rows are as long
+        as the longest; what lies behind the end of another means nothing."""
+        ...
+
+
 Passes = Callable[[Iterable[Piece]], Tensor]
 """Runs all layers on the pieces, in order; gives the logits of those that ask, one after the other
 [B, V]."""
 
 
 class CachedDecoder:
-    """A `Decoder` by ``run``, with the pasts of ``layers``, those of this process, on ``device``.
+    """A `Reader` by ``run`` and ``losses``, with the pasts of ``layers``, those of this process, on
+    ``device``.
 
     A prompt is passed by itself, as ``prefill`` cuts it, so that what is made of it depends on no
     other; then all texts go on together.
     """
 
     def __init__(
-        self, run: Passes, layers: Sequence[int], device: torch.device, prefill: Prefill
+        self,
+        run: Passes,
+        layers: Sequence[int],
+        device: torch.device,
+        prefill: Prefill,
+        losses: Losses,
     ) -> None:
-        self.run, self.layers, self.device, self.prefill = run, layers, device, prefill
+        self.run, self.layers, self.device = run, layers, device
+        self.prefill, self.losses = prefill, losses
         self._cache: Cache | None = None
 
     @classmethod
@@ -64,7 +83,8 @@ class CachedDecoder:
             return torch.cat(asked)
 
         layers = range(chunk.first_layer, chunk.last_layer)
-        return cls(run, layers, chunk.norm.weight.device, WholePrefill(prefill))
+        device = chunk.norm.weight.device
+        return cls(run, layers, device, WholePrefill(prefill), losses_of(chunk))
 
     @torch.no_grad()
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
@@ -87,6 +107,13 @@ class CachedDecoder:
     def keep(self, rows: Sequence[int]) -> None:
         assert self._cache is not None, "begin comes first"
         self._cache.keep(torch.tensor(rows))
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Sequence[int]]) -> TokenLosses:
+        longest = max(map(len, rows))
+        # What is behind a token says nothing of it: rows are filled up at their end.
+        filled = [[*row, *[0] * (longest - len(row))] for row in rows]
+        return TokenLosses(*(x.cpu() for x in self.losses(self._tensor(filled))))
 
     @property
     def cache_bytes(self) -> int:

@@ -13,6 +13,7 @@ from attnres_train.inference.opening import load_chunks
 from attnres_train.inference.over_ranks import decoder_of
 from attnres_train.model.ports import Ports
 from attnres_train.model.precision import STREAM_DTYPE
+from attnres_train.parallel.context import sequence_exchange
 from attnres_train.parallel.dispatchers import token_exchange
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.parallel.tensor import tensor_split
@@ -34,7 +35,11 @@ def open_over_ranks(
     plan = build_plan(config)
     layout = plan.layout
     mine = list(layout.chunks_of(ranks.pp_rank))
-    ports = Ports(token_exchange(config, ranks.experts), tensor_split(ranks.tensor))
+    ports = Ports(
+        token_exchange(config, ranks.experts),
+        tensor_split(ranks.tensor),
+        sequence_exchange(ranks.context),
+    )
     layers = [layout.layers(index) for index in mine]
     loaded = load_chunks(config, step_folder, layers, ranks.device, dtype, ports, ranks)
     chunks = dict(zip(mine, loaded, strict=True))

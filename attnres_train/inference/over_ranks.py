@@ -20,13 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attnres_train.inference.decoding import CachedDecoder, Decoder
+from attnres_train.inference.decoding import CachedDecoder, Reader
 from attnres_train.inference.prefill import Piece, Prefill, WholePrefill
+from attnres_train.inference.scoring import PlannedLosses
 from attnres_train.inference.shared_prefill import SharedPrefill
 from attnres_train.model.chunk import ChunkOutput, ModelChunk, OnBlock
+from attnres_train.model.head import TokenLosses
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine
-
 
 AT_ONCE = 4
 """Pieces, times the chunks of the pipeline, that go through it together: stages idle for 1 / 5 of a
@@ -34,26 +35,15 @@ long prompt at most, and there are few programs to be made."""
 
 
 class PlannedPasses:
-    """`decoding.Passes` over the chunks of a pipeline: pieces are micro-batches of the plan, forward
-    only. Every rank of the pipeline has the logits afterwards. Collective."""
+    """`decoding.Passes` over the chunks of a pipeline: pieces are micro-batches of the plan, of
+    forward passes alone. Every rank of the pipeline has the logits afterwards. Collective."""
 
     def __init__(self, chunks: Mapping[int, ModelChunk], engine: Engine, ranks: Ranks) -> None:
         """``engine`` is the one that trains ``chunks``."""
-        stage, self.ranks = engine.stage, ranks
-        chunk = next(iter(chunks.values()))
-        self.vocab_size, split = chunk.config.vocab_size, chunk.ports.split
-        self.engine = Engine(
-            {index: partial(self._go_on, chunk) for index, chunk in chunks.items()},
-            stage.plan,
-            stage.rank,
-            stage.transport,
-            stage.hidden_size,
-            stage.stream_dtype,
-            stage.device,
-            stage.debug,
-            on_pass=stage.on_pass,
-            share=split.stream,
-        )
+        self.ranks, chunk = ranks, next(iter(chunks.values()))
+        self.vocab_size = chunk.config.vocab_size
+        passes = {index: partial(self._go_on, chunk) for index, chunk in chunks.items()}
+        self.engine = engine.over(passes, chunk.ports.split.stream)
         self._asked: list[Tensor] = []
 
     def __call__(self, pieces: Iterable[Piece]) -> Tensor:
@@ -95,13 +85,14 @@ def decoder_of(chunks: Mapping[int, ModelChunk], engine: Engine, ranks: Ranks) -
     prefill: Prefill = WholePrefill()
     if ranks.context.size() * tensor > 1:
         prefill = SharedPrefill(ranks.context, tensor)
-    return CachedDecoder(PlannedPasses(chunks, engine, ranks), layers, ranks.device, prefill)
+    passes, losses = PlannedPasses(chunks, engine, ranks), PlannedLosses(chunks, engine, ranks)
+    return CachedDecoder(passes, layers, ranks.device, prefill, losses)
 
 
 class _Leading:
-    """The main rank's `Decoder`: tells the others what it does."""
+    """The main rank's `Reader`: tells the others what it does."""
 
-    def __init__(self, own: Decoder, tell: Callable[[list[Any]], None]) -> None:
+    def __init__(self, own: Reader, tell: Callable[[list[Any]], None]) -> None:
         self.own, self.tell = own, tell
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
@@ -113,14 +104,17 @@ class _Leading:
     def keep(self, rows: Sequence[int]) -> None:
         self._both("keep", list(rows))
 
+    def score(self, rows: Sequence[Sequence[int]]) -> TokenLosses:
+        return self._both("score", [list(row) for row in rows])
+
     def _both(self, name: str, *arguments: Any) -> Any:
         self.tell([name, *arguments])
         return getattr(self.own, name)(*arguments)
 
 
 @contextmanager
-def led_by_main(own: Decoder, ranks: Ranks) -> Iterator[Decoder | None]:
-    """On the main rank, a decoder for the context; all others get None, and have done the passes of
+def led_by_main(own: Reader, ranks: Ranks) -> Iterator[Reader | None]:
+    """On the main rank, a reader for the context; all others get None, and have done the passes of
     the main rank's context when theirs begins. Collective."""
 
     def tell(asked: list[Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""Prompts whose tokens ranks share: what each rank goes on from, and what comes then, is that of one
+"""Prompts whose tokens ranks share: what each goes on from, and what comes then, is that of one
 process, for every kind of layer and residual, prompts of any length, passes of any size."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.inference.decoding import CachedDecoder
 from attnres_train.inference.prefill import Piece
+from attnres_train.inference.scoring import losses_of
 from attnres_train.inference.shared_prefill import SharedPrefill
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
@@ -62,7 +63,8 @@ def cached(config: ModelConfig, most: int) -> dict[str, Any]:
         return torch.cat(found)
 
     prefill = SharedPrefill(dist.group.WORLD, 1, most)
-    decoder = CachedDecoder(run, range(config.num_layers), torch.device("cpu"), prefill)
+    layers, device = range(config.num_layers), torch.device("cpu")
+    decoder = CachedDecoder(run, layers, device, prefill, losses_of(chunk))
     logits = [decoder.begin([TOKENS[:length] for length in LENGTHS], STEPS)]
     passes = list(sizes)
     for step in range(STEPS):
