@@ -30,8 +30,8 @@ from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine
 
 AT_ONCE = 4
-"""Pieces, times the chunks of the pipeline, that go through it together: stages idle for 1 / 5 of a
-long prompt at most, and there are few programs to be made."""
+"""Pieces of a prompt, times the stages P, that go through a pipeline together. Stages idle for
+(P - 1) / (5 P - 1) of that time; each number of pieces has a program, which is made once."""
 
 
 class PlannedPasses:
@@ -48,7 +48,7 @@ class PlannedPasses:
 
     def __call__(self, pieces: Iterable[Piece]) -> Tensor:
         asking, found = 0, []
-        pieces, most = iter(pieces), AT_ONCE * self.engine.stage.plan.layout.num_chunks
+        pieces, most = iter(pieces), AT_ONCE * self.ranks.pipeline.size()
         while together := list(islice(pieces, most)):
             self._asked = []
             self.engine.evaluate(together)

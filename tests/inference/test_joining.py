@@ -24,7 +24,7 @@ GRIDS = {
     "PP2 EP2": (4, [*grid(2, 1), EXPERTS]),
     "CP3": (3, [f"{CONTEXT}=3"]),
     "PP2 VPP2 CP2 EP2": (4, [*grid(2, 2), f"{CONTEXT}=2", EXPERTS]),
-    "TP2 CP2": (4, [TENSOR, f"{CONTEXT}=2"]),
+    "TP2 CP2 EP2": (4, [TENSOR, f"{CONTEXT}=2", EXPERTS]),
     "PP2 TP2": (4, [*grid(2, 1), TENSOR]),
 }
 TOKENS = torch.randint(1, 250, (1100,), generator=torch.Generator().manual_seed(4)).tolist()

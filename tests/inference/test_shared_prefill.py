@@ -4,7 +4,8 @@ process, for every kind of layer and residual, prompts of any length, passes of 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.inference.decoding import CachedDecoder
-from attnres_train.inference.prefill import Piece
+from attnres_train.inference.over_ranks import AT_ONCE, PlannedPasses
+from attnres_train.inference.prefill import Piece, WholePrefill
 from attnres_train.inference.scoring import losses_of
 from attnres_train.inference.shared_prefill import SharedPrefill
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
+from attnres_train.pipeline.run.engine import Engine
 from tests.model.tiny import VOCABULARY, build, tiny_config
 
 TOKENS = torch.randint(VOCABULARY, (40,), generator=torch.Generator().manual_seed(2)).tolist()
@@ -83,6 +86,41 @@ def test_logits_are_those_of_full_passes(pool: Any, name: str, ranks: int, most:
         expected = torch.stack(whole(MODELS[name]))
     for found in pool.run(partial(cached, MODELS[name], most), ranks):
         torch.testing.assert_close(found["logits"], expected, rtol=1e-10, atol=1e-10)
+
+
+class OneStage:
+    """An engine of one chunk that notes how many micro-batches it is given at once."""
+
+    stage = SimpleNamespace(stream_dtype=torch.float64)
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def over(self, passes: Any, share: Any) -> OneStage:
+        (self.run,) = passes.values()
+        return self
+
+    def evaluate(self, batches: list[Any]) -> None:
+        self.sizes.append(len(batches))
+        for batch in batches:
+            self.run(batch, {}, None, None)
+
+
+def test_pieces_go_through_a_pipeline_together() -> None:
+    """Those of several prompts too, as many at once as stages have work with."""
+    chunk, engine = model(MODELS["block"]), OneStage()
+    ranks: Any = SimpleNamespace(
+        pipeline=SimpleNamespace(size=lambda: 1), device=torch.device("cpu")
+    )
+    passes = PlannedPasses({0: chunk}, cast("Engine", engine), ranks)
+    layers, prefill = range(chunk.config.num_layers), WholePrefill(2)
+    decoder = CachedDecoder(passes, layers, ranks.device, prefill, losses_of(chunk))
+    lengths = [7, 3]
+    found = decoder.begin([TOKENS[:length] for length in lengths], 1)
+    assert engine.sizes == [AT_ONCE, 4 + 2 - AT_ONCE]
+    with torch.no_grad():
+        expected = chunk.logits(MicroBatch.of_tokens(torch.tensor([TOKENS[:7]])), {}, None)[0]
+    torch.testing.assert_close(found, expected[[6, 2]], rtol=1e-10, atol=1e-10)
 
 
 def test_a_rank_passes_its_share(pool: Any) -> None:
