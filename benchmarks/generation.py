@@ -27,7 +27,8 @@ from attnres_train.config.model_schema import (
     ResidualConfig,
 )
 from attnres_train.inference.cache import Cache
-from attnres_train.inference.decoding import PREFILL_TOKENS, CachedDecoder
+from attnres_train.inference.decoding import CachedDecoder
+from attnres_train.inference.prefill import PREFILL_TOKENS
 from attnres_train.model.batch import MicroBatch
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.init import init_weights

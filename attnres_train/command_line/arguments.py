@@ -13,6 +13,8 @@ Add = Callable[[str, str], CommandParser]
 """Makes the parser of a command, of its name and what it does."""
 RUN = "run folder, or one of its step folders"
 DEVICE = "cpu, cuda, cuda:1 or auto (default)"
+SPREAD = "of parallel: how the model is spread"
+PROCESSES = "local processes (default: what the keys need)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,10 +89,8 @@ def _report(add: Add) -> None:
 def _generate(add: Add) -> None:
     command = add("generate", "Write text with a run's model, from its newest checkpoint.")
     command.add_argument("run_folder", metavar="RUN", help=RUN)
-    command.takes_words("overrides", "KEY=VALUE", "of parallel: how the model is spread")
-    command.add_argument(
-        "--nproc", type=int, metavar="N", help="local processes (default: what the keys need)"
-    )
+    command.takes_words("overrides", "KEY=VALUE", SPREAD)
+    command.add_argument("--nproc", type=int, metavar="N", help=PROCESSES)
     source = command.add_mutually_exclusive_group()
     source.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to go on with (several: a batch)"
@@ -135,6 +135,8 @@ def _eval(add: Add) -> None:
 def _harness(add: Add) -> None:
     command = add("harness", "Tasks of lm-evaluation-harness (the package lm-eval) with a run.")
     command.add_argument("run_folder", metavar="RUN", help=RUN)
+    command.takes_words("overrides", "KEY=VALUE", SPREAD)
+    command.add_argument("--nproc", type=int, metavar="N", help=PROCESSES)
     command.add_argument("--tasks", metavar="TASK", nargs="+", required=True, help="their names")
     command.add_argument("--include-path", metavar="DIR", help="folder with tasks of your own")
     command.add_argument("--num-fewshot", type=int, metavar="N", help="examples in front")

@@ -49,17 +49,18 @@ def _problems(config: RunConfig, world_size: int | None, files: bool) -> Problem
 
 def grid_problems(config: RunConfig, world_size: int) -> Problems:
     """Of layers, experts and processes alone: what the use of a model asks of its grid."""
-    for found in (_layout(config), _processes(config, world_size), _experts(config, world_size)):
+    for found in (
+        _layout(config),
+        _processes(config, world_size),
+        split_problems(config, samples=False),
+        _experts(config, world_size),
+    ):
         yield from found
 
 
 def one_by_one_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
     """With which keys, and values, of the grid no text can be made, and why."""
     parallel = config.parallel
-    for name in ("tensor_model_parallel_size", "context_parallel_size"):
-        if (size := getattr(parallel, name)) > 1:
-            why = "ranks that share a sample's tokens cannot take them one by one"
-            yield f"parallel.{name} is {size}", why
     if parallel.expert_model_parallel_size > 1 and parallel.expert_dispatcher == "bounded":
         why = "a few tokens that all go to the same experts find no room there"
         yield "parallel.expert_dispatcher is bounded", why

@@ -4,6 +4,7 @@ the vocabulary and tokens as the others. Cheap (no torch), like `config.checks`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import gcd
 from typing import NamedTuple
 
@@ -27,12 +28,13 @@ class _Shared(NamedTuple):
     """By which it grows where its key grows by one."""
 
 
-def split_problems(config: RunConfig) -> Iterator[str]:
-    """Everything that the tensor-parallel ranks of ``config`` cannot share."""
+def split_problems(config: RunConfig, *, samples: bool = True) -> Iterator[str]:
+    """Everything that the tensor-parallel ranks of ``config`` cannot share: of the model, and of
+    ``samples`` to train on."""
     size = config.parallel.tensor_model_parallel_size
     if size == 1:
         return
-    for shared in _shared(config):
+    for shared in (*_of_model(config), *(_of_samples(config) if samples else ())):
         left = shared.size % shared.number
         if left:
             below, above = _near(shared)
@@ -43,14 +45,10 @@ def split_problems(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _shared(config: RunConfig) -> Iterator[_Shared]:
-    model, moe, parallel = config.model, config.model.moe, config.parallel
-    layers, size = range(model.num_layers), parallel.tensor_model_parallel_size
-    by = f"{KEY} {size}"
-
-    def alone(key: str, value: int) -> _Shared:
-        return _Shared(f"{key} {value}", value, by, size, key)
-
+def _of_model(config: RunConfig) -> Iterator[_Shared]:
+    model, moe = config.model, config.model.moe
+    layers, size = range(model.num_layers), config.parallel.tensor_model_parallel_size
+    alone = partial(_alone, size)
     full = [model.is_full_attention(layer) for layer in layers]
     dense = [model.is_dense(layer) for layer in layers]
     if not all(full):
@@ -63,15 +61,22 @@ def _shared(config: RunConfig) -> Iterator[_Shared]:
         key, experts = "model.moe.intermediate_size", moe.num_shared_experts
         width = experts * moe.intermediate_size
         named = f"model.moe.num_shared_experts {experts} x {key} {moe.intermediate_size} = {width}"
-        yield _Shared(named, width, by, size, key, experts)
+        yield _Shared(named, width, f"{KEY} {size}", size, key, experts)
     yield alone("model.vocab_size", model.vocab_size)
-    context, length = parallel.context_parallel_size, config.train.seq_length
+
+
+def _of_samples(config: RunConfig) -> Iterator[_Shared]:
+    key, length, parallel = "train.seq_length", config.train.seq_length, config.parallel
+    context, size = parallel.context_parallel_size, parallel.tensor_model_parallel_size
     if context == 1:
-        yield alone("train.seq_length", length)
+        yield _alone(size, key, length)
     else:
-        ranks = f"(parallel.context_parallel_size {context} x {by} = {context * size})"
-        key = "train.seq_length"
+        ranks = f"(parallel.context_parallel_size {context} x {KEY} {size} = {context * size})"
         yield _Shared(f"{key} {length}", length, ranks, context * size, key)
+
+
+def _alone(size: int, key: str, value: int) -> _Shared:
+    return _Shared(f"{key} {value}", value, f"{KEY} {size}", size, key)
 
 
 def _near(shared: _Shared) -> tuple[int, int]:

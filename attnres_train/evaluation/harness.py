@@ -7,18 +7,21 @@ this module needs lm-eval, and has ``attnres`` among the names of its models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from attnres_train.data.tokenizers.tokenizer import Tokenizer
 from attnres_train.errors import UserError
-from attnres_train.inference.decoding import CachedDecoder, generate
-from attnres_train.inference.opening import open_model
+from attnres_train.inference.decoding import CachedDecoder, Reader, generate
+from attnres_train.inference.joining import join_model
+from attnres_train.inference.opening import Saved, find_saved, open_model
 from attnres_train.inference.sampling import Sampling
-from attnres_train.model.batch import MicroBatch
+from attnres_train.parallel.launched import launched_world_size
 
 MOST_NEW_TOKENS = 256
 """Of a task that says no number, as the harness has it."""
@@ -26,7 +29,8 @@ MOST_NEW_TOKENS = 256
 
 @register_model("attnres")
 class HarnessModel(TemplateLM):
-    """The model in ``path``, a run or step folder, in one process.
+    """The model in ``path``, a run or step folder, in one process or over several
+    (`over_processes`). To the harness there is one, which gets all requests.
 
     Texts are encoded as in training: a special token's name in them is text, and the token that
     ends documents stands in front where there is nothing else. Of what is longer than
@@ -39,16 +43,25 @@ class HarnessModel(TemplateLM):
         device: str | None = None,
         batch_size: int | str | None = None,
         max_length: int | None = None,
+        reader: Reader | None = None,
         **others: Any,
     ) -> None:
-        """``others`` are what the harness passes to every model. Raises UserError where the run has
-        no tokenizer, and as `open_model`."""
+        """``reader`` is the model where it is open already, ``others`` are what the harness passes
+        to every model. Raises UserError where the run has no tokenizer, as one of several processes
+        that would do the same, and as `open_model`."""
         super().__init__()
-        self.opened = open_model(path, device or "auto")
-        if self.opened.tokenizer is None:
-            raise UserError(f"{path} has no tokenizer (data.tokenizer.kind none): tasks are text")
-        self.encoder = self.opened.tokenizer
-        self.max_length = int(max_length or self.opened.config.train.seq_length)
+        saved = find_saved(path)
+        self.encoder = text_tokenizer(saved)
+        if reader is None:
+            if (count := launched_world_size()) and count > 1:
+                raise UserError(
+                    f"{count} processes were started, of which each would open the whole model and "
+                    "do the same: share it by attnres-train harness, or by "
+                    "attnres_train.evaluation.harness.over_processes"
+                )
+            reader = CachedDecoder.of(open_model(saved.path, device or "auto").chunk)
+        self.reader = reader
+        self.max_length = int(max_length or saved.config.train.seq_length)
         known = batch_size is not None and str(batch_size).isdigit()
         self.batch_size = int(batch_size) if known else 8  # type: ignore[arg-type]  # a number
 
@@ -83,14 +96,7 @@ class HarnessModel(TemplateLM):
 
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[tuple[float, bool]]:
         rows = [self._kept(context, continuation) for context, continuation in pairs]
-        longest = max(map(len, rows)) - 1
-        # What is behind a token says nothing of it: rows are filled up at their end.
-        tokens = torch.tensor(
-            [row + [self.eot_token_id] * (longest + 1 - len(row)) for row in rows]
-        )
-        inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        batch = MicroBatch(inputs, labels, torch.ones(inputs.shape)).to(self.opened.device)
-        losses = self.opened.chunk.token_losses(batch)
+        losses = self.reader.score(rows)
         for place, (row, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
             own = slice(len(row) - 1 - len(continuation), len(row) - 1)
             nats = losses.nats[place, own].double().sum().item()
@@ -140,10 +146,10 @@ class HarnessModel(TemplateLM):
     def _continued(self, context: str, until: list[str], most: int, sampling: Sampling) -> str:
         given = self.encoder.encode(context) or [self.eot_token_id]
         prompt = given[-max(1, self.max_length - most) :]
-        decoder, end = CachedDecoder.of(self.opened.chunk), self.eot_token_id
+        end = self.eot_token_id
         ids: list[int] = []
         for _, token in generate(
-            decoder, [prompt], sampling, most, end, vocab_size=self.encoder.vocab_size
+            self.reader, [prompt], sampling, most, end, vocab_size=self.encoder.vocab_size
         ):
             if token == end:
                 break
@@ -153,6 +159,36 @@ class HarnessModel(TemplateLM):
             if places:
                 return text[: min(places)]
         return self.encoder.decode(ids)
+
+
+def text_tokenizer(saved: Saved) -> Tokenizer:
+    """Of a run that was trained on text. Raises UserError for others."""
+    tokenizer = saved.tokenizer()
+    if tokenizer is None:
+        raise UserError(f"{saved.path} has no tokenizer (data.tokenizer.kind none): tasks are text")
+    return tokenizer
+
+
+@contextmanager
+def over_processes(
+    path: str, overrides: Sequence[str] = (), device: str = "auto", **settings: Any
+) -> Iterator[HarnessModel | None]:
+    """The model in ``path`` over the processes of a launcher (torchrun), on the grid of
+    ``overrides``, keys of `parallel` (none: the run's own). Rank 0 gets the model, with
+    ``settings`` as of `HarnessModel`; all others get None, once rank 0 is done with it. Raises
+    UserError as `join_model`. Collective."""
+    patience = timedelta(days=7)  # until the data of a task has come
+    with join_model(path, overrides, device, _looked_at, patience=patience) as joined:
+        if joined is None:
+            yield None
+        else:
+            step_folder, reader = joined
+            yield HarnessModel(step_folder, reader=reader, **settings)
+
+
+def _looked_at(saved: Saved) -> str:
+    text_tokenizer(saved)
+    return str(saved.path)
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:

@@ -5,19 +5,18 @@ Shapes: B texts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from attnres_train.inference.cache import Cache
+from attnres_train.inference.prefill import PREFILL_TOKENS, Piece, Prefill, WholePrefill
 from attnres_train.inference.sampling import Sampling
-from attnres_train.model.batch import MicroBatch
-from attnres_train.model.chunk import ModelChunk, Pasts
-
-PREFILL_TOKENS = 512
-"""Tokens of a pass over a prompt: what it needs of memory beside the cache."""
+from attnres_train.inference.scoring import Losses, losses_of
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.head import TokenLosses
 
 
 class Decoder(Protocol):
@@ -37,69 +36,95 @@ class Decoder(Protocol):
         ...
 
 
-Pass = Callable[[MicroBatch, Pasts], Tensor]
-"""Runs all layers on tokens [B, t] that go on from the pasts of the layers here; gives the logits
-[B, V] of the last token of every row."""
+class Reader(Decoder, Protocol):
+    """A model that goes on with texts, and says what it makes of given ones."""
+
+    def score(self, rows: Sequence[Sequence[int]]) -> TokenLosses:
+        """Of each text the losses of its tokens but the first, [B, T], on the CPU. Rows are as long
+        as the longest; what lies behind the end of another means nothing."""
+        ...
+
+
+Passes = Callable[[Iterable[Piece]], Tensor]
+"""Runs all layers on the pieces, in order; gives the logits of those that ask, one after the other
+[B, V]."""
 
 
 class CachedDecoder:
-    """A `Decoder` by ``run``, with the pasts of ``layers``, those of this process, on ``device``.
+    """A `Reader` by ``run`` and ``losses``, with the pasts of ``layers``, those of this process, on
+    ``device``.
 
-    A prompt is passed by itself, ``prefill`` tokens at a time, so that what is made of it depends
-    on no other; then all texts go on together.
+    A prompt is passed by itself, as ``prefill`` cuts it, so that what is made of it depends on no
+    other; then all texts go on together.
     """
 
     def __init__(
         self,
-        run: Pass,
+        run: Passes,
         layers: Sequence[int],
         device: torch.device,
-        prefill: int = PREFILL_TOKENS,
+        prefill: Prefill,
+        losses: Losses,
     ) -> None:
-        self.run, self.layers, self.device, self.prefill = run, layers, device, prefill
+        self.run, self.layers, self.device = run, layers, device
+        self.prefill, self.losses = prefill, losses
         self._cache: Cache | None = None
 
     @classmethod
     def of(cls, chunk: ModelChunk, prefill: int = PREFILL_TOKENS) -> CachedDecoder:
-        """Of a whole model."""
+        """Of a whole model; ``prefill`` tokens of a prompt at a time."""
 
-        def run(batch: MicroBatch, pasts: Pasts) -> Tensor:
-            logits = chunk.go_on(batch, {}, None, pasts)[2]
-            assert logits is not None  # all layers are here
-            return logits
+        def run(pieces: Iterable[Piece]) -> Tensor:
+            asked = []
+            for piece in pieces:
+                logits = chunk.go_on(piece.batch, {}, None, piece.pasts)[2]
+                assert logits is not None  # all layers are here
+                asked += [logits] if piece.asks else []
+            return torch.cat(asked)
 
         layers = range(chunk.first_layer, chunk.last_layer)
-        return cls(run, layers, chunk.norm.weight.device, prefill)
+        device = chunk.norm.weight.device
+        return cls(run, layers, device, WholePrefill(prefill), losses_of(chunk))
 
     @torch.no_grad()
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
         self._cache = None  # of the texts before
-        caches, logits = [], []
-        for prompt in prompts:
-            cache = Cache(self.layers, len(prompt))
-            for piece in torch.tensor([list(prompt)], device=self.device).split(self.prefill, 1):
-                last = self._pass(piece, cache)
-            caches.append(cache)
-            logits.append(last)
+        caches = [Cache(self.layers, len(prompt)) for prompt in prompts]
+        logits = self._run(
+            piece
+            for prompt, cache in zip(prompts, caches, strict=True)
+            for piece in self.prefill.pieces(self._tensor([list(prompt)]), cache)
+        )
         self._cache = Cache.stacked(caches, room)
-        return torch.cat(logits)
+        return logits
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int]) -> Tensor:
         assert self._cache is not None, "begin comes first"
-        return self._pass(torch.tensor(tokens, device=self.device).unsqueeze(1), self._cache)
+        new = self._tensor(list(tokens)).unsqueeze(1)
+        return self._run([Piece.of(new, self._cache.pasts, asks=True)])
 
     def keep(self, rows: Sequence[int]) -> None:
         assert self._cache is not None, "begin comes first"
         self._cache.keep(torch.tensor(rows))
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Sequence[int]]) -> TokenLosses:
+        longest = max(map(len, rows))
+        # What is behind a token says nothing of it: rows are filled up at their end.
+        filled = [[*row, *[0] * (longest - len(row))] for row in rows]
+        return TokenLosses(*(x.cpu() for x in self.losses(self._tensor(filled))))
 
     @property
     def cache_bytes(self) -> int:
         """Of the texts at hand."""
         return self._cache.nbytes if self._cache else 0
 
-    def _pass(self, tokens: Tensor, cache: Cache) -> Tensor:
-        logits = self.run(MicroBatch.of_tokens(tokens), cache.pasts)
+    def _tensor(self, tokens: list[Any]) -> Tensor:
+        return torch.tensor(tokens, device=self.device)
+
+    def _run(self, pieces: Iterable[Piece]) -> Tensor:
+        logits = self.run(pieces)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from attnres_train.checkpoint import folders, store
 from attnres_train.checkpoint.manifest import META, read_manifest
@@ -24,6 +23,7 @@ from attnres_train.model.moe.layer import router_loads
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.ports import Ports
 from attnres_train.model.precision import PARAMETER_DTYPE, STREAM_DTYPE, autocast_dtype
+from attnres_train.parallel.ranks import Ranks, places_of
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def load_chunks(
     device: torch.device,
     dtype: torch.dtype | None,
     ports: Ports,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks | None = None,
 ) -> list[ModelChunk]:
     """Chunks of these ``layers`` of the model of ``config`` on ``device``, with the weights of
-    ``step_folder``; ``dtype`` as for `open_model`. Collective over ``group``, whose ranks together
-    have all layers and experts."""
+    ``step_folder``; ``dtype`` as for `open_model`. Collective over ``ranks``, which together have
+    all layers and experts (None: they are here)."""
     precision = config.train.precision
     chunks = [
         ModelChunk(
@@ -116,8 +116,11 @@ def load_chunks(
             load.zero_()
         chunk.requires_grad_(False).eval()
     named = [item for chunk in chunks for item in chunk.state_dict().items()]
-    released = partial(released_tensors, first_expert=ports.exchange.experts.start)
-    store.load(step_folder, training_state(named, None, released), unread=(OPTIMIZER,), group=group)
+    places = {n: place for c in chunks for n, place in places_of(c, ranks)} if ranks else {}
+    first_expert = ports.exchange.experts.start
+    released = partial(released_tensors, first_expert=first_expert, places=places)
+    state, group = training_state(named, None, released), ranks.control if ranks else None
+    store.load(step_folder, state, unread=(OPTIMIZER,), group=group)
     if dtype is not None:
         for chunk in chunks:
             chunk.cast(dtype)

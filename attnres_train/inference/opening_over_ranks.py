@@ -1,5 +1,5 @@
 """A model from a checkpoint of whatever layout, over the ranks of another: each loads its own
-layers and experts alone."""
+layers, experts and heads alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from attnres_train.inference.opening import load_chunks
 from attnres_train.inference.over_ranks import decoder_of
 from attnres_train.model.ports import Ports
 from attnres_train.model.precision import STREAM_DTYPE
+from attnres_train.parallel.context import sequence_exchange
 from attnres_train.parallel.dispatchers import token_exchange
 from attnres_train.parallel.ranks import Ranks
+from attnres_train.parallel.tensor import tensor_split
 from attnres_train.pipeline.plan.messages import channels
 from attnres_train.pipeline.run.engine import Engine
 from attnres_train.pipeline.run.transport import P2PTransport
@@ -33,9 +35,13 @@ def open_over_ranks(
     plan = build_plan(config)
     layout = plan.layout
     mine = list(layout.chunks_of(ranks.pp_rank))
-    ports = Ports(exchange=token_exchange(config, ranks.experts))
+    ports = Ports(
+        token_exchange(config, ranks.experts),
+        tensor_split(ranks.tensor),
+        sequence_exchange(ranks.context),
+    )
     layers = [layout.layers(index) for index in mine]
-    loaded = load_chunks(config, step_folder, layers, ranks.device, dtype, ports, ranks.control)
+    loaded = load_chunks(config, step_folder, layers, ranks.device, dtype, ports, ranks)
     chunks = dict(zip(mine, loaded, strict=True))
     engine = Engine(
         chunks,

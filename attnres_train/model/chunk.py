@@ -222,26 +222,39 @@ class ModelChunk(nn.Module):
                 return completed, partial, None
             sources = [source[:, -1:] for source in sources]
             last = None if partial is None else partial[:, -1:]
-            return completed, None, self._logits(sources, last).squeeze(1)
+            # Of ranks that share the stream each has a last one; the last of these is the rows'.
+            return completed, None, self._logits(sources, last)[:, -1]
 
     def _logits(
         self, sources: Sequence[Tensor], partial: Tensor | None, probe: Probe | None = None
     ) -> Tensor:
         return self.vocabulary.join(self.lm_head(self._output(sources, partial, probe)))
 
-    @torch.no_grad()
     def token_losses(self, batch: MicroBatch) -> TokenLosses:
-        """Like `forward` for a whole model, but the loss of every token by itself, [B, T]; the mask
-        is not looked at."""
-        if not (self.is_first and self.is_last):
+        """`score` of a whole model."""
+        losses = self.score(batch, {}, None)[2] if self.is_first else None
+        if losses is None:
             raise ValueError("only a whole model has losses of its own")
+        return losses
+
+    @torch.no_grad()
+    def score(
+        self, batch: MicroBatch, blocks: Mapping[int, Tensor], partial: Tensor | None
+    ) -> tuple[dict[int, Tensor], Tensor | None, TokenLosses | None]:
+        """Like `forward`, but with the loss of every token by itself, [B, T], whatever the mask.
+        Returns the blocks that it completed, the partial, and the losses of the last chunk."""
         with self._autocast(batch):
+            sources, partial = self._run(batch, blocks, partial)
+            completed = dict(enumerate(sources[len(blocks) :], len(blocks)))
+            if not self.is_last:
+                return completed, partial, None
             found = token_losses(
-                self._output(*self._run(batch, {}, None), batch.probe).flatten(0, 1),
+                self._output(sources, partial, batch.probe).flatten(0, 1),
                 self.lm_head.get_parameter("weight"),
                 batch.labels.flatten(),
+                vocabulary=self.vocabulary,
             )
-        return TokenLosses(*(x.view(batch.labels.shape) for x in found))
+        return completed, None, TokenLosses(*(x.view(batch.labels.shape) for x in found))
 
     def _autocast(self, batch: MicroBatch) -> AbstractContextManager:
         if self.autocast_dtype is None:

@@ -70,22 +70,37 @@ class TokenLosses(NamedTuple):
 
 @torch.no_grad()
 def token_losses(
-    hidden: Tensor, weight: Tensor, labels: Tensor, logits_at_once: int = _LOGITS_AT_ONCE
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    logits_at_once: int = _LOGITS_AT_ONCE,
+    vocabulary: Vocabulary | None = None,
 ) -> TokenLosses:
-    """`linear_cross_entropy` of every token by itself, [N] each; the vocabulary is whole, and there
-    are no gradients."""
+    """`linear_cross_entropy` of every token by itself, [N] each, over the whole ``vocabulary``
+    (default: V are all of it). No gradients."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     tokens = max(1, logits_at_once // weight.shape[0])
+    vocabulary = vocabulary or WholeVocabulary(len(weight))
+    first, last = vocabulary.here.start, vocabulary.here.stop - 1
     nats, is_best = [], []
     with torch.autocast(device, enabled=False):
         for x, label in zip(hidden.split(tokens), labels.split(tokens), strict=True):
             logits = F.linear(x, weight).to(wide)
-            nats.append(F.cross_entropy(logits, label, reduction="none"))
-            is_best.append(logits.argmax(-1) == label)
+            best, place = logits.max(-1)
+            highest = vocabulary.highest(best.clone())
+            # The first of the likeliest, wherever they are: as the highest negative number.
+            place = torch.where(best == highest, -(place + first), torch.iinfo(place.dtype).min)
+            is_best.append(vocabulary.highest(place) == -label)
+            logits -= highest.unsqueeze(-1)
+            here = label.clamp(first, last)
+            own = logits.gather(-1, (here - first).unsqueeze(-1)).squeeze(-1) * (here == label)
+            sums = torch.stack([own, logits.exp_().sum(-1)], -1)
+            own, total = vocabulary.total(sums).unbind(-1)
+            nats.append(total.log() - own)
     return TokenLosses(torch.cat(nats), torch.cat(is_best))
 
 

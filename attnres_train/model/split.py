@@ -13,6 +13,7 @@ Shapes: B samples, T tokens, S those of them in the stream here, D hidden size, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -77,6 +78,16 @@ class TensorSplit(Protocol):
         parts of sums, for `scatter`."""
         ...
 
+    def stream(self, tokens: int) -> range:
+        """Which of ``tokens`` are in the stream here in a pass that is `passing`: a share, but all
+        where they cannot be shared evenly, such as the one of a step of decoding."""
+        ...
+
+    def passing(self, tokens: int) -> AbstractContextManager[None]:
+        """The context of a pass over ``tokens`` of a sample, however many: no gradient. Without it
+        the stream is shared."""
+        ...
+
     def gather(self, x: Tensor) -> Tensor:
         """[B, S, D] of the tokens here -> [B, T, D] of all."""
         ...
@@ -127,6 +138,12 @@ class Whole:
 
     def row(self, features_in: int, features_out: int) -> nn.Module:
         return self.linear(features_in, features_out)
+
+    def stream(self, tokens: int) -> range:
+        return range(tokens)
+
+    def passing(self, tokens: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def gather(self, x: Tensor) -> Tensor:
         return x

@@ -15,7 +15,7 @@ V value size; P channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,20 +60,8 @@ class ContextExchange:
         return [torch.cat(pair, dim=1) for pair in zip(fronts, rows, strict=True)]
 
     def recur(self, recurrence: Recurrence, values: Tensor, key_size: int) -> Tensor:
-        rows, _, heads, value_size = values.shape
-        # A recurrence is linear in values and state. Beside the values, from an empty state, run
-        # zeros from the identity: they become A and what the state in front adds to the outputs.
-        through = values.new_zeros(*values.shape[:-1], key_size)
-        wide = torch.promote_types(values.dtype, torch.float32)
-        start = values.new_zeros(rows, heads, key_size, value_size + key_size, dtype=wide)
-        start[..., value_size:] = torch.eye(key_size, dtype=wide, device=values.device)
-        o, after = recurrence(torch.cat((values, through), dim=-1), start)
-        assert after is not None
-        own, through = o.split([value_size, key_size], dim=-1)
-        entering = Scan.apply(self.peers, self._by_sample(after)).flatten(0, 1)
-        # [R, t, H, K] times [R, H, K, V]
-        more = through.transpose(1, 2) @ entering.to(through.dtype)
-        return own + more.transpose(1, 2)
+        after, outputs = from_any_state(recurrence, values, key_size)
+        return outputs(Scan.apply(self.peers, self._by_sample(after)).flatten(0, 1))
 
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
         together = self.shares.rows(torch.cat(list(parts), dim=-1))
@@ -83,3 +71,28 @@ class ContextExchange:
     def _by_sample(self, rows: Tensor) -> Tensor:
         """[R, ...] -> [B, S, ...]."""
         return rows.unflatten(0, (-1, len(self.shares.own)))
+
+
+def from_any_state(
+    recurrence: Recurrence, values: Tensor, key_size: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """``recurrence`` over ``values`` [R, t, H, V], before the states in front of the rows are
+    known: [B | A], [R, H, K, V + K], of the states A S + B after them, and what makes the outputs
+    [R, t, H, V] of the states S, [R, H, K, V]."""
+    rows, _, heads, value_size = values.shape
+    # A recurrence is linear in values and state. Beside the values, from an empty state, run zeros
+    # from the identity: they become A and what the state in front adds to the outputs.
+    through = values.new_zeros(*values.shape[:-1], key_size)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    start = values.new_zeros(rows, heads, key_size, value_size + key_size, dtype=wide)
+    start[..., value_size:] = torch.eye(key_size, dtype=wide, device=values.device)
+    o, after = recurrence(torch.cat((values, through), dim=-1), start)
+    assert after is not None
+    own, through = o.split([value_size, key_size], dim=-1)
+
+    def outputs(entering: Tensor) -> Tensor:
+        # [R, t, H, K] times [R, H, K, V]
+        more = through.transpose(1, 2) @ entering.to(through.dtype)
+        return own + more.transpose(1, 2)
+
+    return after, outputs

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from attnres_train.config.schema import RunConfig
-from attnres_train.model.parameters import ParameterRule
+from attnres_train.model.chunk import ModelChunk
+from attnres_train.model.parameters import ParameterRule, parameter_rules
 from attnres_train.model.parts import Place, one_of, whole
 from attnres_train.parallel.meeting import Meeting
 from attnres_train.parallel.megatron import build_groups, lay_out
@@ -84,6 +85,13 @@ class Ranks:
     def is_main(self) -> bool:
         """The one process that writes files and prints."""
         return self.rank == 0
+
+
+def places_of(chunk: ModelChunk, ranks: Ranks) -> Iterator[tuple[str, Place]]:
+    """The parameters of ``chunk``, but experts, and where what is here of each lies in it."""
+    for name, rule in parameter_rules(chunk).items():
+        if not rule.is_expert:
+            yield name, ranks.place(rule, chunk.get_parameter(name).shape)
 
 
 def choose_device(device: str) -> torch.device:

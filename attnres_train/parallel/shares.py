@@ -156,10 +156,11 @@ class Scan(Function):
         return None, torch.cat((dends, dends @ here.mT), dim=-1)
 
 
-def scan(maps: Tensor, ends: Tensor) -> list[Tensor]:
+def scan(maps: Tensor, ends: Tensor, first: Tensor | None = None) -> list[Tensor]:
     """The state in front of every share, [B, H, K, V], of ``maps`` [B, 2C, H, K, K] and ``ends``
-    [B, 2C, H, K, V], A and B of the shares in order."""
-    entering = [torch.zeros_like(ends[:, 0])]
+    [B, 2C, H, K, V], A and B of the shares in order; ``first`` is that of the first one (None: an
+    empty one)."""
+    entering = [torch.zeros_like(ends[:, 0]) if first is None else first]
     for share in range(maps.shape[1] - 1):
         entering.append(maps[:, share] @ entering[-1] + ends[:, share])
     return entering

@@ -12,7 +12,8 @@ Shapes: B samples, T tokens, S = T / P those of them here, D width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -39,6 +40,7 @@ class GroupSplit:
 
     def __init__(self, group: ProcessGroup, linear: MakeLinear = plain_linear) -> None:
         self.group, self.linear = group, linear
+        self._is_shared = True  # the stream
 
     def share(self, size: int) -> range:
         """Raises ValueError where ``size`` cannot be shared evenly."""
@@ -62,7 +64,20 @@ class GroupSplit:
     def row(self, features_in: int, features_out: int) -> nn.Module:
         return self.linear(len(self.share(features_in)), features_out)
 
+    def stream(self, tokens: int) -> range:
+        return range(tokens) if tokens % self.group.size() else self.share(tokens)
+
+    @contextmanager
+    def passing(self, tokens: int) -> Iterator[None]:
+        before, self._is_shared = self._is_shared, len(self.stream(tokens)) < tokens
+        try:
+            yield
+        finally:
+            self._is_shared = before
+
     def gather(self, x: Tensor) -> Tensor:
+        if not self._is_shared:
+            return x
         # As matmuls would take it: narrower where autocast makes it so.
         device = x.device.type
         if torch.is_autocast_enabled(device):
@@ -70,6 +85,10 @@ class GroupSplit:
         return _Gather.apply(x, self.group)
 
     def scatter(self, x: Tensor) -> Tensor:
+        if not self._is_shared:
+            total = x.detach().clone()
+            dist.all_reduce(total, group=self.group)
+            return total
         return _Scatter.apply(x, self.group)
 
     def vocabulary(self, size: int) -> Vocabulary:
@@ -113,7 +132,7 @@ class SharedEmbedding(nn.Module):
         return self.split.scatter(rows.masked_fill(elsewhere.unsqueeze(-1), 0))
 
 
-def _gathered(x: Tensor, group: ProcessGroup, axis: int) -> Tensor:
+def gathered(x: Tensor, group: ProcessGroup, axis: int) -> Tensor:
     """``x`` of all ranks, one after the other along ``axis``."""
     parts = x.new_empty(group.size(), *x.shape)
     _all_gather(parts.flatten(0, 1), x.contiguous(), group=group)
@@ -136,7 +155,7 @@ class _Gather(Function):
     @staticmethod
     def forward(ctx: _GroupContext, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return _gathered(x, group, axis=1)
+        return gathered(x, group, axis=1)
 
     @staticmethod
     @once_differentiable
@@ -153,7 +172,7 @@ class _Scatter(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: _GroupContext, gradient: Tensor) -> tuple[Tensor, None]:
-        return _gathered(gradient, ctx.group, axis=1), None
+        return gathered(gradient, ctx.group, axis=1), None
 
 
 class _Join(Function):
@@ -162,7 +181,7 @@ class _Join(Function):
     @staticmethod
     def forward(ctx: _GroupContext, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return _gathered(x, group, axis=x.dim() - 1)
+        return gathered(x, group, axis=x.dim() - 1)
 
     @staticmethod
     @once_differentiable

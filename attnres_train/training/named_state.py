@@ -12,8 +12,7 @@ from attnres_train.checkpoint.names import OPTIMIZER, SavedOptimizer, parameter_
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import parameter_rules
-from attnres_train.model.parts import Place
-from attnres_train.parallel.ranks import Ranks
+from attnres_train.parallel.ranks import Ranks, places_of
 
 
 def named_state(
@@ -26,13 +25,6 @@ def named_state(
     places = {name: place for chunk in chunks for name, place in places_of(chunk, ranks)}
     released = partial(released_tensors, first_expert=first_expert, places=places)
     return training_state([(name, tensor.detach()) for name, tensor in named], optimizer, released)
-
-
-def places_of(chunk: ModelChunk, ranks: Ranks) -> Iterator[tuple[str, Place]]:
-    """The parameters of ``chunk``, but experts, and where what is here of each lies in it."""
-    for name, rule in parameter_rules(chunk).items():
-        if not rule.is_expert:
-            yield name, ranks.place(rule, chunk.get_parameter(name).shape)
 
 
 def by_holders(

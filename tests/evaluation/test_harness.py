@@ -11,11 +11,18 @@ import torch
 import yaml
 
 from attnres_train.__main__ import main
+from attnres_train.errors import UserError
 from attnres_train.inference.opening import Opened, open_model
 from attnres_train.model.batch import MicroBatch
 from tests.evaluation.models import imported
+from tests.tiny import free_port, grid, run_cli, torchrun_environment
 
 lm_eval = pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+
+from attnres_train.evaluation.harness import HarnessModel, over_processes  # noqa: E402
+
 DOCUMENTS = [
     {"question": "the quick brown", "choices": [" fox jumps", " dog", " lazy cats"], "gold": 1},
     {"question": "two cats while a", "choices": [" dog", " the the"], "gold": 0},
@@ -121,6 +128,51 @@ def test_scores_are_those_of_a_hand_computation(run, opened, tasks, capsys):
     assert found["our_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
 
 
+def test_over_processes_scores_are_those_of_one(run, tasks, pool, capsys):
+    """By the command, which starts them, and by a script that a launcher has started."""
+    command = ["harness", str(run), "--include-path", str(tasks), "--json", "--device", "cpu"]
+    named = ["--tasks", "our_choice", "our_text"]
+    assert main([*command, *named]) == 0
+    alone = capsys.readouterr().out
+    found = run_cli(*command, *named, *grid(2, 1))
+    assert found.returncode == 0, found.stderr
+    expected, got = (json.loads(out[out.index("{") :]) for out in (alone, found.stdout))
+    for name, key in (("our_choice", "acc,none"), ("our_text", "bits_per_byte,none")):
+        assert got[name][key] == pytest.approx(expected[name][key], rel=1e-5)
+
+    grids = [grid(2, 1), ["parallel.expert_model_parallel_size=2"]]
+    for overrides in grids:
+        on_main, other = pool.run(answers_by_rank, 2, str(run), overrides, free_port())
+        assert other is None
+        texts, likely, rolling = answers(HarnessModel(str(run), device="cpu"))
+        assert on_main[0] == texts
+        assert [best for _, best in on_main[1]] == [best for _, best in likely]
+        assert [x for x, _ in on_main[1]] == pytest.approx([x for x, _ in likely], rel=1e-5)
+        assert on_main[2] == pytest.approx(rolling, rel=1e-5)
+
+
+def answers(model: HarnessModel) -> tuple[list, list, list]:
+    """Continuations, log-likelihoods of continuations and of whole texts."""
+
+    def asked(kind: str, *words: object) -> list[Instance]:
+        return [Instance(kind, {}, words, 0)]
+
+    settings = {"until": [], "max_gen_toks": 6}
+    return (
+        model.generate_until(asked("generate_until", "the quick", settings)),
+        model.loglikelihood(asked("loglikelihood", "two cats", " while a dog")),
+        model.loglikelihood_rolling(asked("loglikelihood_rolling", TEXTS[0])),
+    )
+
+
+def answers_by_rank(run: str, overrides: list[str], port: int) -> tuple[list, list, list] | None:
+    with torchrun_environment(port):
+        with pytest.raises(UserError, match="2 processes were started, of which each"):
+            HarnessModel(run, device="cpu")
+        with over_processes(run, overrides, "cpu") as model:
+            return None if model is None else answers(model)
+
+
 def test_the_task_of_the_docs(run, tmp_path, tasks, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     monkeypatch.chdir(tmp_path)
@@ -137,10 +189,6 @@ def test_the_task_of_the_docs(run, tmp_path, tasks, monkeypatch, capsys):
 
 
 def test_greedy_continuations_and_stops(run, opened):
-    from lm_eval.api.instance import Instance
-
-    from attnres_train.evaluation.harness import HarnessModel
-
     model = HarnessModel(str(run), device="cpu", batch_size="2")
     prompt = opened.tokenizer.encode("the quick")
     ids: list[int] = []

@@ -29,11 +29,18 @@ from tests.tiny import (
 ASKED = ["--max-new-tokens", "6", "--temperature", "0", "--device", "cpu", "--json"]
 PROMPTS = ["--prompt", "One word and", "--prompt", "x", "--prompt", ""]
 EXPERTS = "parallel.expert_model_parallel_size=2"
+CONTEXT = "parallel.context_parallel_size=2"
+TENSOR = "parallel.tensor_model_parallel_size=2"
 GRIDS = {
     "PP2": (2, grid(2, 1)),
     "PP2 VPP2": (2, grid(2, 2)),
     "EP2": (2, [EXPERTS]),
     "PP2 EP2": (4, [*grid(2, 1), EXPERTS]),
+    "CP2": (2, [CONTEXT]),
+    "TP2": (2, [TENSOR]),
+    "PP2 VPP2 CP2 EP2": (4, [*grid(2, 2), CONTEXT, EXPERTS]),
+    "PP2 TP2": (4, [*grid(2, 1), TENSOR]),
+    "TP2 CP2": (4, [TENSOR, CONTEXT]),
 }
 
 
@@ -89,17 +96,16 @@ def test_grids(tiny: TinyRuns) -> None:
     assert (config.parallel.num_chunks, count) == (1, 2)
     config, count = on_grid(pipeline, [EXPERTS, *grid(2, 1)], None)
     assert (config.parallel.num_chunks, count) == (2, 4)
-
-
-TP = "parallel.tensor_model_parallel_size"
+    # Samples of a length that ranks cannot share may be asked about all the same.
+    config, count = on_grid(tiny.config("train.seq_length=33"), [TENSOR, CONTEXT], None)
+    assert count == 4
 
 
 @pytest.mark.parametrize(
     ("of_run", "overrides", "asked", "told"),
     [
-        ([f"{TP}=2"], [], 2, f"the run's {TP} is 2: ranks that share"),
-        ([], [f"{TP}=2"], None, "spread the model by parallel.pipeline_model_parallel_size"),
-        ([], ["parallel.context_parallel_size=2"], 2, "parallel.context_parallel_size is 2"),
+        ([], ["parallel.tensor_model_parallel_size=4"], 4, "model.kda.num_heads 2 / .* leaves 2"),
+        ([], [CONTEXT], 3, "a replica of the model takes 2 .parallel.context_parallel_size 2"),
         ([], [EXPERTS, "parallel.expert_dispatcher=bounded"], 2, "expert_dispatcher is bounded"),
         ([], [], 2, "each would hold the whole model"),
         (grid(2, 2), [], 3, "the number of processes .WORLD_SIZE or --nproc. is 3"),
@@ -117,7 +123,7 @@ def test_grids_that_cannot_be(
 
 
 def test_tensor_parallel_weights_open_in_one_process(tiny: TinyRuns) -> None:
-    assert on_grid(tiny.config(f"{TP}=2"), [], None)[1] == 1
+    assert on_grid(tiny.config(TENSOR), [], None)[1] == 1
 
 
 @pytest.mark.parametrize(

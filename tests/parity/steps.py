@@ -19,9 +19,8 @@ from attnres_train.data.prepare import prepare
 from attnres_train.model.init import init_weights
 from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.meeting import meet
-from attnres_train.parallel.ranks import Ranks, join_run
+from attnres_train.parallel.ranks import Ranks, join_run, places_of
 from attnres_train.supervise.watch import Pulse
-from attnres_train.training.named_state import places_of
 from attnres_train.training.trainer import Trainer
 from tests.parts import made_whole
 from tests.tiny import torchrun_environment

@@ -26,6 +26,8 @@ GRIDS: dict[str, list[str]] = {
     "one process": [],
     "pipeline": grid(2, 2),
     "experts": ["parallel.expert_model_parallel_size=2"],
+    "context": ["parallel.context_parallel_size=2"],
+    "tensor": ["parallel.tensor_model_parallel_size=2"],
 }
 
 
@@ -82,14 +84,12 @@ def test_steps_that_come_again_are_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["parallel.tensor_model_parallel_size=2"], "parallel.tensor_model_parallel_size is 2"),
-        (["parallel.context_parallel_size=2"], "parallel.context_parallel_size is 2"),
         (
             ["parallel.expert_model_parallel_size=2", "parallel.expert_dispatcher=bounded"],
             "parallel.expert_dispatcher is bounded",
         ),
     ],
-    ids=["tensor", "context", "bounded"],
+    ids=["bounded"],
 )
 def test_what_is_refused(tiny: TinyRuns, overrides: list[str], told: str) -> None:
     with pytest.raises(UserError, match=f"log.samples.interval is 3, but {told}"):

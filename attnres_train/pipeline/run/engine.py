@@ -66,6 +66,23 @@ class Engine:
         self.schedule = schedule
         self._programs: dict[tuple[Callable, int], Program] = {}
 
+    def over(self, chunks: Mapping[int, Chunk], share: Callable[[int], range]) -> Engine:
+        """The engine of other passes through the same pipeline: those of ``chunks``, with ``share``
+        of the tokens in the stream."""
+        stage = self.stage
+        return Engine(
+            chunks,
+            stage.plan,
+            stage.rank,
+            stage.transport,
+            stage.hidden_size,
+            stage.stream_dtype,
+            stage.device,
+            stage.debug,
+            on_pass=stage.on_pass,
+            share=share,
+        )
+
     def train_step(
         self, batches: Sequence[Batch], last_backward: AroundLastBackward = nullcontext
     ) -> StepResult:
