@@ -24,8 +24,9 @@ from attnres_train.inference.decoding import CachedDecoder, Reader
 from attnres_train.inference.prefill import Piece, Prefill, WholePrefill
 from attnres_train.inference.scoring import PlannedLosses
 from attnres_train.inference.shared_prefill import SharedPrefill
-from attnres_train.model.chunk import ChunkOutput, ModelChunk, OnBlock
+from attnres_train.model.chunk import ChunkOutput, ModelChunk
 from attnres_train.model.head import TokenLosses
+from attnres_train.model.walk import OnBlock
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine
 

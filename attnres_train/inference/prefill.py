@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnres_train.inference.cache import Cache
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.chunk import Pasts
+from attnres_train.model.walk import Pasts
 
 PREFILL_TOKENS = 512
 """Tokens of a prompt that a rank passes at once: what it needs of memory beside the cache."""

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnres_train.model.batch import MicroBatch
-from attnres_train.model.chunk import ChunkOutput, ModelChunk, OnBlock
+from attnres_train.model.chunk import ChunkOutput, ModelChunk
 from attnres_train.model.head import TokenLosses
+from attnres_train.model.walk import OnBlock
 from attnres_train.parallel.ranks import Ranks
 from attnres_train.pipeline.run.engine import Engine
 

@@ -18,9 +18,9 @@ from torch.distributed import ProcessGroup
 
 from attnres_train.inference.cache import Cache, LayerPast
 from attnres_train.inference.prefill import PREFILL_TOKENS, Piece
-from attnres_train.model.chunk import Pasts
 from attnres_train.model.ports import Recurrence
 from attnres_train.model.shares import Shares
+from attnres_train.model.walk import Pasts
 from attnres_train.parallel.context import from_any_state
 from attnres_train.parallel.shares import scan
 from attnres_train.parallel.tensor import gathered

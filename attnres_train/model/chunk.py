@@ -7,15 +7,13 @@ V vocabulary, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from attnres_train.config.model_schema import ModelConfig
 from attnres_train.model.batch import MicroBatch
@@ -23,19 +21,14 @@ from attnres_train.model.head import TokenLosses, linear_cross_entropy, token_lo
 from attnres_train.model.layer import DecoderLayer
 from attnres_train.model.norm import input_norm
 from attnres_train.model.parameters import ParameterRule, normal
-from attnres_train.model.ports import Past, Ports
-from attnres_train.model.probe import Probe, ProbedStream, show_read
+from attnres_train.model.ports import Ports
+from attnres_train.model.probe import Probe, show_read
 from attnres_train.model.residual.reads import Read
-from attnres_train.model.residual.stream import ResidualStream, build_residual
+from attnres_train.model.residual.stream import build_residual
+from attnres_train.model.walk import NO_PASTS, OnBlock, Pasts, Walk, tell
 
 _OUTPUT_READ = "output_attn_res"  # prefix of the names of what the read of the head learns
 _FP32_PARAMETERS = ("A_log", "dt_bias")  # decay: fp32 in the released checkpoint and in training
-
-OnBlock = Callable[[int, Tensor], None]
-"""Takes the number of a block and the block, [B, S, D]."""
-Pasts = Mapping[int, Past]
-"""What each layer goes on from, by its index."""
-_NO_PASTS: Pasts = MappingProxyType({})
 
 
 @dataclass
@@ -60,10 +53,8 @@ class ModelChunk(nn.Module):
     theirs, but the decay of KDA, the router biases and all gradients, which add up over
     micro-batches, are fp32 at least. ``stream_dtype`` is the dtype of blocks and partials (default:
     ``dtype``), ``autocast_dtype`` that of matmuls (by torch.autocast; default: no autocast of its
-    own). ``recompute`` is `train.recompute`: with
-    ``full`` each decoder layer keeps its inputs only and is rerun in the backward pass, with
-    ``selective`` what is read from the stream, and the norm after it. ``ports`` are the chunk's
-    peers (default: none, everything is here).
+    own). ``recompute`` is `train.recompute` (see `walk`). ``ports`` are the chunk's peers (default:
+    none, everything is here).
     """
 
     def __init__(
@@ -91,7 +82,7 @@ class ModelChunk(nn.Module):
         self.plan = self.residual.plan
         self.output_read = Read(self.residual, config.num_sublayers + 1, _OUTPUT_READ)
         self.first_layer, self.last_layer = first_layer, last_layer
-        self.recompute = recompute
+        self._walk = Walk(self.residual, recompute)
         self.stream_dtype = stream_dtype
         self.autocast_dtype = autocast_dtype
         with torch.device(device or "cpu"):
@@ -267,7 +258,7 @@ class ModelChunk(nn.Module):
         blocks: Mapping[int, Tensor],
         partial: Tensor | None,
         on_block: OnBlock | None = None,
-        pasts: Pasts = _NO_PASTS,
+        pasts: Pasts = NO_PASTS,
     ) -> tuple[list[Tensor], Tensor | None]:
         """All blocks complete after the chunk's layers, and the open one."""
         sources = self._known_blocks(blocks)
@@ -275,51 +266,11 @@ class ModelChunk(nn.Module):
             embedding = self.embed_tokens(batch.tokens)
             embedding = embedding.to(self.stream_dtype or embedding.dtype)
             sources, partial = self.residual.start(embedding)
-            _tell(on_block, sources, 0)
+            tell(on_block, sources, 0)
             if batch.probe is not None:
                 start = partial if partial is not None else sources[0]
                 batch.probe.magnitude("stream", 0, start)
-        for layers in self._segments():
-            args = (layers, sources, partial, batch.cu_seqlens, batch.probe)
-            known = len(sources)
-            if self.recompute == "full" and torch.is_grad_enabled():
-                walk = checkpoint(self._walk, *args, use_reentrant=False, preserve_rng_state=False)
-                sources, partial, loads = walk
-                _tell(on_block, sources, known)
-            else:
-                sources, partial, loads = self._walk(*args, on_block, pasts)
-            self._count(layers, loads)
-        return sources, partial
-
-    def _segments(self) -> list[list[DecoderLayer]]:
-        """The layers that are run, and that share phase 1, together."""
-        layers = self.decoder_layers
-        return [[layer] for layer in layers] if self.recompute == "full" else [layers]
-
-    def _walk(
-        self,
-        layers: Sequence[DecoderLayer],
-        blocks: Sequence[Tensor],
-        partial: Tensor | None,
-        cu_seqlens: Tensor | None,
-        probe: Probe | None = None,
-        on_block: OnBlock | None = None,
-        pasts: Pasts = _NO_PASTS,
-    ) -> tuple[list[Tensor], Tensor | None, list[Tensor | None]]:
-        """All blocks after ``layers``, the partial, and the layers' router loads. Free of side
-        effects but for ``on_block`` and ``probe``, so that it can be rerun."""
-        readers = {k: v for layer in layers for k, v in layer.depth_readers().items()}
-        own = self.residual.stream(readers, blocks, partial)
-        own.recompute = self.recompute == "selective"
-        stream: ResidualStream | ProbedStream = own
-        if probe is not None:
-            stream = ProbedStream(own, self.residual, probe)
-        loads = []
-        for layer in layers:
-            known = len(stream.blocks)
-            loads.append(layer(stream, cu_seqlens, pasts.get(layer.index)))
-            _tell(on_block, stream.blocks, known)
-        return stream.blocks, stream.partial, loads
+        return self._walk(self.decoder_layers, sources, partial, batch, on_block, pasts)
 
     def _output(
         self, sources: Sequence[Tensor], partial: Tensor | None, probe: Probe | None
@@ -340,17 +291,3 @@ class ModelChunk(nn.Module):
                 f"0..{wanted - 1}, but was given {sorted(blocks)}"
             )
         return [blocks[i] for i in range(wanted)]
-
-    def _count(self, layers: Sequence[DecoderLayer], loads: Sequence[Tensor | None]) -> None:
-        if not (self.training and torch.is_grad_enabled()):
-            return
-        for layer, load in zip(layers, loads, strict=True):
-            if load is not None:
-                layer.block_sparse_moe.gate.tokens_per_expert += load
-
-
-def _tell(on_block: OnBlock | None, blocks: Sequence[Tensor], known: int) -> None:
-    """Hand on every block from number ``known``."""
-    if on_block:
-        for number in range(known, len(blocks)):
-            on_block(number, blocks[number])
