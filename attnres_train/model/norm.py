@@ -49,8 +49,9 @@ class GatedRMSNorm(RMSNorm):
 
         y' = sigmoid(W_up silu(W_down y)) * y
 
-    W_down is ``gate_down`` [r, size], W_up ``gate_up`` [size, r]. The paper does not say how they
-    begin: here like other linear maps, so every gate is near 1/2.
+    W_down is ``gate_down`` [r, size], W_up ``gate_up`` [size, r]. The paper gates every norm, here
+    it is those of `input_norm`; it does not say how the maps begin: here like other linear maps, so
+    that every gate is near 1/2.
     """
 
     def __init__(self, size: int, eps: float, rank: int) -> None:

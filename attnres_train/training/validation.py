@@ -36,12 +36,13 @@ def validate(train: TrainSection, ranks: Ranks, parts: Parts, batches_here: Step
         groups = data.validation_groups(*place) if corpora else []
         pairs = zip_longest(batches, groups)
         counts = batches_here.mean_over_replicas([_counts(data, *pair) for pair in pairs])
-        share = counts[0].sum()
-        result = parts.engine.evaluate(batches_here.to_device(batches, share, groups))
+        loss_tokens = counts[0].sum()
+        result = parts.engine.evaluate(batches_here.to_device(batches, loss_tokens, groups))
         losses = losses_over_ranks(ranks, result, count)
         of_tokens, of_bytes = counts.tolist()
+        share = loss_tokens.item()
         for corpus in range(count):
-            nats[corpus] += share.item() * losses[corpus]
+            nats[corpus] += share * losses[corpus]
             tokens[corpus] += of_tokens[corpus]
             sizes[corpus] += of_bytes[corpus]
     parts.pulse.rest()
@@ -64,7 +65,7 @@ def _counts(data: BatchSource, batch: Batch, groups: Tensor | None) -> Tensor:
 
 
 def _figures(end: str, nats: float, tokens: float, size: float) -> Iterator[tuple[str, float]]:
-    """Keys of a record, which ``end`` so, and their values."""
+    """Keys of a record, which end in ``end``, and their values."""
     if tokens:
         yield f"validation_loss{end}", nats / tokens
     if size:

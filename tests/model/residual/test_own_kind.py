@@ -171,6 +171,12 @@ def test_weights_cannot_be_exchanged():
         released_layout(config())
 
 
+def test_gates_on_norms_cannot_be_exchanged():
+    gated = tiny_config("standard", residual={"norm_gate_rank": 2})
+    with pytest.raises(UserError, match=r"norm_gate_rank is 2, which released models do not know"):
+        released_layout(gated)
+
+
 def test_its_options_are_saved_with_the_run(small_file):
     run = load_config(small_file, [OVERRIDE, "model.residual.options.init=0.25"])
     again = RunConfig.model_validate(run.model_dump(mode="json"))
