@@ -24,7 +24,7 @@ from attnres_train.observe.pictures import pictures, pixels
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
-from attnres_train.train import build_parts
+from attnres_train.training.building import build_parts
 from attnres_train.training.trainer import Trainer
 
 

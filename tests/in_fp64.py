@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from attnres_train import train
+from attnres_train.training import building
 from tests.tiny import TinyRuns, free_port, train_rank
 
 
@@ -17,8 +17,8 @@ def train_in_fp64(arguments: list[str], port: int) -> str:
     """As `tiny.train_rank`; returns what it warns of too."""
     fp64 = {"fp32": torch.float64}
     with (
-        mock.patch.dict(train.PARAMETER_DTYPE, fp64),
-        mock.patch.dict(train.STREAM_DTYPE, fp64),
+        mock.patch.dict(building.PARAMETER_DTYPE, fp64),
+        mock.patch.dict(building.STREAM_DTYPE, fp64),
         redirect_stderr(io.StringIO()) as warned,
     ):
         told = train_rank([*arguments, "optimizer.ns_dtype=fp64"], port)

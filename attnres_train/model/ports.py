@@ -1,7 +1,7 @@
 """What a model asks of its peers, and the answers of one process that has none.
 
 The model is single-process code. Where it depends on other ranks it asks a port; `parallel/` has
-those that talk to peers, and `train.build_chunks` hands them in. The port of split tensors is in
+those that talk to peers, and `building.build_chunks` hands them in. The port of split tensors is in
 `model.split`.
 
 Shapes: N tokens, D hidden size, K experts per token, E experts of a layer. Of sequences: B samples,

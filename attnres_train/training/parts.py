@@ -1,4 +1,4 @@
-"""What the loop drives: the parts of a run, built for this rank by `train.build_parts`."""
+"""What the loop drives: the parts of a run, built for this rank by `building.build_parts`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The training loop. It owns the order of things (resume, step, validate, save, observe) and no
-mechanism: chunks, engine, optimizer, data and checkpoints are handed in by `train.build_parts`."""
+mechanism: `building.build_parts` hands in chunks, engine, optimizer, data and checkpoints."""
 
 from __future__ import annotations
 

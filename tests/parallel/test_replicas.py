@@ -39,9 +39,9 @@ def test_all_have_what_the_first_one_had(pool, limit):
 def chunks_of_mixed_machines(path: str, overrides: list[str], port: int) -> tuple[int, dict]:
     """Runs on every rank: its chunks, whose initial values every rank draws a little
     otherwise, as another CPU does. Returns its stage and the values."""
-    from attnres_train import train
     from attnres_train.model.init import init_weights
     from attnres_train.planning.build import build_plan
+    from attnres_train.training import building
 
     def init_elsewhere(chunk, seed):
         init_weights(chunk, seed)
@@ -58,8 +58,8 @@ def chunks_of_mixed_machines(path: str, overrides: list[str], port: int) -> tupl
         join_run(config, meeting) as ranks,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(train, "init_weights", init_elsewhere)
-        chunks = train.build_chunks(config, build_plan(config), ranks)
+        patch.setattr(building, "init_weights", init_elsewhere)
+        chunks = building.build_chunks(config, build_plan(config), ranks)
         return ranks.pp_rank, {
             name: value.clone() for c in chunks.values() for name, value in c.state_dict().items()
         }

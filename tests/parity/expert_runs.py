@@ -12,12 +12,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from attnres_train import train
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.model.naming import released_tensors
 from attnres_train.model.parameters import parameter_rules
 from attnres_train.model.parts import Place, Span, whole
 from attnres_train.observe.observer import Observer
+from attnres_train.training import building
 from tests.parity.context_faults import CONTEXT_FAULTS
 from tests.parts import made_whole
 from tests.tiny import TinyRuns, column, free_port, saved_tensors, train_rank
@@ -160,8 +160,8 @@ def run_rank(case: Case, arguments: list[str], port: int, fault: str | None) -> 
     """One rank of ``case``, with a fault of `FAULTS` if that is wanted."""
     dtypes = {"fp32": torch.float64} if case.precision == "fp64" else {}
     with (
-        mock.patch.dict(train.PARAMETER_DTYPE, dtypes),
-        mock.patch.dict(train.STREAM_DTYPE, dtypes),
+        mock.patch.dict(building.PARAMETER_DTYPE, dtypes),
+        mock.patch.dict(building.STREAM_DTYPE, dtypes),
         (FAULTS | CONTEXT_FAULTS)[fault]() if fault else mock.patch.dict({}),
     ):
         train_rank(arguments, port)

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnres_train import train
 from attnres_train.config import load_config
 from attnres_train.config.schema import RunConfig
 from attnres_train.data.prepare import prepare
@@ -21,6 +20,7 @@ from attnres_train.model.naming import released_tensors
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import Ranks, join_run, places_of
 from attnres_train.supervise.watch import Pulse
+from attnres_train.training import building
 from attnres_train.training.trainer import Trainer
 from tests.parts import made_whole
 from tests.tiny import torchrun_environment
@@ -55,9 +55,9 @@ def joined_in_fp64(config: RunConfig, port: int) -> Iterator[tuple[Ranks, pytest
         join_run(config, meeting) as ranks,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for dtypes in (train.PARAMETER_DTYPE, train.STREAM_DTYPE):
+        for dtypes in (building.PARAMETER_DTYPE, building.STREAM_DTYPE):
             patch.setitem(dtypes, "fp32", torch.float64)
-        patch.setattr(train, "init_weights", _init_without_zeros)
+        patch.setattr(building, "init_weights", _init_without_zeros)
         yield ranks, patch
 
 
@@ -70,7 +70,7 @@ def run_steps(
     with joined_in_fp64(config, port) as (ranks, patch):
         if fault is not None:
             fault(patch)
-        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
+        parts = building.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer, update = Trainer(config, ranks, parts), parts.optimizer
         released = partial(
             released_tensors,

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from attnres_train import train
 from attnres_train.config import load_config
 from attnres_train.data.prepare import prepare
 from attnres_train.model.chunk import ModelChunk
 from attnres_train.observe.observed import Arrays, read_observation
 from attnres_train.supervise.watch import Pulse
+from attnres_train.training import building
 from attnres_train.training.observation import sublayer_of
 from attnres_train.training.trainer import Trainer
 from tests.parity.steps import joined_in_fp64
@@ -36,7 +36,7 @@ def observe(path: str, overrides: Sequence[str], port: int) -> Arrays | None:
     """Runs on every rank: two steps in fp64, the second of them observed."""
     config = load_config(path, [*COMMON, *overrides])
     with joined_in_fp64(config, port) as (ranks, _):
-        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
+        parts = building.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         trainer = Trainer(config, ranks, parts)
         trainer.observation.last_step = 2
         trainer.train_step()

@@ -58,7 +58,7 @@ def test_documents_are_kept_apart(tiny, packed, whole):
 
 def train_rank_of_known_peak(arguments, port):
     """As `train_rank`, on a device of 1 GFLOP/s."""
-    with patch("attnres_train.train.peak_flops", return_value=1e9):
+    with patch("attnres_train.training.building.peak_flops", return_value=1e9):
         train_rank(arguments, port)
 
 

@@ -9,10 +9,10 @@ from unittest import mock
 import pytest
 import torch
 
-from attnres_train import train
 from attnres_train.__main__ import main
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
+from attnres_train.training import building
 from tests.in_fp64 import run_in_fp64, train_in_fp64
 from tests.parity.pool import RankFailedError
 from tests.tiny import column, free_port, grid, saved_tensors
@@ -100,14 +100,14 @@ def test_ranks_that_share_experts_go_back_and_nothing_is_left(tiny, one):
 
 
 def train_from_sample_64(arguments: list[str], port: int) -> str:
-    position = train.Checkpoints._position
+    position = building.Checkpoints._position
 
     def moved(self, found):
         progress = position(self, found)
         progress.samples = 64
         return progress
 
-    with mock.patch.object(train.Checkpoints, "_position", moved):
+    with mock.patch.object(building.Checkpoints, "_position", moved):
         return train_in_fp64(arguments, port)
 
 

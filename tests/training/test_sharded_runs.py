@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from attnres_train import train
 from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import load_config
@@ -18,6 +17,7 @@ from attnres_train.parallel.gathering import ParameterGather
 from attnres_train.parallel.meeting import meet
 from attnres_train.parallel.ranks import join_run
 from attnres_train.supervise.watch import Pulse
+from attnres_train.training import building
 from attnres_train.training.trainer import Trainer
 from tests.parity.expert_runs import Case, run, run_in_turns, worst
 from tests.parts import made_whole, the_part
@@ -94,7 +94,7 @@ def stepping(arguments: list[str], port: int) -> Iterator[Trainer]:
     """The trainer of one rank, before its first step."""
     config = load_config(arguments[0], arguments[1:])
     with torchrun_environment(port), meet(300) as meeting, join_run(config, meeting) as ranks:
-        parts = train.build_parts(config, ranks, prepare(config, progress=False), Pulse())
+        parts = building.build_parts(config, ranks, prepare(config, progress=False), Pulse())
         yield Trainer(config, ranks, parts)
 
 
