@@ -46,6 +46,8 @@ def _check(args: argparse.Namespace, manager: Callable[[], Any]) -> None:
     installed()
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit is {args.limit}: it must be 1 or more")
+    if not args.tasks:
+        raise UserError("--tasks names keys alone, and no task")
     if unknown := [name for name in args.tasks if not manager().match_tasks([name])]:
         where = f" and {args.include_path}" if args.include_path else ""
         raise UserError(f"--tasks {' '.join(unknown)}: no such task in lm-eval{where}")

@@ -235,3 +235,5 @@ def test_greedy_continuations_and_stops(run, opened):
 def test_what_cannot_be_is_told(run, tasks, capsys):
     assert main(["harness", str(run), "--tasks", "no_such_task_of_ours"]) == 2
     assert "no such task" in capsys.readouterr().err
+    assert main(["harness", str(run), "--tasks", *grid(2, 1)]) == 2
+    assert "and no task" in capsys.readouterr().err
