@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from attnres_train.errors import UserError
 from attnres_train.inference.opening import Opened, open_model
 from attnres_train.model.batch import MicroBatch
 from tests.evaluation.models import imported
-from tests.tiny import free_port, grid, run_cli, torchrun_environment
+from tests.tiny import free_port, grid, torchrun_environment
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -23,6 +27,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 
 from attnres_train.evaluation.harness import HarnessModel, over_processes  # noqa: E402
 
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE")
 DOCUMENTS = [
     {"question": "the quick brown", "choices": [" fox jumps", " dog", " lazy cats"], "gold": 1},
     {"question": "two cats while a", "choices": [" dog", " the the"], "gold": 0},
@@ -69,9 +74,8 @@ def task(folder: Path, name: str, rows: list[dict], **settings) -> None:
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch) -> Path:
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name in OFFLINE:
+        monkeypatch.setenv(name, str(tmp_path / "cache") if name.endswith("CACHE") else "1")
     folder = tmp_path / "tasks"
     folder.mkdir()
     task(
@@ -128,27 +132,41 @@ def test_scores_are_those_of_a_hand_computation(run, opened, tasks, capsys):
     assert found["our_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
 
 
-def test_over_processes_scores_are_those_of_one(run, tasks, pool, capsys):
-    """By the command, which starts them, and by a script that a launcher has started."""
+def test_the_command_as_one_of_several_processes(run, tasks, pool, capsys):
     command = ["harness", str(run), "--include-path", str(tasks), "--json", "--device", "cpu"]
-    named = ["--tasks", "our_choice", "our_text"]
-    assert main([*command, *named]) == 0
-    alone = capsys.readouterr().out
-    found = run_cli(*command, *named, *grid(2, 1))
-    assert found.returncode == 0, found.stderr
-    expected, got = (json.loads(out[out.index("{") :]) for out in (alone, found.stdout))
+    command += ["--tasks", "our_choice", "our_text", *grid(2, 1)]
+    offline = {name: os.environ[name] for name in OFFLINE}
+    on_main, other = pool.run(printed_by_rank, 2, command, offline, free_port())
+    assert other == ""
+    assert main([word for word in command if "=" not in word]) == 0
+    outs = on_main, capsys.readouterr().out
+    got, expected = (json.loads(out[out.index("{") :]) for out in outs)
     for name, key in (("our_choice", "acc,none"), ("our_text", "bits_per_byte,none")):
         assert got[name][key] == pytest.approx(expected[name][key], rel=1e-5)
 
-    grids = [grid(2, 1), ["parallel.expert_model_parallel_size=2"]]
-    for overrides in grids:
-        on_main, other = pool.run(answers_by_rank, 2, str(run), overrides, free_port())
-        assert other is None
-        texts, likely, rolling = answers(HarnessModel(str(run), device="cpu"))
-        assert on_main[0] == texts
-        assert [best for _, best in on_main[1]] == [best for _, best in likely]
-        assert [x for x, _ in on_main[1]] == pytest.approx([x for x, _ in likely], rel=1e-5)
-        assert on_main[2] == pytest.approx(rolling, rel=1e-5)
+
+def printed_by_rank(command: list[str], offline: dict[str, str], port: int) -> str:
+    with (
+        mock.patch.dict(os.environ, offline),
+        torchrun_environment(port),
+        redirect_stdout(io.StringIO()) as screen,
+    ):
+        assert main(command) == 0
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    "overrides", [grid(2, 1), ["parallel.expert_model_parallel_size=2"]], ids=str
+)
+def test_answers_of_several_processes_are_those_of_one(run, pool, overrides):
+    """Text to the letter, likelihoods to the rounding of fp32."""
+    on_main, other = pool.run(answers_by_rank, 2, str(run), overrides, free_port())
+    assert other is None
+    texts, likely, rolling = answers(HarnessModel(str(run), device="cpu"))
+    assert on_main[0] == texts
+    assert [best for _, best in on_main[1]] == [best for _, best in likely]
+    assert [nats for nats, _ in on_main[1]] == pytest.approx([n for n, _ in likely], rel=1e-5)
+    assert on_main[2] == pytest.approx(rolling, rel=1e-5)
 
 
 def answers(model: HarnessModel) -> tuple[list, list, list]:
@@ -217,3 +235,5 @@ def test_greedy_continuations_and_stops(run, opened):
 def test_what_cannot_be_is_told(run, tasks, capsys):
     assert main(["harness", str(run), "--tasks", "no_such_task_of_ours"]) == 2
     assert "no such task" in capsys.readouterr().err
+    assert main(["harness", str(run), "--tasks", *grid(2, 1)]) == 2
+    assert "and no task" in capsys.readouterr().err

@@ -39,8 +39,6 @@ GRIDS = {
     "CP2": (2, [CONTEXT]),
     "TP2": (2, [TENSOR]),
     "PP2 VPP2 CP2 EP2": (4, [*grid(2, 2), CONTEXT, EXPERTS]),
-    "PP2 TP2": (4, [*grid(2, 1), TENSOR]),
-    "TP2 CP2": (4, [TENSOR, CONTEXT]),
 }
 
 
