@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from attnres_train.model.moe.grouped import grouped_linear
+from attnres_train.parallel.accumulation import accumulating_maps, apex_accumulation
+from attnres_train.parallel.linear import differs
 from tests.model.tiny import assert_same_gradients, build, gradients, random_batch, tiny_config
 
 pytestmark = [
@@ -50,3 +52,9 @@ def test_idle_experts_get_no_gradient_from_the_grouped_gemm():
     ]
     assert grads[0][[1, 3]].count_nonzero() == 0
     torch.testing.assert_close(*grads, rtol=0.05, atol=0.05)
+
+
+def test_maps_with_apexs_accumulation_give_what_torchs_do():
+    pytest.importorskip("fused_weight_gradient_mlp_cuda")
+    maps = accumulating_maps(apex_accumulation())
+    assert differs(maps, torch.device("cuda"), torch.bfloat16, None) == ""
