@@ -169,7 +169,7 @@ def main() -> None:
             took = {n: statistics.median(one[n] for one in rounds) for n in CONTESTANTS}
             alone, expected = took["alone"], simulated(seconds, link)
             more = {n: took[n] / alone - 1 for n in ("after", "beside")}
-            cells = [f"+{more[n]:.1%} | +{expected[n] / (3 * seconds) - 1:.1%}" for n in more]
+            cells = [f"{more[n]:+.1%} | {expected[n] / (3 * seconds) - 1:+.1%}" for n in more]
             hidden = 1 - more["beside"] / more["after"]
             print(
                 f"| {link:g} | {1000 * alone:.0f} | {' | '.join(cells)} | {hidden:.0%} |",
