@@ -73,7 +73,7 @@ def test_table_4_has_all_rows():
 def test_gain_small():
     study = study_of("gain_small")
     config = study.runs[0].config
-    assert len(study.runs) == 27 and config.model.num_sublayers == 16
+    assert len(study.runs) == 36 and config.model.num_sublayers == 16
     assert config.train.train_iters * config.train.global_batch_size * config.train.seq_length < 1e6
     assert config.parallel.least_processes == 1
 
