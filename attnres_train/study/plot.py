@@ -66,8 +66,7 @@ def _courses(axes: Any, analysis: Analysis, group: Group) -> None:
             low, high = zip(*[one.student for _, one in course if one.student], strict=True)
             axes.fill_between(tokens, low, high, color=color, alpha=0.15)
     axes.axhline(0, color="gray", linewidth=0.8)
-    about = f"mean of pairs and {percent(analysis)} interval (t)"
-    title = f"difference from {analysis.baseline}, {about}"
+    title = f"difference from {analysis.baseline}, {percent(analysis)} interval (t)"
     axes.set(xlabel="tokens", ylabel="nats", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
