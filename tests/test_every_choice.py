@@ -19,6 +19,7 @@ from attnres_train.config.fields import all_keys, as_written, inner_section
 from attnres_train.config.kind_fields import KindName
 from attnres_train.config.kinds import CHOICES
 from attnres_train.config.schema import RunConfig
+from attnres_train.data.tokenizers.hugging_face import train_bpe
 from tests.data.tiny import sentence, write_indexed, write_jsonl
 from tests.data.tokenizers.files import pieces
 from tests.tiny import TinyRuns, column, saved_tensors
@@ -95,17 +96,16 @@ def inputs(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     (folder / "ranks.tiktoken").write_bytes(b"".join(ranks))
     if importlib.util.find_spec("sentencepiece"):
         (folder / "pieces.model").write_bytes(pieces(vocab_size=60, byte_fallback=False))
-    earlier = tiny.train("for-tokenizer", *QUIET)
-    (tokenizer,) = (tiny.folder / "cache" / "tokenizers").glob("*/tokenizer.json")
+    train_bpe(iter(texts), 300, folder / "tokenizer.json")
     return {
         "jsonl": str(write_jsonl(folder / "corpus.jsonl", list(texts))),
         "parquet": str(folder / "corpus.parquet"),
         "arrow": str(folder / "corpus.arrow"),
         "indexed": write_indexed(folder / "tokens", [list(range(2, 200))] * 12),
-        "tokenizer": str(tokenizer),
+        "tokenizer": str(folder / "tokenizer.json"),
         "ranks": str(folder / "ranks.tiktoken"),
         "pieces": str(folder / "pieces.model"),
-        "checkpoint": str(earlier),
+        "checkpoint": str(tiny.train("earlier", *QUIET)),
     }
 
 
