@@ -18,7 +18,7 @@ import attnres_train
 from attnres_train.__main__ import main
 from attnres_train.supervise.run_lock import run_lock
 from tests.data.tiny import write_indexed
-from tests.tiny import CONFIG, TinyRuns, grid, run_cli, write_config
+from tests.tiny import CONFIG, SAMPLES, TinyRuns, grid, run_cli, write_config
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_number_of_processes_must_fit(refuse):
     assert "--nproc) is 3" in message and "start 2 or 4 processes" in message
     assert "start 1 processes" in refuse("--nproc", "-2")
     message = refuse("--nproc", "3")
-    assert "train.global_batch_size 8 is not divisible by 6" in message
+    assert f"train.global_batch_size {SAMPLES} is not divisible by 6" in message
 
 
 MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}

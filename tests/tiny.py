@@ -29,6 +29,9 @@ from attnres_train.observe.sinks import read_records
 from tests.data.tiny import write_text
 
 STEPS = 6
+SAMPLES = 4
+"""Of a step."""
+TOKENS = 32 * SAMPLES
 CONFIG = {
     "run": {"name": "tiny"},
     "model": {
@@ -51,7 +54,7 @@ CONFIG = {
         "train_iters": STEPS,
         "seq_length": 32,
         "micro_batch_size": 2,
-        "global_batch_size": 8,
+        "global_batch_size": SAMPLES,
         "eval_interval": 3,
         "eval_iters": 2,
         "device": "cpu",
@@ -60,7 +63,7 @@ CONFIG = {
     "lr_schedule": {"kind": "constant"},
     "data": {"tokenizer": {"kind": "bpe", "vocab_size": 300}, "split": [0.8, 0.2]},
     "checkpoint": {"save_interval": 3},
-    "log": {"interval": 2},
+    "log": {"interval": 2, "plot": False},
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from attnres_train.__main__ import main
 from attnres_train.errors import UserError
 from attnres_train.planning.build import build_plan
-from tests.tiny import STEPS, column, grid
+from tests.tiny import SAMPLES, STEPS, column, grid
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,23 @@ def test_losses_and_speed(rows, piped):
 
 def test_bytes_against_the_full_history(rows, tiny):
     units = build_plan(tiny.config(*grid(2, 2))).units()
-    sent = STEPS * 2 * units.exact * 4 * (2 * 32 * 32 * 4)
+    sent = STEPS * 2 * units.exact * (SAMPLES // 2) * (2 * 32 * 32 * 4)
     full = sent * units.naive / units.exact
     assert rows["sent"] == (
-        f"{sent / 1e6:.1f} MB between stages; the full history on every hop would have been "
+        f"{sent / 1e3:.1f} KB between stages; the full history on every hop would have been "
         f"{full / 1e6:.1f} MB ({units.naive / units.exact:.2f}x)"
     )
 
 
 def test_where_things_lie(rows, piped):
     assert rows["checkpoint"] == str(piped / "checkpoints" / f"step_{STEPS:08d}")
-    assert rows["loss plot"] == str(piped / "loss.png")
+    assert "loss plot" not in rows
+
+
+def test_where_the_drawn_losses_lie(tiny, capsys):
+    run = tiny.train("drawn", "log.plot=true", "train.train_iters=2")
+    assert main(["report", str(run)]) == 0
+    assert re.search(rf"^ *loss plot  {run / 'loss.png'}$", capsys.readouterr().out, re.M)
 
 
 def test_a_config_stands_for_its_run(tiny, rows, piped, capsys):

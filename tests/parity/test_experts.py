@@ -15,12 +15,12 @@ from tests.parity.expert_runs import (
     run_in_turns,
     worst,
 )
-from tests.tiny import column
+from tests.tiny import SAMPLES, column
 
 CASES = [
     Case(ep=2, dp=2),
     Case(ep=2, dp=2, pp=2, vpp=2, packed=True, recompute="selective"),
-    Case(ep=2, dp=4, packed=True, residual="standard"),
+    Case(ep=2, dp=4, packed=True, residual="standard", more=("train.global_batch_size=8",)),
     Case(ep=2, dp=2, room=4, packed=True),
 ]
 
@@ -81,7 +81,7 @@ def test_empty_room_is_in_the_bytes_of_the_plan(tiny):
     run(tiny, case)
     model = CostModel(tiny.config(*case.overrides)).chunk(range(4))
     sent = column(tiny.folder / "runs" / str(case), "expert_bytes")
-    assert sent == pytest.approx([8 * (model.forward_exchange + model.backward_exchange)] * STEPS)
+    assert sent == pytest.approx([SAMPLES * (model.forward_exchange + model.backward_exchange)] * STEPS)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
@@ -89,7 +89,8 @@ def test_bytes_are_those_of_the_plan(tiny, recompute):
     case = Case(ep=2, dp=2, precision="fp32", recompute=recompute)
     run(tiny, case)
     model = CostModel(tiny.config(*case.overrides)).chunk(range(4))
-    expected = 8 * (model.forward_exchange + model.backward_exchange)  # of the step's micro-batches
+    # Of the step's micro-batches.
+    expected = SAMPLES * (model.forward_exchange + model.backward_exchange)
     sent = column(tiny.folder / "runs" / str(case), "expert_bytes")
     # The plan's choices are independent of each other, a router's are not.
     assert sent == pytest.approx([expected] * STEPS, rel=0.15)

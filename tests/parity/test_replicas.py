@@ -23,6 +23,7 @@ RELATIVE = 1e-9
 COMMON = [
     "optimizer.ns_dtype=fp64",
     "train.micro_batch_size=1",
+    "train.global_batch_size=8",
     "train.clip_grad=0.5",
     "data.reset_at_documents=true",
     "data.mask_document_ends=true",

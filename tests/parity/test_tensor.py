@@ -30,6 +30,7 @@ COMMON = [
     "model.moe.bias_update_rate=0.05",
     "train.seq_length=16",
     "train.micro_batch_size=2",
+    "train.global_batch_size=8",
     "train.clip_grad=0.5",
 ]
 

@@ -13,7 +13,7 @@ from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.config import load_config
 from attnres_train.config.loader import as_yaml
 from tests.parity.pool import RankFailedError
-from tests.tiny import STEPS, TinyRuns, column, records, whole
+from tests.tiny import STEPS, TOKENS, TinyRuns, column, records, whole
 
 HALF = STEPS // 2
 STOP = f"train.stop_after={HALF}"
@@ -90,7 +90,7 @@ class TestWeightsOfAnotherRun:
         load = [f"checkpoint.load={first}", "run.seed=7"]
         run = tiny.train("pupil", *load, "train.stop_after=2")
         assert f"weights of {first}" in tiny.screen("pupil", *load, "train.stop_after=2")
-        assert column(run, "step") == [1, 2] and column(run, "tokens") == [256, 512]
+        assert column(run, "step") == [1, 2] and column(run, "tokens") == [TOKENS, 2 * TOKENS]
         fresh = tiny.train("untaught", "run.seed=7", "train.stop_after=2")
         assert column(run, "loss")[0] < column(fresh, "loss")[0] - 0.1
         shutil.rmtree(first)  # not needed any more

@@ -22,7 +22,7 @@ from tests.checkpoint.toy import rewrite_meta
 from tests.config.test_resume_table import KEYS
 from tests.data.tiny import write_text
 from tests.parity.pool import RankFailedError
-from tests.tiny import STEPS, TinyRuns, column, run_cli, whole
+from tests.tiny import SAMPLES, STEPS, TinyRuns, column, run_cli, whole
 
 HALF = STEPS // 2
 STOP = f"train.stop_after={HALF}"
@@ -232,7 +232,7 @@ def test_a_corpus_that_has_grown_is_refused_before_a_worker_starts(runs, monkeyp
         runs.train("grown", "log.interval=1")
     assert whole(run).keys() >= files.keys() and column(run, "step") == [1, 2, 3]
     screen = runs.screen("grown", "checkpoint.allow=[data,tokenizer]")
-    assert f"the next sample is number {8 * HALF} of the new order" in screen
+    assert f"the next sample is number {SAMPLES * HALF} of the new order" in screen
     assert column(run, "step") == list(range(1, STEPS + 1))
     assert json.loads((run / "data.json").read_text())["num_tokens"] > kept["num_tokens"]
     # What the run has learnt with is what it goes on with: none is trained anew.

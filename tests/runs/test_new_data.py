@@ -19,7 +19,7 @@ from attnres_train.errors import UserError
 from attnres_train.runs.preparation import prepare_run
 from tests.data.tiny import sentence
 from tests.parity.pool import RankFailedError
-from tests.tiny import STEPS, TinyRuns, column, run_cli
+from tests.tiny import SAMPLES, STEPS, TOKENS, TinyRuns, column, run_cli
 
 STOP = "train.stop_after={}".format
 
@@ -63,7 +63,7 @@ def test_files_are_appended_once_and_stay(runs):
     name = "run.name=grown"
     run = runs.train("grown", STOP(2))
     tokenizer = (run / "tokenizer" / "tokenizer.json").read_bytes()
-    before = samples(runs, name, number=16)
+    before = samples(runs, name, number=2 * SAMPLES)
     add(runs, "new.txt")
     refused = run_cli("train", runs.path, name)
     assert refused.returncode == 2 and "training a byte-level BPE" not in refused.stderr
@@ -75,19 +75,19 @@ def test_files_are_appended_once_and_stay(runs):
     assert f"(files of text {runs.folder}/corpus) 16 -> 17 (the new from its " in screen
     assert column(run, "step") == [1, 2, 3]
     (later,) = record(run)["later"]
-    assert (later["start"], later["num_files"], record(run)["num_files"]) == (16, 1, 16)
+    assert (later["start"], later["num_files"], record(run)["num_files"]) == (2 * SAMPLES, 1, 16)
     assert (run / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
     assert [path.name for path in (run / "tokenizer").iterdir()] == ["tokenizer.json"]
 
     # What the run has it knows: nothing is asked for again, and the order is the same.
     taken = samples(runs, name, number=60)
-    assert taken[:16] == before
+    assert taken[: 2 * SAMPLES] == before
     assert "changed since" not in runs.screen("grown", STOP(4))
     assert samples(runs, name, number=60) == taken
     add(runs, "third.txt", first=7000)
     runs.train("grown", "data.new=append")
-    assert [one["start"] for one in record(run)["later"]] == [16, 32]
-    assert samples(runs, name, "train.train_iters=9", number=32) == taken[:32]
+    assert [one["start"] for one in record(run)["later"]] == [2 * SAMPLES, 4 * SAMPLES]
+    assert samples(runs, name, "train.train_iters=9", number=4 * SAMPLES) == taken[: 4 * SAMPLES]
     assert column(run, "step") == list(range(1, STEPS + 1))
     assert all(
         len(list((run / "files").glob(f"{digest}.jsonl.gz"))) == 1 for digest in digests(run)
@@ -111,7 +111,8 @@ def test_the_history_tells_what_was_appended_and_validation_stays(runs, capsys):
     assert appended.num_valid_tokens == prepared.num_valid_tokens
     runs.train("told", "data.new=append")
     assert main(["report", str(run)]) == 0
-    assert "16 -> 17 (the new from its sample 24 on) after step 3" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"16 -> 17 (the new from its sample {3 * SAMPLES} on) after step 3" in told
 
 
 @pytest.mark.parametrize("what", ["changed", "gone"])
@@ -146,15 +147,16 @@ def test_restart_begins_the_new_data_and_goes_on_with_the_steps(runs, capsys):
     (runs.folder / "corpus" / "003.txt").write_text("something else\n" * 30)
     screen = runs.screen("anew", "data.new=restart", STOP(3))
     assert "data.new=restart: the data begin anew, at sample 0 of their new order" in screen
-    assert column(run, "step") == [1, 2, 3] and column(run, "tokens") == [256, 512, 768]
+    assert column(run, "step") == [1, 2, 3]
+    assert column(run, "tokens") == [TOKENS, 2 * TOKENS, 3 * TOKENS]
     meta = json.loads((run / "checkpoints" / step_name(3) / "meta.json").read_text())
-    place = {"step": 3, "samples": 8, "tokens": 768}
+    place = {"step": 3, "samples": SAMPLES, "tokens": 3 * TOKENS}
     assert place.items() <= meta["extras"]["progress"].items()
     assert record(run)["later"] == [] and record(run)["num_files"] == 16
     # Said once more, as by a job that is requeued, it means nothing.
     assert "begin anew" not in runs.screen("anew", "data.new=restart", STOP(4))
     meta = json.loads((run / "checkpoints" / step_name(4) / "meta.json").read_text())
-    assert meta["extras"]["progress"]["samples"] == 16
+    assert meta["extras"]["progress"]["samples"] == 2 * SAMPLES
     assert main(["report", str(run)]) == 0
     assert "the data begin anew, at sample 0 of their new order after step 2" in (
         capsys.readouterr().out

@@ -56,7 +56,7 @@ class Staged(TinyRuns):
 
 def stages(folder: Path) -> list[dict[str, Any]]:
     return [
-        {"name": "first", "train": {"train_iters": FIRST}},
+        {"name": "first", "train": {"train_iters": FIRST, "global_batch_size": 8}},
         {
             "name": "second",
             "train": {"train_iters": SECOND, "seq_length": 64, "global_batch_size": 4},

@@ -16,7 +16,7 @@ from attnres_train.study.record import record_of
 from attnres_train.study.study_file import load_study
 from tests.study.helpers import without_times, write_study
 from tests.study.queued import work
-from tests.tiny import command, environment, run_cli
+from tests.tiny import TOKENS, command, environment, run_cli
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_plan_prices_each_shape_once(path, capsys):
     found = prices(study, 1, find_device("cpu"))
     assert [price.runs for price in found] == [4, 4]  # kinds; not rates, nor seeds
     one = found[0]
-    assert one.tokens == 4 * 8 * 32
+    assert one.tokens == 4 * TOKENS
     assert one.hours == pytest.approx(4 * one.step_seconds / 3600)
     assert main(["study", "plan", str(path), "--device", "cpu"]) == 0
     screen = capsys.readouterr().out

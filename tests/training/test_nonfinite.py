@@ -12,7 +12,7 @@ from attnres_train.checkpoint.folders import step_name
 from attnres_train.checkpoint.manifest import read_manifest
 from tests.in_fp64 import run_in_fp64
 from tests.parity.pool import RankFailedError
-from tests.tiny import column, grid, records, saved_tensors
+from tests.tiny import SAMPLES, column, grid, records, saved_tensors
 
 PIPELINE = grid(2, 2)
 EVERY = ["checkpoint.save_interval=1", "checkpoint.keep_last=9", "train.eval_interval=0"]
@@ -46,7 +46,7 @@ def test_its_data_are_passed_over_and_it_is_counted(skipping, tiny):
         read_manifest(skipping / "checkpoints" / step_name(step)).extras["progress"]
         for step in (2, 3, 5)
     ]
-    assert [p["samples"] for p in progress] == [16, 24, 40]
+    assert [p["samples"] for p in progress] == [SAMPLES * step for step in (2, 3, 5)]
     assert [p["skipped"] for p in progress] == [0, 1, 1]
     assert [r.get("skipped_steps") for r in records(skipping)] == [None, None, 1, 1, 1]
     assert column(skipping, "grad_norm")[2] != column(skipping, "grad_norm")[2], "nan when read"

@@ -21,7 +21,12 @@ from attnres_train.training.trainer import Trainer
 from tests.parity.steps import joined_in_fp64
 from tests.tiny import column, free_port, grid, saved_tensors
 
-COMMON = ["train.seq_length=16", "train.micro_batch_size=2", "optimizer.lr=0.001"]
+COMMON = [
+    "train.seq_length=16",
+    "train.micro_batch_size=2",
+    "train.global_batch_size=8",
+    "optimizer.lr=0.001",
+]
 GRIDS = {
     "PP2V2": (2, grid(2, 2)),
     "DP2": (2, []),

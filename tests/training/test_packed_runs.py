@@ -13,7 +13,11 @@ from attnres_train.model.flops import forward_flops_per_token
 from tests.data.tiny import write_text
 from tests.tiny import column, free_port, grid, records, train_rank
 
-PACKED = ["data.reset_at_documents=true", "data.mask_document_ends=true"]
+PACKED = [
+    "data.reset_at_documents=true",
+    "data.mask_document_ends=true",
+    "train.global_batch_size=8",
+]
 
 
 @pytest.fixture(scope="module")

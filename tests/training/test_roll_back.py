@@ -15,7 +15,7 @@ from attnres_train.checkpoint.manifest import read_manifest
 from attnres_train.training import building
 from tests.in_fp64 import run_in_fp64, train_in_fp64
 from tests.parity.pool import RankFailedError
-from tests.tiny import column, free_port, grid, saved_tensors
+from tests.tiny import SAMPLES, TOKENS, column, free_port, grid, saved_tensors
 
 STEPS = 12
 WINDOW = 4
@@ -57,18 +57,18 @@ def piped(tiny):
 
 def test_the_run_goes_back_and_passes_over_the_data(one):
     told = f"rolled back from step 8 to {one / 'checkpoints' / step_name(6)} (roll-back 1); "
-    assert f"{told}the data go on at sample 64" in (one / "screen").read_text()
+    assert f"{told}the data go on at sample {8 * SAMPLES}" in (one / "screen").read_text()
     assert column(one, "step") == list(range(1, STEPS + 1))
-    assert column(one, "tokens") == [8 * 32 * step for step in range(1, STEPS + 1)]
+    assert column(one, "tokens") == [TOKENS * step for step in range(1, STEPS + 1)]
     assert column(one, "loss_spikes") == [1] * (STEPS - 6)
     end = progress_of(one, STEPS)
-    assert (end["step"], end["samples"], end["spikes"]["roll_backs"]) == (STEPS, 8 * (STEPS + 2), 1)
+    assert (end["step"], end["samples"], end["spikes"]["roll_backs"]) == (STEPS, SAMPLES * (STEPS + 2), 1)
     assert max(column(one, "loss")) < 6
 
 
 def test_what_was_undone_is_kept_beside(one):
     (entry,) = lines_of(one / "history" / "roll_backs.jsonl")
-    assert entry["from_step"] == 8 and entry["to_step"] == 6 and entry["samples"] == 64
+    assert entry["from_step"] == 8 and entry["to_step"] == 6 and entry["samples"] == 8 * SAMPLES
     undone = lines_of(one / "history" / "abandoned.jsonl")
     assert [record["step"] for record in undone] == [7, 8]
     assert undone[1]["loss"] == entry["loss"] > max(column(one, "loss")) + 1
@@ -81,7 +81,7 @@ def assert_as_told_where(tiny, run: Path, *words: str, ranks: int = 1) -> None:
     path, name = run / "checkpoints" / step_name(6), f"{run.name}-told-where"
     again = tiny.folder / "runs" / name
     arguments = [str(tiny.path), f"run.name={name}", f"checkpoint.resume={path}", *words, *EVERY]
-    tiny.pool.run(train_from_sample_64, ranks, arguments, free_port())
+    tiny.pool.run(train_from_after_step_8, ranks, arguments, free_port())
     assert column(again, "loss")[-(STEPS - 6) :] == column(run, "loss")[6:]
     expected = saved_tensors(again, STEPS)
     for name, tensor in saved_tensors(run, STEPS).items():
@@ -99,12 +99,12 @@ def test_ranks_that_share_experts_go_back_and_nothing_is_left(tiny, one):
     assert_as_told_where(tiny, run, *words, ranks=2)
 
 
-def train_from_sample_64(arguments: list[str], port: int) -> str:
+def train_from_after_step_8(arguments: list[str], port: int) -> str:
     position = building.Checkpoints._position
 
     def moved(self, found):
         progress = position(self, found)
-        progress.samples = 64
+        progress.samples = 8 * SAMPLES
         return progress
 
     with mock.patch.object(building.Checkpoints, "_position", moved):
@@ -210,7 +210,7 @@ def test_a_blend_is_long_enough_and_the_last_step_may_spike(tiny):
     words = [f"data.corpus=[{corpus % 1}, {corpus % 2}]", "train.train_iters=8"]
     run = run_in_fp64(tiny, "back-blended", *grid(1, 1), *EVERY, *words, hurt(7))
     assert column(run, "step") == list(range(1, 9))
-    assert progress_of(run, 8)["samples"] == 80
+    assert progress_of(run, 8)["samples"] == SAMPLES * (8 + 2)
 
 
 @pytest.mark.nightly

@@ -175,6 +175,7 @@ def test_an_expert_is_compared_with_those_who_have_it_too(tiny, pool):
         "optimizer.sharded=false",
         "checkpoint.drift_interval=1",
         "train.train_iters=2",
+        "train.micro_batch_size=1",
         "parallel.expert_model_parallel_size=2",
         "log.observers=[]",
     ]

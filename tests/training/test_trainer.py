@@ -19,7 +19,9 @@ from attnres_train.model.flops import training_flops_per_token
 from attnres_train.planning.build import build_plan
 from tests.parity.pool import RankFailedError
 from tests.tiny import (
+    SAMPLES,
     STEPS,
+    TOKENS,
     column,
     free_port,
     grid,
@@ -74,10 +76,10 @@ def test_a_record_per_step(whole, piped):
         for record in records(run):
             wanted = LOGGED | OF_PIPELINES if run == piped else LOGGED
             assert record.keys() - {"validation_loss", "validation_bits_per_byte"} == wanted
-            assert record["tokens"] == record["step"] * 8 * 32
+            assert record["tokens"] == record["step"] * TOKENS
             assert record["lr"] == 0.01
             rate = record["tokens_per_second"] * record["step_seconds"]
-            assert rate == pytest.approx(8 * 32)
+            assert rate == pytest.approx(TOKENS)
             assert 0 < record["grad_norm"] < math.inf
 
 
@@ -94,7 +96,7 @@ def test_time_goes_to_what_is_named(whole, piped):
 
 
 def test_flops_are_those_of_the_model(tiny, whole, piped):
-    per_step = 8 * 32 * training_flops_per_token(tiny.config().model, 32)
+    per_step = TOKENS * training_flops_per_token(tiny.config().model, 32)
     for run in (whole, piped):
         expected = [step * per_step for step in range(1, STEPS + 1)]
         assert column(run, "flops") == pytest.approx(expected)
@@ -105,7 +107,7 @@ def test_flops_are_those_of_the_model(tiny, whole, piped):
 def test_bytes_on_the_wire_are_the_plan_times_micro_batches(tiny, whole, piped):
     units = build_plan(tiny.config(*PIPELINE)).units()
     unit_bytes = 2 * 32 * 32 * 4  # samples x tokens x hidden_size x fp32
-    micro_batches = 8 // 2
+    micro_batches = SAMPLES // 2
     assert units.exact == units.bound > 0
     assert column(piped, "p2p_bytes") == [2 * units.exact * micro_batches * unit_bytes] * STEPS
     assert column(whole, "p2p_bytes") == [0] * STEPS
@@ -119,7 +121,8 @@ def test_initial_weights_and_losses_do_not_depend_on_the_layout(whole, piped):
 
 @pytest.mark.parametrize(("stages", "ranks"), [(1, 2), (2, 4)])
 def test_replicas_share_the_batch(tiny, whole, stages, ranks):
-    layout = [*grid(stages, 1), "checkpoint.save_interval=0"]
+    """Each has two micro-batches of a step."""
+    layout = [*grid(stages, 1), "checkpoint.save_interval=0", "train.micro_batch_size=1"]
     run = tiny.train(f"replicas-{stages}x{ranks}", *layout, ranks=ranks)
     for key in ("loss", "validation_loss", "validation_bits_per_byte"):
         assert column(run, key) == pytest.approx(column(whole, key), rel=1e-5), key
@@ -196,7 +199,7 @@ def test_schedules_of_the_users_own(tiny, whole):
 
 def test_a_schedule_that_cannot_be_run_ends_before_step_1(tiny):
     named = "pipeline.schedule tests.own_schedules:WithoutTheLast cannot be run: "
-    with pytest.raises(RankFailedError, match=f"{named}.*micro-batch 3.* is never run"):
+    with pytest.raises(RankFailedError, match=f"{named}.*micro-batch 1.* is never run"):
         tiny.train("unfinished", f"pipeline.schedule={OWN}WithoutTheLast")
     assert not (tiny.folder / "runs" / "unfinished" / "metrics.jsonl").exists()
 
@@ -264,7 +267,11 @@ def test_the_run_folder_says_what_ran(tiny, piped):
     environment = json.loads((piped / "environment.json").read_text())
     assert environment["world_size"] == 2
     assert environment["packages"]["torch"] == version("torch")
-    assert (piped / "loss.png").stat().st_size > 1000
+
+
+def test_the_losses_are_drawn(tiny):
+    run = tiny.train("drawn", "log.plot=true", "train.train_iters=2")
+    assert (run / "loss.png").stat().st_size > 1000
 
 
 def test_tensorboard_holds_every_step(tiny):
