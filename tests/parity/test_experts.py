@@ -81,7 +81,9 @@ def test_empty_room_is_in_the_bytes_of_the_plan(tiny):
     run(tiny, case)
     model = CostModel(tiny.config(*case.overrides)).chunk(range(4))
     sent = column(tiny.folder / "runs" / str(case), "expert_bytes")
-    assert sent == pytest.approx([SAMPLES * (model.forward_exchange + model.backward_exchange)] * STEPS)
+    assert sent == pytest.approx(
+        [SAMPLES * (model.forward_exchange + model.backward_exchange)] * STEPS
+    )
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])

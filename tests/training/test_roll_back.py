@@ -62,7 +62,11 @@ def test_the_run_goes_back_and_passes_over_the_data(one):
     assert column(one, "tokens") == [TOKENS * step for step in range(1, STEPS + 1)]
     assert column(one, "loss_spikes") == [1] * (STEPS - 6)
     end = progress_of(one, STEPS)
-    assert (end["step"], end["samples"], end["spikes"]["roll_backs"]) == (STEPS, SAMPLES * (STEPS + 2), 1)
+    assert (end["step"], end["samples"], end["spikes"]["roll_backs"]) == (
+        STEPS,
+        SAMPLES * (STEPS + 2),
+        1,
+    )
     assert max(column(one, "loss")) < 6
 
 
