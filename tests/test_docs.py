@@ -104,10 +104,13 @@ def of_the_night(page: Path) -> Any:
     """Smoke runs of all benchmarks take minutes, and so do pages that use several runs."""
     slow = (
         "benchmarks.md",
+        "checkpoints.md",
         "evaluation.md",
         "extending.md",
         "generation.md",
         "observing.md",
+        "planning.md",
+        "stages.md",
         "studies.md",
         "tutorial.md",
     )

@@ -64,7 +64,11 @@ def test_a_bar_goes_on_where_it_cannot_be_drawn(failing):
         stream.close()
 
 
-@pytest.mark.parametrize("closed", [False, True], ids=["full and without reader", "closed"])
+@pytest.mark.parametrize(
+    "closed",
+    [False, pytest.param(True, marks=pytest.mark.nightly)],
+    ids=["full and without reader", "closed"],
+)
 def test_a_run_whose_streams_fail_is_trained_and_saved(tiny, closed):
     name = f"unheard-{closed}"
     words = command("train", tiny.path, f"run.name={name}", "log.progress=on", "log.interval=1")

@@ -31,7 +31,9 @@ def runs(pid: str) -> bool:
     return state not in "ZX"  # dead, though nobody has asked for its exit code
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGTERM]
+)
 def test_a_signal_ends_it_cleanly(benchmarks, number):
     from ring import what_is_missing
 

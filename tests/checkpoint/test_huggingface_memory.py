@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.checkpoint.released import write_run
 
 FILE_BYTES = 4 * 10**6
@@ -50,6 +52,7 @@ print("figures", elements, imported - before, peak() - imported)
 """
 
 
+@pytest.mark.nightly
 def test_peak_is_about_one_file(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     script = SCRIPT.replace("FILE_BYTES", str(FILE_BYTES))

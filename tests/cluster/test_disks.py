@@ -87,7 +87,8 @@ def test_a_run_whose_checkpoints_lie_on_a_disk_that_fills(tmp_path, last):
     assert steps == list(range(1, 10))
 
 
-@pytest.mark.parametrize("last", [6, pytest.param(0, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("last", [6, 0])
 def test_a_run_whose_logs_lie_on_a_disk_that_fills(tmp_path, last):
     """Metrics, TensorBoard, the rank's log and the screen; checkpoints lie on another one. The disk
     is full at step 2, and has room again at step ``last``, or never."""

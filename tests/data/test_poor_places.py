@@ -74,6 +74,7 @@ def read_only(folder: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.nightly
 def test_a_read_only_mount(tmp_path, texts):
     """(datasets#6589)"""
     cache = tmp_path / "cache"

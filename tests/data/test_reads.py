@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections import Counter
 
+import pytest
 import yaml
 
 from attnres_train.config import load_config
@@ -28,6 +29,7 @@ sys.addaudithook(note)
 """
 
 
+@pytest.mark.nightly
 def test_a_start_looks_at_each_file_once(tmp_path):
     """Launcher and worker together, where the data are prepared."""
     no_validation = "train.eval_interval=0"

@@ -178,7 +178,9 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("place", GRIDS)
+@pytest.mark.parametrize(
+    "place", ["one", "PP2-DP2", pytest.param("PP2-CP2", marks=pytest.mark.nightly)]
+)
 def test_validation_of_each_corpus_is_what_it_comes_to(tiny, capsys, place):
     """Two corpora at 3 to 1, samples of both in one micro-batch."""
     more = write_text(tiny.folder / "more", 16, 40, first=500)

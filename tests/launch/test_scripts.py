@@ -84,6 +84,7 @@ def test_torchrun_without_a_config_tells_its_usage(arguments):
     assert result.stderr.startswith(f"usage: {TORCHRUN}")
 
 
+@pytest.mark.nightly
 def test_two_torchrun_agents_train_together(tiny):
     """The way of two machines, one process each."""
     port, overrides = free_port(), [*grid(2, 1), "run.name=agents", "train.train_iters=2"]

@@ -222,6 +222,7 @@ def test_a_faulty_observer_is_dropped_and_the_others_go_on(tiny, lab):
     assert diary(run, "main_0")[-1] == ["end"]
 
 
+@pytest.mark.nightly
 def test_the_command_line_tells_which_observer_speaks(tiny, lab):
     ended = run_cli("train", tiny.path, "log.observers=[lab_faulty:Unready]", PYTHONPATH=lab)
     assert ended.returncode == 2

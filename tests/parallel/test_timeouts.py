@@ -84,6 +84,7 @@ def test_the_watchdog_of_nccl_comes_after_our_own_watch():
 
 
 @pytest.mark.parametrize("group", ["data"])
+@pytest.mark.nightly
 def test_a_hang_in_the_groups_operations_is_named(tmp_path, group):
     """Replicas wait in an all-reduce for one that sleeps."""
     config, run = write_config(tmp_path), tmp_path / "runs" / "tiny"

@@ -12,7 +12,10 @@ from tests.tiny import column
 
 CASES = [
     Case(cp=3, length=24, packed=True, recompute="selective"),
-    Case(cp=2, pp=2, vpp=2, packed=True, residual="standard", recompute="full"),
+    pytest.param(
+        Case(cp=2, pp=2, vpp=2, packed=True, residual="standard", recompute="full"),
+        marks=pytest.mark.nightly,
+    ),
     Case(tp=2, cp=2, ep=2, packed=True),
 ]
 

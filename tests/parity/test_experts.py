@@ -18,7 +18,7 @@ from tests.parity.expert_runs import (
 from tests.tiny import SAMPLES, column
 
 CASES = [
-    Case(ep=2, dp=2),
+    pytest.param(Case(ep=2, dp=2), marks=pytest.mark.nightly),
     Case(ep=2, dp=2, pp=2, vpp=2, packed=True, recompute="selective"),
     Case(ep=2, dp=4, packed=True, residual="standard", more=("train.global_batch_size=8",)),
     Case(ep=2, dp=2, room=4, packed=True),
@@ -52,7 +52,11 @@ def test_faults_are_found(tiny, fault):
         check(run(tiny, case, fault), run(tiny, case.alone), 1e-9)
 
 
-@pytest.mark.parametrize("case", [Case(ep=2, dp=2), Case(tp=2, precision="fp32")], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case(ep=2, dp=2), pytest.param(Case(tp=2, precision="fp32"), marks=pytest.mark.nightly)],
+    ids=str,
+)
 def test_a_resumed_run_repeats_every_bit(short, case):
     resumed = run_in_turns(short, f"resumed-{case}", [case, case])
     whole = run(short, case)
@@ -86,7 +90,7 @@ def test_empty_room_is_in_the_bytes_of_the_plan(tiny):
     )
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["full", pytest.param("none", marks=pytest.mark.nightly)])
 def test_bytes_are_those_of_the_plan(tiny, recompute):
     case = Case(ep=2, dp=2, precision="fp32", recompute=recompute)
     run(tiny, case)

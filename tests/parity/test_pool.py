@@ -51,6 +51,7 @@ def test_the_cause_is_raised_rather_than_its_echo(pool):
     assert pool.run(sum_of_ranks, 3, 0)[0][1] == 3
 
 
+@pytest.mark.nightly
 def test_a_rank_that_hangs_is_named_and_replaced(pool):
     pool.run(sum_of_ranks, 2, 0)  # the processes are there: what follows is the hang alone
     with pytest.raises(RankFailedError, match=r"ranks .*1\] of 2 took more than 4 s"):

@@ -60,7 +60,7 @@ GRIDS = {
     "TP2-CP2": Grid(tensor=2, context=2, more=FULL),
     "DP2-CP2": Grid(data=2, context=2, more=WHOLE),
 }
-OFTEN = ("one", "DP2", "TP2", "CP2", "PP2V2")
+OFTEN = ("one", "TP2", "CP2", "PP2V2")
 CASES = [
     pytest.param(place, kind, marks=[pytest.mark.nightly] * (place not in OFTEN or kind == "muon"))
     for place in GRIDS

@@ -42,8 +42,6 @@ Case = tuple[str, str, str, str]
 CASES: list[Case] = [
     ("DP2", "muon", "block", "none"),
     ("DP4", "muon", "standard", "selective"),
-    ("DP4", "adamw", "block", "full"),
-    ("DP2-PP2V2", "muon", "block", "full"),
     ("DP2-PP2V2", "adamw", "standard", "selective"),
     ("DP4-EP2", "muon", "block", "none"),
     ("DP2-EP2-PP2V2", "muon", "block", "full"),

@@ -26,6 +26,7 @@ def runs(tmp_path, pool) -> TinyRuns:
 
 
 class TestBeginnings:
+    @pytest.mark.nightly
     def test_a_path_is_where_a_run_begins_and_not_where_it_goes_back_to(self, tiny):
         first = tiny.train("first", STOP)
         start = [f"checkpoint.resume={first}", "train.train_iters=9", "checkpoint.save_interval=1"]
@@ -65,6 +66,7 @@ class TestBeginnings:
         assert set(column(run / "before-1", "lr")) == {0.02}
         assert read_manifest(folders.find_latest(run / "checkpoints")).serial == 1
 
+    @pytest.mark.nightly
     def test_back_to_an_earlier_step_of_its_own(self, tiny):
         every = ["checkpoint.save_interval=1", "checkpoint.keep_last=9", "train.train_iters=9"]
         run = tiny.train("back", *every, "train.stop_after=4")

@@ -167,6 +167,7 @@ def test_pipelines_and_replicas(runs, in_fp64, name, layout):
     assert worst(saved_tensors(run, STEPS), saved_tensors(in_fp64, STEPS)) < 1e-9
 
 
+@pytest.mark.nightly
 def test_a_stage_that_has_not_begun_may_become_another(own_runs):
     run = own_runs.train("free", STOP(2))
     changed = ["stages.1.train.train_iters=2", "stages.1.optimizer.lr=0.002"]
@@ -178,6 +179,7 @@ def test_a_stage_that_has_not_begun_may_become_another(own_runs):
     assert column(again, "step") == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.nightly
 def test_data_of_a_stage_that_is_over_may_be_gone(own_runs, capsys):
     run = own_runs.train("gone", STOP(FIRST))
     shutil.rmtree(own_runs.folder / "corpus")

@@ -52,6 +52,7 @@ def training(folder: Path, *overrides: str) -> str:
     return shlex.join(command("train", write_config(folder), *overrides))
 
 
+@pytest.mark.nightly
 def test_a_host_name_that_leads_nowhere(tmp_path):
     probe = ["unshare", "-u", "sh", "-c", "hostname nohost123"]
     if (
@@ -66,7 +67,10 @@ def test_a_host_name_that_leads_nowhere(tmp_path):
     assert len(records(tmp_path / "runs" / "tiny")) == 2
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [">&- 2>&- <&-", *(pytest.param(c, marks=pytest.mark.nightly) for c in ("2>&-", "<&- 2>&-"))],
+)
 def test_closed_streams(tmp_path, closed):
     done = shell(f"{training(tmp_path)} {closed}", tmp_path)
     assert done.returncode == 0, (done.stdout, done.stderr)

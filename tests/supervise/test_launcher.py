@@ -78,6 +78,7 @@ def test_a_rank_that_hangs_is_named_and_ended(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.nightly
 def test_a_rank_that_is_deaf_leaves_the_screen_to_the_cause(tmp_path):
     """Rank 1 sits in C and hears no signal, rank 0 fails."""
     result = launch_two("deaf", "0", tmp_path)
@@ -94,6 +95,7 @@ def test_a_rank_that_is_deaf_leaves_the_screen_to_the_cause(tmp_path):
     assert "sleep_in_c" in stacks and "in _run" in stacks, "all threads"
 
 
+@pytest.mark.nightly
 def test_ranks_that_get_on_no_more_say_so(tmp_path):
     """What a process group does not tell: both sit in C, rank 1 since earlier."""
     result = launch_two("stuck", "1", tmp_path)

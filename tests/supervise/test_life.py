@@ -83,6 +83,7 @@ def _environ(pid: str) -> list[bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds workers in /proc")
+@pytest.mark.nightly
 def test_killed_then_stopped_then_orphaned_then_finished(pool, tmp_path, capsys):
     config, run = write_config(tmp_path), tmp_path / "runs" / "tiny"
 

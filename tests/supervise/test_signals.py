@@ -242,6 +242,7 @@ def test_a_worker_that_waits_for_the_others_leaves_at_once(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+@pytest.mark.nightly
 def test_a_signal_to_the_launcher_while_its_workers_start_kills_none(tmp_path):
     process = subprocess.Popen(
         command("train", write_config(tmp_path), *grid(2, 1)),

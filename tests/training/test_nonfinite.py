@@ -79,6 +79,7 @@ def test_two_stages_go_on_as_one_does_after_a_skipped_step(tiny):
         assert torch.allclose(found[name].double(), tensor.double(), rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.nightly
 def test_a_resumed_run_goes_on_counting(tiny, skipping):
     words = [*PIPELINE, *EVERY, poison(3, infinite=True), "train.train_iters=5"]
     tiny.train("skip-resumed", *words, "train.stop_after=3", ranks=2)

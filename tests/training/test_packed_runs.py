@@ -35,7 +35,7 @@ def whole(tiny, packed):
 @pytest.mark.parametrize(
     ("spread", "ranks"),
     [
-        (["train.micro_batch_size=1"], 1),
+        pytest.param(["train.micro_batch_size=1"], 1, marks=pytest.mark.nightly),
         (["train.micro_batch_size=1"], 2),
         ([*grid(2, 2), "train.micro_batch_size=2"], 2),
     ],

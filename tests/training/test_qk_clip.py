@@ -48,6 +48,7 @@ def test_a_step_that_is_left_out_clips_nothing(clipped):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.nightly
 def test_a_stopped_run_goes_on_as_it_would_have(clipped, tiny):
     tiny.train("clipped-halves", *WORDS, "train.stop_after=3", ranks=2)
     halves = tiny.train("clipped-halves", *WORDS, ranks=2)

@@ -96,6 +96,7 @@ def test_nothing_is_left_of_the_spike(tiny, one):
     assert_as_told_where(tiny, one)
 
 
+@pytest.mark.nightly
 def test_ranks_that_share_experts_go_back_and_nothing_is_left(tiny, one):
     words = [*grid(1, 1), "parallel.expert_model_parallel_size=2"]
     run = run_in_fp64(tiny, "back-experts", *words, *EVERY, hurt(7), ranks=2)
@@ -143,6 +144,7 @@ def test_a_resume_across_it_is_bitwise(tiny, piped, stop, later):
     assert_same(run_in_fp64(tiny, name, *words, later, ranks=2), piped)
 
 
+@pytest.mark.nightly
 def test_a_run_that_ends_before_its_next_save_goes_back_again(tiny, piped):
     words, name = [*grid(2, 2), *EVERY], "back-crashed"
     with pytest.raises(RankFailedError, match="crashed as it was told to"):

@@ -40,7 +40,10 @@ def written_by(step_folder: Path) -> list[str]:
     return [text.text for text in complete(decoder, opened.tokenizer, tokens, greedy, 6)]
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.nightly] * (n in ("context", "tensor"))) for n in GRIDS],
+)
 def test_samples_are_the_checkpoints_text(tiny: TinyRuns, name: str) -> None:
     ranks = 1 if name == "one process" else 2
     call = (f"samples-{name.replace(' ', '-')}", ASKED, *GRIDS[name])
