@@ -84,6 +84,9 @@ def _report(add: Add) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--plot", metavar="FILE", help="draw their losses: .png, .svg or .pdf")
     command.add_argument("--html", metavar="FILE", help="write all of it as one page of HTML")
+    command.add_argument(
+        "--pictures", metavar="DIR", help="write what each has observed last as DIR/RUN/*.png"
+    )
 
 
 def _generate(add: Add) -> None:

@@ -20,7 +20,7 @@ from attnres_train.reports.differences import differences
 from attnres_train.reports.document import write_document
 from attnres_train.reports.measures import measures
 from attnres_train.reports.page import page
-from attnres_train.reports.plot import draw_plot
+from attnres_train.reports.plot import draw_plot, save_pictures
 from attnres_train.reports.reading import Run, read_runs
 from attnres_train.reports.summary import summary
 from attnres_train.reports.table import as_text
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.plot:
         draw_plot(runs, Path(args.plot))
+    if args.pictures:
+        save_pictures(runs, Path(args.pictures))
     if args.html:
         write_document(Path(args.html), page(runs))
     if args.json:

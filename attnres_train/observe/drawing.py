@@ -56,6 +56,7 @@ def over_depth(axes: Any, history: Mapping[int, Arrays], key: str, first: int) -
             linewidth=1.5 if is_last else 1.0,
             label=f"step {step:,}",
         )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid()
     if len(known) > 1:
         axes.legend(loc="upper left", ncols=len(known), fontsize=8)

@@ -1,11 +1,13 @@
-"""Curves of runs over each other as a picture, by matplotlib."""
+"""Curves of runs over each other, and what each has observed, as pictures, by matplotlib."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from attnres_train.errors import UserError
+from attnres_train.observe import pictures
 from attnres_train.reports.curves import loss_curves, time_axis, token_axis
 from attnres_train.reports.reading import Run
 
@@ -17,12 +19,9 @@ def draw_plot(runs: Sequence[Run], path: Path) -> None:
     dots: validation. Raises UserError without matplotlib, and where ``path`` cannot be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--plot {path}: name a file that ends in {', '.join(SUFFIXES)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            f"--plot {path} needs matplotlib: pip install 'attnres-train[plot]'"
-        ) from error
+    _check_matplotlib(f"--plot {path}")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, axis in zip(panels, (token_axis(runs), time_axis(runs)), strict=True):
@@ -43,3 +42,27 @@ def draw_plot(runs: Sequence[Run], path: Path) -> None:
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise UserError(f"--plot {path}: {error.strerror}") from error
+
+
+def save_pictures(runs: Sequence[Run], folder: Path) -> None:
+    """The pictures of each run's latest observation, as ``folder``/<run's label>/<picture>.png.
+    Raises UserError where no run has any, without matplotlib, and where they cannot be written."""
+    _check_matplotlib(f"--pictures {folder}")
+    found = {run.label: pictures.pictures(run.folder) for run in runs}
+    if not any(found.values()):
+        names = ", ".join(str(run.folder) for run in runs)
+        raise UserError(
+            f"--pictures {folder}: nothing was observed in {names}: a run with observe.interval "
+            "has observations, and `attnres-train inspect RUN` makes them from a checkpoint"
+        )
+    try:
+        for label, figures in found.items():
+            if figures:
+                pictures.save(figures, folder / label)
+    except OSError as error:
+        raise UserError(f"--pictures {folder}: {error.strerror}") from error
+
+
+def _check_matplotlib(option: str) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"{option} needs matplotlib: pip install 'attnres-train[plot]'")

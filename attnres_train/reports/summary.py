@@ -21,17 +21,22 @@ from attnres_train.reports.measures import by_corpus
 def summary(
     config: RunConfig, records: list[Record], info: dict, run: Path
 ) -> list[tuple[str, str]]:
-    """(label, text) rows of the summary; losses in nats per token."""
+    """(label, text) rows of the summary; losses in nats per token. ``info`` is what is known of the
+    run's model and data, empty where the file is gone."""
     first, last = records[0], records[-1]
     validated = [r for r in records if "validation_loss" in r]
+    parameters = f"{info['num_parameters']:,} parameters, " if "num_parameters" in info else ""
+    corpus = f" of a corpus of {info['num_tokens']:,}" if "num_tokens" in info else ""
     rows = [
         ("run", f"{run}: {_stands(config, int(last['step']))}"),
         *_stages(config, int(last["step"])),
-        ("model", f"{info['num_parameters']:,} parameters, residual {config.model.residual.kind}"),
-        ("tokens", f"{last['tokens']:,} of a corpus of {info['num_tokens']:,}"),
+        ("model", f"{parameters}residual {config.model.residual.kind}"),
+        ("tokens", f"{last['tokens']:,}{corpus}"),
         ("loss", f"{first['loss']:.4f} at step {first['step']}, {last['loss']:.4f} at the last"),
-        ("unigram", f"{info['unigram_entropy']:.4f} is the entropy of single corpus tokens"),
     ]
+    if "unigram_entropy" in info:
+        entropy = info["unigram_entropy"]
+        rows.append(("unigram", f"{entropy:.4f} is the entropy of single corpus tokens"))
     if validated:
         rows.append(("validation", f"{validated[-1]['validation_loss']:.4f}"))
         rows += [("", f"{loss:.4f} of {label}") for label, loss in by_corpus(validated[-1]).items()]

@@ -78,6 +78,29 @@ def test_a_run_of_before_is_told_alike(piped, tmp_path, capsys):
     assert capsys.readouterr().out.replace(str(old), str(piped)) == now
 
 
+def test_what_is_known_of_the_data_may_be_gone(piped, tmp_path, capsys):
+    """Of a folder that was copied in part."""
+    part = tmp_path / piped.name
+    part.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(piped / name, part)
+    assert main(["report", str(part)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^ *model  residual block$", told, re.M) and "unigram" not in told
+
+
+def test_pictures_of_what_was_observed(tiny, piped, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    blind = tiny.train("blind", "observe.interval=0", "train.train_iters=1")
+    folder = tmp_path / "pictures"
+    assert main(["report", str(blind), str(piped), "--pictures", str(folder)]) == 0
+    assert {path.parent.name for path in folder.rglob("*.png")} == {piped.name}
+    assert (folder / piped.name / "depth_attention.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert main(["report", str(blind), "--pictures", str(folder)]) == 2
+    assert f"--pictures {folder}: nothing was observed in {blind}" in capsys.readouterr().err
+
+
 def test_one_stage_sends_nothing(tiny, capsys):
     run = tiny.train("whole-1x1", *grid(1, 1))
     assert main(["report", str(run)]) == 0
