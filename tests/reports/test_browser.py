@@ -1,4 +1,5 @@
-"""The page in a real browser, where there is one: it runs, fits a phone, follows the theme."""
+"""Pages of runs and of a study in a real browser, where there is one: they run, fit a phone, follow
+the theme."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,12 @@ import pytest
 
 from attnres_train.reports.page import page
 from attnres_train.reports.reading import read_runs
+from attnres_train.study.analysis import Analysis
+from attnres_train.study.page import page as study_page
+from attnres_train.study.record import read_record
 from tests.reports.folders import falling, make_run
+
+STUDY = Path(__file__).parents[2] / "docs" / "results" / "gain_small.json"
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -69,14 +76,31 @@ around.body.append(Object.assign(around.createElement("pre"),
 ERRORS = "<script>window.errors = []; window.onerror = (m) => { window.errors.push(m); };</script>"
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
+def of_runs(folder: Path) -> str:
     runs = [
         make_run(folder / "a-run-with-a-long-name" / f"<b>{n}", falling(60 + 20 * n, 5.0 + n))
         for n in range(3)
     ]
-    text = page(read_runs(runs))
+    return page(read_runs(runs))
+
+
+def of_a_study(folder: Path) -> str:
+    return study_page(Analysis(read_record(STUDY)))
+
+
+# Of each, what stands under the pointer in the middle of its first chart.
+PAGES = {of_runs: [4.6, 5.6, 6.6], of_a_study: [4.87, 4.80, 4.79]}
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=lambda make: make.__name__)
+def made(request) -> Callable[[Path], str]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, made) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    text = made(folder)
     text = text.replace("<head>", f"<head>{ERRORS}").replace("</body>", f"{PROBE}</body>")
     (folder / "page.html").write_text(text)
     return folder / "page.html"
@@ -93,14 +117,14 @@ def looked_at(file: Path, tmp_path: Path, size: str, *more: str) -> dict[str, An
     return json.loads(unescape(match.group(1)))
 
 
-def test_values_under_the_pointer_and_by_keys(file, tmp_path):
+def test_values_under_the_pointer_and_by_keys(file, made, tmp_path):
     found = looked_at(file, tmp_path, "1280,900")
     assert found["errors"] == [] and found["loaded"] == 0
     assert found["hovered"] != found["rest"] == found["left"] and found["guide"] == "visible"
     assert re.fullmatch(r"at [\d.,]+ thousands tokens|at [\d.,]+ tokens", found["where"])
     assert found["keyed"] not in ("at the end", found["where"])
-    # At half of the longest run's tokens, of which a point is one step.
-    assert [float(text) for text in found["hovered"]] == pytest.approx([4.6, 5.6, 6.6], abs=0.2)
+    # At half of the tokens, or one point beside.
+    assert [float(text.split()[0]) for text in found["hovered"]] == pytest.approx(PAGES[made], abs=0.2)
     assert found["hidden"] == "none" != found["others"]
 
 
@@ -126,11 +150,11 @@ def test_light_and_dark(file, tmp_path):
     assert found["dark"] == dark and found["themes"][0] == ["Theme: light", light]
 
 
-def test_without_script_the_curves_and_values_are_there(file, tmp_path):
+def test_without_script_the_curves_and_values_are_there(file, made, tmp_path):
     bare = tmp_path / "bare.html"
     bare.write_text(re.sub(r"<script.*?</script>", "", file.read_text(), flags=re.S))
     picture = tmp_path / "bare.png"
     command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=800,900"]
     subprocess.run([*command, f"--screenshot={picture}", bare.as_uri()], check=True, timeout=600)
     assert picture.stat().st_size > 20_000
-    assert bare.read_text().count("<polyline") >= 12
+    assert bare.read_text().count("<polyline") >= (12 if made is of_runs else 5)
