@@ -91,6 +91,18 @@ def test_gpu_quarter_hour():
     assert useful / 989e12 < 0.15 * 9 * 60  # of an H100's peak, in nine minutes
 
 
+def test_gpu_rates():
+    """The runs of the quarter of an hour at several rates, shorter, and less of them in all."""
+    rates, after = study_of("gpu_rates"), study_of("gpu_quarter_hour")
+    lengths = {run.config.train.train_iters for run in rates.runs}
+    assert len(rates.runs) == 12 and len(lengths) == 1
+    assert 12 * lengths.pop() < 0.5 * 9 * after.runs[0].config.train.train_iters
+    assert rates.settings.report.tune == "lr"
+    for ours, theirs in zip(rates.runs[::4], after.runs[:3], strict=True):
+        assert ours.labels["kind"] == theirs.labels["kind"]
+        assert ours.config.model == theirs.config.model
+
+
 @pytest.mark.parametrize("size", range(5))
 def test_sizes_grow(size):
     """Of table2_small: tokens for each active parameter are about the same at all sizes."""
