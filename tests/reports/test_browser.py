@@ -124,7 +124,9 @@ def test_values_under_the_pointer_and_by_keys(file, made, tmp_path):
     assert re.fullmatch(r"at [\d.,]+ thousands tokens|at [\d.,]+ tokens", found["where"])
     assert found["keyed"] not in ("at the end", found["where"])
     # At half of the tokens, or one point beside.
-    assert [float(text.split()[0]) for text in found["hovered"]] == pytest.approx(PAGES[made], abs=0.2)
+    assert [float(text.split()[0]) for text in found["hovered"]] == pytest.approx(
+        PAGES[made], abs=0.2
+    )
     assert found["hidden"] == "none" != found["others"]
 
 
