@@ -114,9 +114,8 @@ def bucketed(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Those that travel, each with others of its group, owner and dtype, as far as the order of
     ``pieces`` lets a bucket be full soon. Large ones are alone."""
     travelling = [piece for piece in pieces if piece.travels]
-    total: Counter[Hashable] = Counter()
-    for piece in travelling:
-        total[_way(piece)] += piece.tensor.numel()
+    total = sum(piece.tensor.numel() for piece in travelling)
+    limit = min(BUCKET_ELEMENTS, max(WORTH_SENDING, total // BUCKETS))
     filling: dict[Hashable, list[Piece]] = {}
     sizes: Counter[Hashable] = Counter()
     for piece in travelling:
@@ -124,7 +123,6 @@ def bucketed(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             yield [piece]
             continue
         way, size = _way(piece), piece.tensor.numel()
-        limit = min(BUCKET_ELEMENTS, max(WORTH_SENDING, total[way] // BUCKETS))
         if way in filling and sizes[way] + size > limit:
             yield filling.pop(way)
             sizes[way] = 0
