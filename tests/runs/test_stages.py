@@ -220,7 +220,7 @@ def test_what_is_over_cannot_become_another(own_runs):
 def test_a_run_without_stages_goes_on_as_the_first_of_two(own_runs):
     one = yaml.safe_load(own_runs.path.read_text())
     two = one.pop("stages")
-    own_runs.path.write_text(yaml.safe_dump(one | {"train": one["train"] | {"train_iters": 3}}))
+    own_runs.path.write_text(yaml.safe_dump(one | {"train": one["train"] | two[0]["train"]}))
     run = own_runs.train("grown")
     assert "stage" not in records(run)[0]
     own_runs.path.write_text(yaml.safe_dump(one | {"stages": two}))
