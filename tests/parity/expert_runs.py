@@ -23,7 +23,10 @@ from tests.parts import made_whole
 from tests.tiny import TinyRuns, column, free_port, saved_tensors, train_rank
 
 STEPS = 3
+SAMPLES = 8
+"""Of a step: some micro-batches for each of four replicas."""
 OVERRIDES = (
+    f"train.global_batch_size={SAMPLES}",
     "model.moe.num_experts=8",
     "model.moe.num_experts_per_token=3",
     "model.moe.bias_update_rate=0.05",

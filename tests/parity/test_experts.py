@@ -8,6 +8,7 @@ import torch
 from attnres_train.planning.costs import CostModel
 from tests.parity.expert_runs import (
     FAULTS,
+    SAMPLES,
     STEPS,
     Case,
     Outcome,
@@ -15,12 +16,12 @@ from tests.parity.expert_runs import (
     run_in_turns,
     worst,
 )
-from tests.tiny import SAMPLES, column
+from tests.tiny import column
 
 CASES = [
     pytest.param(Case(ep=2, dp=2), marks=pytest.mark.nightly),
     Case(ep=2, dp=2, pp=2, vpp=2, packed=True, recompute="selective"),
-    Case(ep=2, dp=4, packed=True, residual="standard", more=("train.global_batch_size=8",)),
+    Case(ep=2, dp=4, packed=True, residual="standard"),
     Case(ep=2, dp=2, room=4, packed=True),
 ]
 

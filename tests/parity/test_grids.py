@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.parity.expert_runs import Case, distance, run
+from tests.parity.expert_runs import SAMPLES, Case, distance, run
 from tests.parity.test_experts import check
 
 RELATIVE = 1e-9
-SAMPLES = 8
-"""Of a step."""
 GRIDS = [
     Case(tp=2),
     Case(ep=2, dp=2),
